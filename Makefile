@@ -1,0 +1,78 @@
+# Every target sets up what it needs: a virtual environment in this folder, with the pinned packages.
+#   PYTHON=python3.12          the interpreter that makes a new virtual environment
+#   TORCH=torch==2.11.0        another torch, in a virtual environment of its own
+#   CUDA=1                     take a CUDA build of torch although there is no NVIDIA GPU
+
+PYTHON ?= python3
+DEFAULT_TORCH := torch==2.13.0
+TORCH ?= $(DEFAULT_TORCH)
+CUDA ?=
+
+ifeq ($(TORCH),$(DEFAULT_TORCH))
+VENV := .venv
+else
+VENV := .venv-$(shell printf '%s' '$(notdir $(TORCH))' | tr -cs 'A-Za-z0-9.+' '-')
+endif
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Inductor looks for g++ only, unless CXX names another one.
+ifeq ($(origin CXX),default)
+CXX := $(firstword $(foreach name,g++ clang++ c++,$(if $(shell command -v $(name) 2>/dev/null),$(name))))
+endif
+ifneq ($(CXX),)
+export CXX
+endif
+
+# Two workers that each use one thread: more threads only fight over two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+.PHONY: help demo test test-all check bench clean host
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo      draws with and without the cache, into demo_out/'
+	@echo 'make test      the tests, without the slow ones and those that need a GPU'
+	@echo 'make test-all  all tests but those that need a GPU'
+	@echo 'make check     lint, format and types'
+	@echo 'make bench     speed on this machine'
+	@echo 'make clean     removes everything that make made'
+
+demo: $(STAMP)
+	$(BIN)/python -m dit_cachegraph demo --out demo_out
+
+test: $(STAMP)
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: $(STAMP)
+	$(PYTEST) -m "not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dit_cachegraph $(wildcard kernels/dit_cachegraph_kernels)
+
+bench: $(STAMP)
+	$(BIN)/python -m bench.models --preset host
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info demo_out
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+host:
+	@$(PYTHON) scripts/check_environment.py host
+
+$(BIN)/python: | host
+	$(PYTHON) -m venv --clear $(VENV)
+
+# The choice of torch is checked before anything large is fetched. A package root that appears
+# under kernels/ has to be mapped by a new editable install.
+$(STAMP): pyproject.toml requirements/pinned.txt $(wildcard kernels/*/__init__.py) $(BIN)/python | host
+	@echo 'Installing $(TORCH) and the pinned packages into $(VENV)'
+	@$(BIN)/python -m pip install -qq "$$(grep '^pip==' requirements/pinned.txt)"
+	@CUDA='$(CUDA)' $(BIN)/python scripts/check_environment.py choice '$(TORCH)'
+	@$(BIN)/python -m pip install -qq --requirement requirements/pinned.txt '$(TORCH)'
+	@$(BIN)/python scripts/check_environment.py torch
+	@$(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Cache acceleration for diffusion transformers inside torch.compile."""

@@ -1,0 +1,80 @@
+"""`torch.compile(transformer, backend="cachedit")`: the stages, one a line."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import fx
+
+from dit_cachegraph.config import split_options
+from dit_cachegraph.exc import CannotCut, NotCachedWarning
+from dit_cachegraph.graph.assign_nodes import assign_nodes
+from dit_cachegraph.graph.check_effects import check_effects
+from dit_cachegraph.graph.compile_segments import (
+    InnerCompiler,
+    compile_segments,
+    inner_compiler,
+)
+from dit_cachegraph.graph.find_blocks import find_blocks
+from dit_cachegraph.graph.fx_utils import weight_arguments
+from dit_cachegraph.graph.match_pattern import match_pattern
+from dit_cachegraph.graph.segment_graph import Cut, segment_graph
+from dit_cachegraph.plan import Uncacheable
+from dit_cachegraph.runtime.cached_model import CachedModel
+from dit_cachegraph.runtime.uncached_model import UncachedModel
+
+log = logging.getLogger("dit_cachegraph")
+
+GRAD_MODE = (
+    "it was compiled with gradients on, and the cache is for inference: call the model under "
+    "`torch.no_grad()` or `torch.inference_mode()`"
+)
+
+
+def cachedit(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[torch.Tensor],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, object] | None = None,
+    **_ignored: object,
+) -> Callable[..., object]:
+    """Compile one Dynamo graph so that a run of its blocks sits behind a guarded cache branch.
+
+    `options` holds every setting of the cache, and `inner_backend`, `mode` and `inductor` for the
+    compilation (`torch.compile` takes `mode=` or `options=`, not both). In grad mode, and where
+    the graph can't be cut soundly, it is compiled as it is, with the reason in the report.
+    """
+    compile_options, settings = split_options(options or {})
+    compiler = inner_compiler(compile_options, mode)
+    cut = Uncacheable(GRAD_MODE) if torch.is_grad_enabled() else cut_graph(gm)
+    if isinstance(cut, Uncacheable):
+        return _run_uncached(gm, example_inputs, compiler, cut)
+    log.info("compiling %d segments of %d blocks", len(cut.graphs), cut.trunk.num_blocks)
+    compiled = compile_segments(cut, compiler)
+    log.info("compiled in %.1f s", compiled.compile_seconds)
+    return CachedModel(compiled, settings)
+
+
+def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
+    """Find the blocks of a graph and cut it along them: all stages but the compilation."""
+    try:
+        sequences = find_blocks(gm)
+        assignment = assign_nodes(gm, sequences)
+        check_effects(assignment)
+        pattern = match_pattern(sequences, assignment)
+        return segment_graph(gm, assignment, pattern)
+    except CannotCut as refusal:
+        return Uncacheable(str(refusal))
+
+
+def _run_uncached(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[torch.Tensor],
+    compiler: InnerCompiler,
+    refusal: Uncacheable,
+) -> UncachedModel:
+    warnings.warn(str(refusal), NotCachedWarning, stacklevel=2)
+    weights = weight_arguments(gm)
+    return UncachedModel(compiler.whole(gm, example_inputs), refusal, weights)

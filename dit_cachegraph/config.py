@@ -1,0 +1,100 @@
+"""All settings: what `options=`, `configure` and `request` take, checked where they are given.
+
+Settings come in layers: `options` of `torch.compile`, then `configure`, then `request`; a later
+layer wins, name by name. None of them is in the compiled code, so none of them recompiles.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.checks import check_bool, check_int
+from dit_cachegraph.policy.dbcache import DBCacheConfig
+from dit_cachegraph.policy.rule import Rule
+
+Overrides = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonSettings:
+    """What every rule shares."""
+
+    enabled: bool = True
+    """False runs every block and keeps nothing."""
+
+    num_inference_steps: int | None = None
+    """Steps of an image, where known. Nothing depends on it but that the line about an image is
+    logged at its last step and not at the next image's first."""
+
+    def __post_init__(self) -> None:
+        check_bool("enabled", self.enabled)
+        check_int("num_inference_steps", self.num_inference_steps, at_least=1, none_is_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one step goes by."""
+
+    common: CommonSettings
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """What is decided when a model is compiled, and can't be changed after."""
+
+    inner_backend: str = "inductor"
+    """Who compiles the segments: "inductor", "eager", "aot_eager", or any registered backend."""
+
+    mode: str | None = None
+    """A mode of `torch.compile`, for Inductor. CUDA graphs that it turns on are left out."""
+
+    inductor: Mapping[str, object] = field(default_factory=dict)
+    """Inductor's own options, such as {"max_autotune": True}."""
+
+
+_COMMON = frozenset(f.name for f in fields(CommonSettings))
+_RULE = frozenset(f.name for f in fields(DBCacheConfig))
+_COMPILE = frozenset(f.name for f in fields(CompileOptions))
+
+
+def resolve(*layers: Overrides) -> Settings:
+    """The settings that the layers add up to.
+
+    Raises:
+        InvalidConfig: an unknown name (with the nearest known one) or a bad value.
+    """
+    merged: dict[str, object] = {}
+    for layer in layers:
+        merged.update(layer)
+    _check_names(merged, _COMMON | _RULE)
+    common = {name: value for name, value in merged.items() if name in _COMMON}
+    rule = {name: value for name, value in merged.items() if name in _RULE}
+    return Settings(
+        CommonSettings(**common),  # type: ignore[arg-type]  # checked in __post_init__
+        DBCacheConfig(**rule),  # type: ignore[arg-type]
+    )
+
+
+def split_options(options: Overrides) -> tuple[CompileOptions, dict[str, object]]:
+    """`torch.compile`'s options: what the compilation needs, and the settings of the cache."""
+    _check_names(options, _COMMON | _RULE | _COMPILE)
+    compile_options = {name: value for name, value in options.items() if name in _COMPILE}
+    settings = {name: value for name, value in options.items() if name not in _COMPILE}
+    resolve(settings)
+    return CompileOptions(**compile_options), settings  # type: ignore[arg-type]
+
+
+def _check_names(given: Overrides, known: frozenset[str]) -> None:
+    for name in given:
+        if name in known:
+            continue
+        if name in _COMPILE:
+            raise InvalidConfig(
+                f"{name} is decided when the model is compiled: give it to torch.compile, in "
+                "`options`"
+            )
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(sorted(known))}"
+        raise InvalidConfig(f"unknown option {name}: {hint}")

@@ -1,0 +1,22 @@
+"""The package's exceptions: each says what was seen and what to do about it."""
+
+
+class CacheGraphError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class InvalidConfig(CacheGraphError, ValueError):
+    """A setting has a bad value or an unknown name; raised where the value was given."""
+
+
+class UnknownTarget(CacheGraphError, TypeError):
+    """`configure`, `summary` or `reset` was given something that holds no transformer."""
+
+
+class CannotCut(CacheGraphError):
+    """The graph can't be cut into blocks soundly. Caught in `backend.py` and turned into an
+    `Uncacheable`: the model then runs compiled and uncached, with this sentence in the report."""
+
+
+class NotCachedWarning(UserWarning):
+    """A model runs compiled and uncached, and why."""

@@ -1,0 +1,105 @@
+"""Give every node of the graph to a segment: prologue, block 0, ..., block N-1, epilogue.
+
+All nodes inside a block's span are the block's, whatever module made them. Glue between two blocks
+goes with the block after it (a ControlNet's add, a long skip's concatenation), except what depends
+on no block at all (a slice of `temb` for each block): that goes into the prologue, so that blocks
+that differ in nothing else stay one compiled function.
+
+    ... | single_blocks.3 | add control | single_blocks.4 | ...
+    ->    segment 5         segment 6     segment 6
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.graph.fx_utils import value_of
+from dit_cachegraph.plan import Block, BlockSequence
+
+ARGUMENT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """`nodes[i]` belongs to `segment_of[nodes[i]]`; arguments to `ARGUMENT`."""
+
+    nodes: tuple[fx.Node, ...]
+    blocks: tuple[Block, ...]
+    segment_of: dict[fx.Node, int]
+    results: tuple[object, ...]
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.blocks) + 2
+
+    def nodes_of(self, segment: int) -> list[fx.Node]:
+        return [n for n in self.nodes if self.segment_of.get(n) == segment]
+
+
+def assign_nodes(gm: fx.GraphModule, sequences: Sequence[BlockSequence]) -> Assignment:
+    """The segment of every node.
+
+    Raises:
+        CannotCut: a value crosses a border that is neither a tensor nor an integer.
+    """
+    nodes = tuple(gm.graph.nodes)
+    blocks = [block for sequence in sequences for block in sequence.blocks]
+    segment_of: dict[fx.Node, int] = {}
+    spans = iter([*enumerate(blocks), (len(blocks), None)])
+    position, block = next(spans)
+    for i, node in enumerate(nodes):
+        while block is not None and i > block.last:
+            position, block = next(spans)
+        if node.op == "placeholder":
+            segment_of[node] = ARGUMENT
+        elif node.op != "output":
+            segment_of[node] = _segment_for(node, i, position, block, segment_of)
+    _check_borders(nodes, segment_of, blocks)
+    results = nodes[-1].args[0]
+    assert isinstance(results, list | tuple), "Dynamo returns one flat tuple"
+    return Assignment(nodes, tuple(blocks), segment_of, tuple(results))
+
+
+def _segment_for(
+    node: fx.Node, i: int, position: int, block: Block | None, segment_of: dict[fx.Node, int]
+) -> int:
+    if node.target is operator.getitem and isinstance(
+        value_of(node.all_input_nodes[0]), list | tuple
+    ):
+        # Unpacking goes with what it unpacks: only tensors and integers may cross a border.
+        return max(segment_of[node.all_input_nodes[0]], 0)
+    if block is not None and position == 0 and i < block.first:
+        return 0
+    own = position + 1
+    if block is None or i >= block.first:
+        return own
+    depends_on = max((segment_of[arg] for arg in node.all_input_nodes), default=0)
+    return own if depends_on > 0 or not node.all_input_nodes else 0
+
+
+def segment_name(segment: int, blocks: Sequence[Block]) -> str:
+    """The name a report uses: `prologue`, `blocks.3`, `epilogue`."""
+    if segment <= 0:
+        return "prologue"
+    return blocks[segment - 1].path if segment <= len(blocks) else "epilogue"
+
+
+def _check_borders(
+    nodes: Sequence[fx.Node], segment_of: dict[fx.Node, int], blocks: Sequence[Block]
+) -> None:
+    for node in nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        own = segment_of[node]
+        users = [u for u in node.users if u.op != "output" and segment_of[u] != own]
+        if users and not isinstance(value_of(node), torch.Tensor | torch.SymInt | int):
+            raise CannotCut(
+                f"`{node.name}` ({node.target}) is made in {segment_name(own, blocks)} and used in "
+                f"{segment_name(segment_of[users[0]], blocks)}, and is neither a tensor nor an "
+                "integer; a context manager around several blocks does this: enter it inside the "
+                "block, or around the whole model"
+            )

@@ -1,0 +1,91 @@
+"""What crosses a border between segments: in which layout, and with which size arguments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import fx
+
+from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
+from dit_cachegraph.graph.fx_utils import free_symbols, value_of
+from dit_cachegraph.graph.find_streams import StreamNodes
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentGraph:
+    """A distinct segment: its graph, and the fake inputs it is compiled for."""
+
+    gm: fx.GraphModule
+    example_inputs: tuple[object, ...]
+
+
+class Borders:
+    """The declared layout of every value that crosses a border.
+
+    What a block makes, and what enters the trunk as a stream, is contiguous; what else the prologue
+    makes keeps its layout (a mask may be a broadcast view that must not be written out).
+    """
+
+    def __init__(self, assignment: Assignment, streams: Sequence[StreamNodes]) -> None:
+        self._contiguous = {n for s in streams for n in s.at if n is not None}
+        self._segment_of = assignment.segment_of
+        self._fakes: dict[fx.Node, object] = {}
+
+    def is_normalized(self, node: fx.Node) -> bool:
+        """True if the segment that makes this value hands it on contiguous."""
+        segment = self._segment_of[node]
+        if segment == ARGUMENT or not isinstance(value_of(node), torch.Tensor):
+            return False
+        return segment > 0 or node in self._contiguous
+
+    def fake(self, node: fx.Node) -> object:
+        """The value with which the next segment is compiled."""
+        value = value_of(node)
+        if not (isinstance(value, torch.Tensor) and self.is_normalized(node)):
+            return value
+        if node not in self._fakes:
+            self._fakes[node] = _contiguous_fake(value)
+        return self._fakes[node]
+
+
+def _contiguous_fake(value: torch.Tensor) -> torch.Tensor:
+    mode = value.fake_mode  # type: ignore[attr-defined]  # Dynamo's values are FakeTensors
+    with mode, torch.no_grad():
+        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+
+
+def size_arguments(values: Sequence[object], assignment: Assignment) -> tuple[fx.Node, ...]:
+    """The arguments that hold the shape symbols of `values`, by name of the symbol.
+
+    Raises:
+        CannotCut: a symbol is no argument of the graph.
+    """
+    symbols = free_symbols(values)
+    if not symbols:
+        return ()
+    holders: dict[sympy.Expr, fx.Node] = {}
+    for node in assignment.nodes:
+        if _is_size_argument(node):
+            value = value_of(node)
+            assert isinstance(value, torch.SymInt)
+            holders.setdefault(value.node.expr, node)
+    missing = [s for s in symbols if s not in holders]
+    if missing:
+        raise CannotCut(f"a block depends on size {missing[0]}, which is no argument of the graph")
+    return tuple(holders[s] for s in sorted(symbols, key=str))
+
+
+def is_local_size(node: fx.Node) -> bool:
+    """True for integers computed from size arguments: cheaper to compute again than to hand on,
+    and Inductor wants sizes as expressions of symbols that it was given."""
+    return (
+        isinstance(value_of(node), torch.SymInt)
+        and node.op == "call_function"
+        and all(is_local_size(a) or _is_size_argument(a) for a in node.all_input_nodes)
+    )
+
+
+def _is_size_argument(node: fx.Node) -> bool:
+    return node.op == "placeholder" and isinstance(value_of(node), torch.SymInt)

@@ -1,0 +1,117 @@
+"""Compile each distinct segment once, all of them before the backend returns.
+
+Guards on sizes that a later compile would add are lost, and a helper compiled at the first step was
+49 % wrong at another resolution: so nothing is compiled after this.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+from torch._dynamo.backends.registry import list_backends, lookup_backend
+
+from dit_cachegraph.config import CompileOptions
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.graph.segment_graph import Cut
+from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
+
+log = logging.getLogger("dit_cachegraph")
+
+# The driver calls each block with the inputs that it was compiled for, and Dynamo has checked the
+# call's own; on torch 2.11 to 2.13 these checks cost as much as the rest of a host-bound step.
+_UNCHECKED = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+
+
+@dataclass(frozen=True, slots=True)
+class InnerCompiler:
+    """What compiles a segment: a backend of torch by name, and Inductor's options."""
+
+    name: str
+    inductor: Mapping[str, object]
+
+    def segment(self, gm: fx.GraphModule, inputs: Sequence[object]) -> CompiledSegment:
+        """The compiled function, called with one list that it may empty."""
+        if self.name == "inductor":
+            patches = {**_UNCHECKED, **self.inductor, "triton.cudagraphs": False}
+            return _boxed(_compile_fx(gm, inputs, patches))
+        return _boxed(lookup_backend(self.name)(gm, list(inputs)))  # type: ignore[arg-type]
+
+    def whole(self, gm: fx.GraphModule, inputs: Sequence[object]) -> Callable[..., object]:
+        """The graph compiled as it is, for a model that isn't cached."""
+        if self.name == "inductor":
+            return _compile_fx(gm, inputs, dict(self.inductor))
+        return lookup_backend(self.name)(gm, list(inputs))  # type: ignore[arg-type]
+
+
+def inner_compiler(options: CompileOptions, mode: str | None) -> InnerCompiler:
+    """The inner compiler that the options ask for.
+
+    Raises:
+        InvalidConfig: the backend or the mode doesn't exist, or is this one.
+    """
+    name, mode = options.inner_backend, options.mode or mode
+    if name == "cachedit" or name not in list_backends(exclude_tags=()):
+        known = ", ".join(repr(n) for n in list_backends() if n != "cachedit")
+        raise InvalidConfig(f"inner_backend must be a registered backend ({known}), got {name!r}")
+    inductor = {**_mode_options(mode), **options.inductor}
+    if inductor.get("triton.cudagraphs"):
+        log.info(
+            "%s: the cache runs without Inductor's CUDA graphs, which would overwrite what it keeps",
+            f"mode {mode!r}" if mode else "triton.cudagraphs",
+        )
+    return InnerCompiler(name, inductor)
+
+
+def _mode_options(mode: str | None) -> dict[str, object]:
+    if mode is None or mode == "default":
+        return {}
+    # Importing Inductor takes seconds, and other backends do without it.
+    from torch._inductor import list_mode_options  # noqa: PLC0415
+
+    modes = list_mode_options()
+    if mode not in modes:
+        raise InvalidConfig(f"mode must be one of {', '.join(map(repr, modes))}, got {mode!r}")
+    return dict(modes[mode])
+
+
+def _compile_fx(
+    gm: fx.GraphModule, inputs: Sequence[object], patches: dict[str, object]
+) -> Callable[..., object]:
+    from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
+
+    return compile_fx(gm, list(inputs), config_patches=patches)  # type: ignore[arg-type]
+
+
+def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
+    """Compile the distinct segments of a cut, and the fused diff of its probe stream."""
+    start = time.perf_counter()
+    functions = tuple(compiler.segment(g.gm, g.example_inputs) for g in cut.graphs)
+    observe = compiler.segment(cut.observe.gm, cut.observe.example_inputs)
+    return CompiledTrunk(
+        trunk=cut.trunk,
+        roles=cut.roles,
+        functions=functions,
+        observe=observe,
+        num_compiled=len(functions),
+        compile_seconds=time.perf_counter() - start,
+    )
+
+
+def _boxed(compiled: Callable[..., object]) -> CompiledSegment:
+    """The innermost layer that takes one list of inputs and frees them as it goes.
+
+    `compile_fx` returns `forward(*args)` around `forward(*args)` around the boxed runtime wrapper
+    (the same in torch 2.11 to 2.15); the outer two only repack the arguments.
+    """
+    inner = compiled
+    while "aot_module_simplified" in _qualname(inner) and hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    if inner is not compiled and getattr(inner, "_boxed_call", False):
+        return inner
+    return lambda inputs: compiled(*inputs)
+
+
+def _qualname(function: object) -> str:
+    return getattr(function, "__qualname__", "")

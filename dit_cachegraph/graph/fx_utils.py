@@ -1,0 +1,124 @@
+"""What the stages read off FX nodes: module paths, values, storages, sources, symbols.
+
+Dynamo's own metadata is read here and nowhere else: `nn_module_stack` and `example_value` (2.0 on),
+`grapharg` and `_dynamo_source` of placeholders (2.1 on).
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import sympy
+import torch
+from torch import fx
+from torch.multiprocessing.reductions import StorageWeakRef
+
+_MODULES_DICT = re.compile(r"(?:\.__dict__\['_modules'\]|\._modules)\['([^']+)'\]")
+_ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
+
+
+def normalize_path(path: str) -> str:
+    """`L['self'].__dict__['_modules']['blocks'].3.attn` -> `blocks.3.attn`.
+
+    Dynamo spells a module's path as it was reached: diffusers' `__getattr__` makes it go through
+    `__dict__`, and the root may be any local or global name.
+    """
+    return _ROOT.sub("", _MODULES_DICT.sub(r".\1", path)).lstrip(".")
+
+
+def module_stack(node: fx.Node) -> list[tuple[str, str, object]]:
+    """(call key, normalised path, class) of every module call around the node, outermost first.
+
+    The call key tells two calls of one module apart (Dynamo appends `@1`, `@2`, ... to its id).
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    return [(str(key), normalize_path(path), cls) for key, (path, cls) in stack.items()]
+
+
+def value_of(node: fx.Node) -> object:
+    """The fake value of a node: a FakeTensor, a SymInt, a tuple of them, or a constant."""
+    return node.meta.get("example_value")
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """All tensors of a (possibly nested) value."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def storages_of(node: fx.Node) -> set[int]:
+    """The storages behind a node's value. Fake views share the storage of their base, so equal
+    numbers mean aliases. Only meaningful while the fake values are alive."""
+    return {
+        StorageWeakRef(t.untyped_storage()).cdata
+        for t in tensors_in(value_of(node))
+        if t.layout == torch.strided
+    }
+
+
+def source_name(placeholder: fx.Node) -> str:
+    """Where an argument comes from, as Dynamo writes it: `L['kwargs']['timestep']`."""
+    graph_arg = placeholder.meta.get("grapharg")
+    source = graph_arg.source if graph_arg is not None else None
+    if source is None:
+        return placeholder.name
+    # `name` was a method up to torch 2.11 and is a property since.
+    return source.name() if callable(source.name) else source.name
+
+
+def is_parameter(placeholder: fx.Node) -> bool:
+    """True for parameters, buffers and plain tensor attributes of modules."""
+    tensor_dict = placeholder.meta.get("tensor_dict") or {}
+    return "_dynamo_static_input_type" in tensor_dict
+
+
+def free_symbols(values: Iterable[object]) -> set[sympy.Symbol]:
+    """The shape symbols that occur in sizes and strides of tensors and in SymInts."""
+    found: set[sympy.Symbol] = set()
+    for value in values:
+        if isinstance(value, torch.SymInt):
+            found |= value.node.expr.free_symbols
+        for tensor in tensors_in(value):
+            for size in (*tensor.shape, *tensor.stride()):
+                if isinstance(size, torch.SymInt):
+                    found |= size.node.expr.free_symbols
+    return found
+
+
+def layout_key(value: object) -> tuple[object, ...]:
+    """Equal for values that one compiled function accepts alike: type, sizes, strides, device."""
+    if isinstance(value, torch.Tensor):
+        shape = tuple(_size_key(size) for size in value.shape)
+        stride = tuple(_size_key(size) for size in value.stride())
+        return ("tensor", value.dtype, str(value.device), shape, stride, value.requires_grad)
+    if isinstance(value, torch.SymInt):
+        return ("int", str(value.node.expr))
+    return (type(value).__name__, repr(value))
+
+
+def _size_key(size: int | torch.SymInt) -> object:
+    return str(size.node.expr) if isinstance(size, torch.SymInt) else int(size)
+
+
+def num_elements_hint(value: object) -> int:
+    """How many elements a value holds, at the sizes of the call that is being compiled."""
+    total = 0
+    for tensor in tensors_in(value):
+        count = 1
+        for size in tensor.shape:
+            count *= int(size) if not isinstance(size, torch.SymInt) else _size_hint(size)
+        total += count
+    return total
+
+
+def _size_hint(size: torch.SymInt) -> int:
+    hint = size.node.hint
+    return int(hint) if hint is not None else 1
+
+
+def weight_arguments(gm: fx.GraphModule) -> tuple[int, ...]:
+    """Which of the call's arguments are parameters or buffers."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return tuple(i for i, node in enumerate(placeholders) if is_parameter(node))

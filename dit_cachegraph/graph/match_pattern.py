@@ -1,0 +1,108 @@
+"""Name what the blocks carry in the field's terms: `Pattern_0` ... `Pattern_5`, or the general form.
+
+    hidden, text -> block -> text, hidden           Pattern_1 (h, e -> e, h)
+    hidden -> block (reads text) -> hidden          Pattern_2 (h, e -> h)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.graph.assign_nodes import Assignment
+from dit_cachegraph.graph.block_source import return_order
+from dit_cachegraph.graph.find_roles import choose_probe, find_roles
+from dit_cachegraph.graph.find_streams import StreamNodes, find_streams, is_weight
+from dit_cachegraph.graph.fx_utils import value_of
+from dit_cachegraph.graph.structure import structure_of
+from dit_cachegraph.plan import ArgumentRoles, BlockListReport, BlockSequence
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What the dataflow says: the streams, which of them is the image, what the arguments are."""
+
+    streams: tuple[StreamNodes, ...]
+    probe: StreamNodes
+    roles: ArgumentRoles
+    block_lists: tuple[BlockListReport, ...]
+
+
+def match_pattern(sequences: Sequence[BlockSequence], assignment: Assignment) -> Pattern:
+    """The streams of the trunk, the image stream among them, and the names of the patterns.
+
+    Raises:
+        CannotCut: no stream enters the first block and leaves it, so that nothing can be compared.
+    """
+    streams = find_streams(assignment)
+    probe = choose_probe(streams, assignment)
+    if probe is None:
+        name = assignment.blocks[0].path
+        raise CannotCut(
+            f"{name} hands on nothing that it was given, so there is no residual to compare steps by"
+        )
+    roles = find_roles(assignment, probe)
+    return Pattern(streams, probe, roles, _name_patterns(sequences, streams, probe, assignment))
+
+
+def _name_patterns(
+    sequences: Sequence[BlockSequence],
+    streams: Sequence[StreamNodes],
+    probe: StreamNodes,
+    assignment: Assignment,
+) -> tuple[BlockListReport, ...]:
+    """The forward pattern of every block list: `Pattern_0` ... `Pattern_5`, or the general form."""
+    reports = []
+    start = 0
+    for sequence in sequences:
+        inside = range(start, start + len(sequence.blocks))
+        pattern = _pattern(inside, streams, probe, assignment)
+        reports.append(BlockListReport(sequence.name, len(sequence.blocks), pattern))
+        start += len(sequence.blocks)
+    return tuple(reports)
+
+
+def _pattern(
+    inside: range, streams: Sequence[StreamNodes], probe: StreamNodes, assignment: Assignment
+) -> str:
+    first = inside[0]
+    carried = [s for s in streams if s.at[first] is not None and s.at[first + 1] is not None]
+    extra = [s for s in streams if s.at[first] is not None and s not in carried]
+    if probe not in carried or len(carried) > 2:
+        return f"general form: {len(carried) + len(extra)} in, {len(carried)} out"
+    if len(carried) == 1:
+        reads_text = _reads_an_outside_sequence(first, probe, streams, assignment)
+        return "Pattern_2 (h, e -> h)" if reads_text else "Pattern_3 (h -> h)"
+    names = {probe.at[first + 1]: "h"}
+    names |= {s.at[first + 1]: "e" for s in carried if s is not probe}
+    order = return_order(assignment.nodes, assignment.blocks[first], names)
+    if order is None:
+        return "Pattern_0 or Pattern_1 (h, e -> h and e)"
+    return "Pattern_0 (h, e -> h, e)" if order == ("h", "e") else "Pattern_1 (h, e -> e, h)"
+
+
+def _reads_an_outside_sequence(
+    position: int, probe: StreamNodes, streams: Sequence[StreamNodes], assignment: Assignment
+) -> bool:
+    """True if the block reads a floating-point sequence with as many dimensions as its stream and
+    another length, from outside the trunk: text that it attends to and doesn't carry."""
+    block = assignment.blocks[position]
+    stream = probe.at[position]
+    inside = assignment.nodes[block.first : block.last + 1]
+    own = {n for s in streams for n in s.at if n is not None}
+    shape = _shape_of(stream)
+    for node in structure_of(inside).entries:
+        other = _shape_of(node)
+        if node in own or is_weight(node) or len(other) != len(shape) or len(shape) < 3:
+            continue
+        # Rotary tables are broadcast over the batch and modulation over the tokens.
+        if other[1] not in (1, shape[1]) and other[0] == shape[0]:
+            return True
+    return False
+
+
+def _shape_of(node: fx.Node | None) -> tuple[object, ...]:
+    value = value_of(node) if node is not None else None
+    return tuple(str(s) for s in value.shape) if isinstance(value, torch.Tensor) else ()

@@ -1,0 +1,54 @@
+"""The graph of the fused diff (`ops.observe`), for the layout of the probe stream.
+
+Inputs: size arguments, hidden, hidden_in, previous, timesteps. It is compiled with the segments
+and serves every `Fn`, since the stream has one layout at every border.
+"""
+
+import torch
+from torch import fx
+from torch.fx.proxy import GraphAppendingTracer
+
+from dit_cachegraph import ops
+from dit_cachegraph.graph.assign_nodes import Assignment
+from dit_cachegraph.graph.borders import Borders, SegmentGraph, size_arguments
+from dit_cachegraph.graph.fx_utils import value_of
+from dit_cachegraph.graph.find_streams import StreamNodes
+from dit_cachegraph.plan import ArgumentRoles
+
+
+def observe_graph(
+    assignment: Assignment, borders: Borders, probe: StreamNodes, roles: ArgumentRoles
+) -> tuple[tuple[fx.Node, ...], SegmentGraph]:
+    """(size arguments, graph) of the diff.
+
+        hidden, hidden_in, previous, timestep -> cat([max(t), sum(t), sum|r-p|..., sum|p|...])
+    """
+    arguments = [n for n in assignment.nodes if n.op == "placeholder"]
+    entry = probe.at[0]
+    assert entry is not None
+    hidden = borders.fake(entry)
+    timesteps = [value_of(arguments[i]) for i in roles.timesteps]
+    latents = value_of(arguments[roles.latents[0]]) if roles.latents else None
+    sizes = size_arguments([hidden, *timesteps], assignment)
+    graph = fx.Graph()
+    tracer = GraphAppendingTracer(graph)
+    for node in sizes:
+        graph.placeholder(node.name)
+    names = ["hidden", "hidden_in", "previous", *(f"timestep_{i}" for i in range(len(timesteps)))]
+    inputs = [fx.Proxy(graph.placeholder(name), tracer) for name in names]
+    batch_dim = batch_dim_of(hidden, latents)
+    observed = ops.observe(*inputs[:3], inputs[3:], batch_dim)  # type: ignore[arg-type]
+    graph.output((observed.node,))  # type: ignore[attr-defined]  # a Proxy while it is traced
+    module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")
+    values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps)
+    return sizes, SegmentGraph(module, values)
+
+
+def batch_dim_of(stream: object, latents: object) -> int | None:
+    """The dimension of the stream that has the latents' batch size: 0 nearly always (some models
+    put tokens first); None where samples and tokens are folded into one, then all is one sample."""
+    if not isinstance(stream, torch.Tensor) or not isinstance(latents, torch.Tensor):
+        return None
+    batch = str(latents.shape[0]) if latents.dim() else ""
+    sizes = [str(size) for size in stream.shape[:-1]]
+    return sizes.index(batch) if batch in sizes else None

@@ -1,0 +1,278 @@
+"""Cut the graph into segments, and find the distinct ones.
+
+Every segment becomes a small graph of its own: what it reads as placeholders (weights among them),
+what later segments read as outputs. Segments of one structure share one graph, called with their
+own inputs; a block that lacks an output which its siblings have (Dynamo drops what nobody reads)
+shares theirs too, and its output is dropped. Streams cross every border contiguous, so that a
+block's views (FLUX's single blocks return two of one tensor) make no variants and a replayed value
+has the layout that the compiled block was promised.
+
+    y = blk0(x, w0); z = blk1(y, w1); return head(z)
+    ->  kinds: blk(x, w) -> y;  head(z) -> r      segments: blk(x, w0), blk(y, w1), head(z)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.graph.assign_nodes import Assignment, segment_name
+from dit_cachegraph.graph.borders import Borders, SegmentGraph, is_local_size, size_arguments
+from dit_cachegraph.graph.fx_utils import layout_key, value_of
+from dit_cachegraph.graph.find_streams import StreamNodes
+from dit_cachegraph.graph.observe_graph import observe_graph
+from dit_cachegraph.graph.match_pattern import Pattern
+from dit_cachegraph.graph.structure import Structure, structure_of
+from dit_cachegraph.plan import ArgumentRoles, Segment, Stream, Trunk
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One segment before it is shared: its nodes, and what it must hand on."""
+
+    nodes: tuple[fx.Node, ...]
+    structure: Structure
+    outputs: tuple[fx.Node, ...]
+    symbols: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The trunk, its distinct graphs, `graphs[segment.kind]`, and the graph of the fused diff."""
+
+    trunk: Trunk
+    roles: ArgumentRoles
+    graphs: tuple[SegmentGraph, ...]
+    observe: SegmentGraph
+
+
+def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) -> Cut:
+    """Cut `gm` along `assignment`. `gm` itself is left as it is."""
+    borders = Borders(assignment, pattern.streams)
+    pieces = [_piece(i, assignment, borders) for i in range(assignment.num_segments)]
+    kinds = _share(pieces, assignment)
+    slots = _number_slots(assignment, pieces)
+    segments, graphs = [], []
+    for shared in kinds:
+        graphs.append(_build(gm, pieces[shared.members[0]], shared, borders))
+    for i, piece in enumerate(pieces):
+        kind = next(k for k, shared in enumerate(kinds) if i in shared.members)
+        segments.append(_segment(i, kind, kinds[kind], piece, slots, assignment))
+    sizes, observe = observe_graph(assignment, borders, pattern.probe, pattern.roles)
+    trunk = _trunk(assignment, segments, slots, pattern, borders)
+    trunk = replace(trunk, observe_sizes=tuple(slots[n] for n in sizes))
+    return Cut(trunk, pattern.roles, tuple(graphs), observe)
+
+
+def _piece(segment: int, assignment: Assignment, borders: Borders) -> _Piece:
+    segment_of = assignment.segment_of
+    nodes = assignment.nodes_of(segment)
+    nodes = _with_local_sizes(nodes, segment_of)
+    outputs = [
+        node
+        for node in nodes
+        if segment_of[node] == segment
+        and any(
+            u.op == "output" or (segment_of[u] > segment and not is_local_size(node))
+            for u in node.users
+        )
+    ]
+    structure = structure_of(nodes, borders.fake)
+    if segment == assignment.num_segments - 1:
+        outputs = [n for n in outputs if n in assignment.results]
+    sizes = size_arguments([borders.fake(e) for e in structure.entries], assignment)
+    symbols = tuple(n for n in sizes if n not in structure.entries)
+    return _Piece(tuple(nodes), structure, tuple(outputs), symbols)
+
+
+def _with_local_sizes(nodes: list[fx.Node], segment_of: dict[fx.Node, int]) -> list[fx.Node]:
+    """The nodes, preceded by the size arithmetic of other segments that they read."""
+    inside = set(nodes)
+    needed: dict[fx.Node, None] = {}
+
+    def visit(node: fx.Node) -> None:
+        for arg in node.all_input_nodes:
+            if arg not in inside and arg not in needed and is_local_size(arg):
+                visit(arg)
+                needed[arg] = None
+
+    for node in nodes:
+        visit(node)
+    return [*needed, *nodes]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """The segments that share one graph; `places[i]` are the outputs member `i` hands on, as
+    node places in the first member's graph."""
+
+    members: list[int]
+    places: dict[int, tuple[int, ...]]
+
+    @property
+    def output_places(self) -> tuple[int, ...]:
+        return tuple(sorted({p for places in self.places.values() for p in places}))
+
+
+def _share(pieces: Sequence[_Piece], assignment: Assignment) -> list[_Shared]:
+    """Group the pieces that one compiled function can stand for, the fullest one first."""
+    by_key: dict[object, _Shared] = {}
+    for i, piece in enumerate(pieces):
+        key = (piece.structure.rows, piece.structure.entry_kinds, len(piece.symbols))
+        shared = by_key.setdefault(key, _Shared([], {}))
+        shared.members.append(i)
+        shared.places[i] = tuple(piece.structure.places[n] for n in piece.outputs)
+    kinds = list(by_key.values())
+    for short in [k for k in kinds if len(k.members) == 1]:
+        _join_a_longer_one(short, kinds, pieces, assignment)
+    return kinds
+
+
+def _join_a_longer_one(
+    short: _Shared, kinds: list[_Shared], pieces: Sequence[_Piece], assignment: Assignment
+) -> None:
+    """Merge a block that lacks only results nobody reads into the kind of its siblings."""
+    (i,) = short.members
+    if not 0 < i < assignment.num_segments - 1:
+        return
+    for shared in kinds:
+        if shared is short:
+            continue
+        places = _places_in_longer(pieces[i], pieces[shared.members[0]])
+        if places is not None:
+            shared.members.append(i)
+            shared.places[i] = places
+            kinds.remove(short)
+            return
+
+
+def _places_in_longer(short: _Piece, long: _Piece) -> tuple[int, ...] | None:
+    """Where the short piece's outputs lie in the long one, if the long one computes all that the
+    short one does, in the same order from the same kinds of entries, and else only dead ends."""
+    if not 0 < len(long.nodes) - len(short.nodes) <= len(long.nodes) // 4:
+        return None
+    if short.structure.entry_kinds != long.structure.entry_kinds:
+        return None
+    place_of: dict[int, int] = {}
+    k = 0
+    for place, row in enumerate(long.structure.rows):
+        if k < len(short.nodes) and _moved(short.structure.rows[k], place_of) == row:
+            place_of[k] = place
+            k += 1
+    if k < len(short.nodes):
+        return None
+    return tuple(place_of[short.structure.places[n]] for n in short.outputs)
+
+
+def _moved(row: object, place_of: dict[int, int]) -> object:
+    """A structure row with its node places renumbered."""
+    if isinstance(row, tuple):
+        if len(row) == 2 and row[0] == "node":
+            return ("node", place_of.get(row[1], -1))
+        return tuple(_moved(item, place_of) for item in row)
+    return row
+
+
+def _build(gm: fx.GraphModule, piece: _Piece, shared: _Shared, borders: Borders) -> SegmentGraph:
+    """The graph of one kind, from its first member; placeholders first, outputs as one tuple."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    inputs = (*piece.symbols, *piece.structure.entries)
+    for node in inputs:
+        env[node] = graph.placeholder(node.name)
+        env[node].meta["example_value"] = borders.fake(node)
+    for node in piece.nodes:
+        env[node] = graph.node_copy(node, env.__getitem__)
+    outputs = []
+    for place in shared.output_places:
+        node = piece.nodes[place]
+        outputs.append(_at_border(graph, node, env[node], borders))
+    graph.output(tuple(outputs))
+    graph.lint()
+    module = fx.GraphModule(gm, graph, class_name="Segment")
+    return SegmentGraph(module, tuple(borders.fake(n) for n in inputs))
+
+
+def _at_border(graph: fx.Graph, node: fx.Node, copy: fx.Node, borders: Borders) -> fx.Node:
+    declared = borders.fake(node)
+    value = value_of(node)
+    if layout_key(declared)[:5] == layout_key(value)[:5]:
+        return copy
+    contiguous = graph.call_method("contiguous", (copy,))
+    contiguous.meta["example_value"] = declared
+    return contiguous
+
+
+def _number_slots(assignment: Assignment, pieces: Sequence[_Piece]) -> dict[fx.Node, int]:
+    arguments = [n for n in assignment.nodes if n.op == "placeholder"]
+    slots = {node: i for i, node in enumerate(arguments)}
+    for piece in pieces:
+        for node in piece.outputs:
+            slots.setdefault(node, len(slots))
+    return slots
+
+
+def _segment(
+    i: int,
+    kind: int,
+    shared: _Shared,
+    piece: _Piece,
+    slots: dict[fx.Node, int],
+    assignment: Assignment,
+) -> Segment:
+    own = dict(zip(shared.places[i], piece.outputs, strict=True))
+    return Segment(
+        name=segment_name(i, assignment.blocks),
+        kind=kind,
+        inputs=tuple(slots[n] for n in (*piece.symbols, *piece.structure.entries)),
+        outputs=tuple(
+            slots[own[place]] if place in own else None for place in shared.output_places
+        ),
+    )
+
+
+def _trunk(
+    assignment: Assignment,
+    segments: Sequence[Segment],
+    slots: dict[fx.Node, int],
+    pattern: Pattern,
+    borders: Borders,
+) -> Trunk:
+    num_arguments = sum(n.op == "placeholder" for n in assignment.nodes)
+    made_by, last_use = [-1] * len(slots), [-1] * len(slots)
+    for i, segment in enumerate(segments):
+        for slot in segment.inputs:
+            last_use[slot] = i
+        for slot in segment.outputs:
+            if slot is not None:
+                made_by[slot] = i
+    results = []
+    for result in assignment.results:
+        if not isinstance(result, fx.Node):
+            raise CannotCut(f"the graph returns the constant {result!r}")
+        results.append(slots[result])
+        last_use[slots[result]] = len(segments)
+    return Trunk(
+        segments=tuple(segments),
+        num_arguments=num_arguments,
+        num_slots=len(slots),
+        made_by=tuple(made_by),
+        last_use=tuple(last_use),
+        results=tuple(results),
+        streams=tuple(_stream(s, slots, borders) for s in pattern.streams),
+        probe_stream=pattern.streams.index(pattern.probe),
+        block_lists=pattern.block_lists,
+        observe_sizes=(),
+    )
+
+
+def _stream(stream: StreamNodes, slots: dict[fx.Node, int], borders: Borders) -> Stream:
+    """Slots of one stream, as long as it keeps the layout it has where it first appears."""
+    first = next(n for n in stream.at if n is not None)
+    key = layout_key(borders.fake(first))
+    same = [
+        slots[n] if n is not None and layout_key(borders.fake(n)) == key else None
+        for n in stream.at
+    ]
+    return Stream(first.name, tuple(same))

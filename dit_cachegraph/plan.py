@@ -1,0 +1,151 @@
+"""The data that the stages hand on: blocks, streams, segments, the trunk. Frozen and printable.
+
+Values are told by *slot*: an index into the list that the driver keeps for one call. The slots of
+the call's own arguments come first, in their order; the values that segments make follow.
+Segment 0 is the prologue, segment `i + 1` is block `i` with the glue before it, the last one is
+the epilogue. Boundary `i` lies before block `i`; boundary `num_blocks` lies before the epilogue.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+CompiledSegment = Callable[[list[object]], Sequence[object]]
+"""Takes the inputs as one list, which it may empty, and returns the outputs in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uncacheable:
+    """A refusal: why this graph runs compiled and uncached."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"not cached: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One call of one repeated module: the nodes `first..last` of the graph, both included."""
+
+    path: str
+    first: int
+    last: int
+    class_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSequence:
+    """A run of blocks of one container, in the order of their calls."""
+
+    name: str
+    blocks: tuple[Block, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} x {len(self.blocks)}"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockListReport:
+    """What the report says of one list: its name, length and pattern in the field's terms."""
+
+    name: str
+    num_blocks: int
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A value carried from block to block. `slots[i]` is where it lies at boundary `i`, or None
+    where it is not alive there or has another shape, dtype or layout than at its first boundary.
+    """
+
+    name: str
+    slots: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One piece of the graph, ready to call. `outputs[k]` is the slot for output `k`, or None for
+    an output that only other users of the same compiled function need."""
+
+    name: str
+    kind: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """The whole cut graph: what the driver walks.
+
+    `made_by[slot]` is the segment that makes the value (-1 for arguments), `last_use[slot]` the
+    last one that reads it (`num_blocks + 2` for a value that the call returns). `observe_sizes`
+    are the size arguments that the fused diff takes first.
+    """
+
+    segments: tuple[Segment, ...]
+    num_arguments: int
+    num_slots: int
+    made_by: tuple[int, ...]
+    last_use: tuple[int, ...]
+    results: tuple[int, ...]
+    streams: tuple[Stream, ...]
+    probe_stream: int
+    block_lists: tuple[BlockListReport, ...]
+    observe_sizes: tuple[int, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.segments) - 2
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentRoles:
+    """What the call's arguments are, by index: who tells the model, the step and the request.
+
+    `host_timesteps` lie on another device than the stream: reading them waits for nothing.
+    """
+
+    trunk_parameters: tuple[int, ...]
+    latents: tuple[int, ...]
+    timesteps: tuple[int, ...]
+    conditioning: tuple[int, ...]
+    host_timesteps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTrunk:
+    """A trunk with its compiled functions, `functions[segment.kind]`, and the fused diff."""
+
+    trunk: Trunk
+    roles: ArgumentRoles
+    functions: tuple[CompiledSegment, ...]
+    observe: CompiledSegment
+    num_compiled: int
+    compile_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """How one value that leaves a region is remade on a hit: `live_in + residual`, or, with no
+    live-in of its shape, the cached value itself."""
+
+    live_out: int
+    live_in: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The blocks `start..stop-1` behind one guard, with what a hit has to remake."""
+
+    start: int
+    stop: int
+    probe_boundary: int
+    probe_in: int
+    probe_out: int
+    replays: tuple[Replay, ...]
+    dead_on_hit: tuple[int, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        return self.stop <= self.start

@@ -1,0 +1,46 @@
+"""Checks of option values: each says the name, the value seen and what is allowed."""
+
+import math
+from collections.abc import Sequence
+
+from dit_cachegraph.exc import InvalidConfig
+
+
+def check_int(name: str, value: object, *, at_least: int, none_is_ok: bool = False) -> None:
+    if value is None and none_is_ok:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise InvalidConfig(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def check_number(name: str, value: object, *, none_is_ok: bool = False) -> None:
+    if value is None and none_is_ok:
+        return
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise InvalidConfig(f"{name} must be a finite number of at least 0, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise InvalidConfig(f"{name} must be one of {known}, got {value!r}")
+
+
+def check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidConfig(f"{name} must be True or False, got {value!r}")
+
+
+def check_mask(name: str, value: object) -> tuple[int, ...] | None:
+    """The mask as a tuple of 0 and 1; any sequence of them is taken."""
+    if value is None:
+        return None
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_sequence or not value or any(v not in (0, 1) for v in value):
+        raise InvalidConfig(f"{name} must be a sequence of 0 and 1, one a step, got {value!r}")
+    return tuple(int(v) for v in value)

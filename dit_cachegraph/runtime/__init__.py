@@ -1,0 +1,1 @@
+"""Run time: the driver, the state and the report of its steps. No FX in here."""

@@ -1,0 +1,306 @@
+"""The driver: walks the trunk of one Dynamo graph, decides, skips or computes.
+
+    prologue, blocks 0..Fn-1 | observe, decide | Fn..N-Bn-1 or replay | N-Bn..N-1, epilogue
+
+Straight Python over compiled functions; no FX. One driver serves all models, requests and shapes
+of its graph: what differs between them lies in their state, and weights come with each call.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+
+from torch import Tensor
+
+from dit_cachegraph import ops
+from dit_cachegraph.config import Settings, resolve
+from dit_cachegraph.plan import CompiledSegment, CompiledTrunk, Region
+from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.runtime.cache_state import Branch, ImageTally, Kept
+from dit_cachegraph.runtime.models import REGISTRY, ModelState
+from dit_cachegraph.runtime.region import plan_region
+from dit_cachegraph.runtime.request import Request, current_request
+from dit_cachegraph.runtime.step_log import Step, log_image
+from dit_cachegraph.runtime.trajectory import Moment, Trajectory, advance
+
+Values = list[object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One segment, ready to run: gathers its inputs, and which values die with it."""
+
+    function: CompiledSegment
+    gather: Callable[[Values], Sequence[object]]
+    dead: tuple[int, ...]
+    outputs: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """What a step knows of itself before it decides."""
+
+    request: Request | None
+    model: ModelState
+    branch: Branch
+    settings: Settings
+    region: Region
+
+
+class CachedModel:
+    """What Dynamo calls at each step: the compiled trunk with its cache."""
+
+    def __init__(self, compiled: CompiledTrunk, options: Mapping[str, object]) -> None:
+        trunk = compiled.trunk
+        self.compiled = compiled
+        self._options = dict(options)
+        self._calls = tuple(self._prepare(i) for i in range(len(trunk.segments)))
+        self._blank = [None] * (trunk.num_slots - trunk.num_arguments)
+        self._weights = _gatherer(compiled.roles.trunk_parameters)
+        self._conditioning = _gatherer(compiled.roles.conditioning)
+        self._latents = _gatherer(compiled.roles.latents)
+        self._timesteps = _gatherer(compiled.roles.timesteps)
+        self._observe_sizes = _gatherer(trunk.observe_sizes)
+        self._regions: dict[tuple[int, int], Region] = {}
+        self._resolved: dict[object, Settings] = {}
+
+    def _prepare(self, i: int) -> _Call:
+        trunk = self.compiled.trunk
+        segment = trunk.segments[i]
+        dead = [
+            slot
+            for slot in range(trunk.num_arguments, trunk.num_slots)
+            if trunk.last_use[slot] == i
+        ]
+        function = self.compiled.functions[segment.kind]
+        return _Call(function, _gatherer(segment.inputs), tuple(dead), segment.outputs)
+
+    def __call__(self, *args: object) -> tuple[object, ...]:
+        values: Values = [*args, *self._blank]
+        now = self._now(values)
+        if not now.settings.common.enabled:
+            return self._run_uncached(values, now)
+        return self._run_step(values, now)
+
+    def _now(self, values: Values) -> _Now:
+        """Whose call this is, and by which settings it goes: read once a step."""
+        request = current_request()
+        model = REGISTRY.of_weights(self._weights(values))
+        model.graphs.setdefault(id(self), self)
+        key = None if request is None else request.key
+        branch = model.branches.find(key, self._conditioning(values))
+        settings = self._settings(model, request)
+        start, stop = settings.rule.region(self.compiled.trunk.num_blocks)
+        region = self._regions.get((start, stop))
+        if region is None:
+            region = plan_region(self.compiled.trunk, start, stop)
+            self._regions[start, stop] = region
+        return _Now(request, model, branch, settings, region)
+
+    def _settings(self, model: ModelState, request: Request | None) -> Settings:
+        if not model.overrides and (request is None or not request.overrides):
+            return self._resolve_once((), {})
+        overrides = {**model.overrides, **(request.overrides if request is not None else {})}
+        return self._resolve_once(tuple(overrides.items()), overrides)
+
+    def _resolve_once(self, key: object, overrides: Mapping[str, object]) -> Settings:
+        settings = self._resolved.get(key)
+        if settings is None:
+            settings = resolve(self._options, overrides)
+            if len(self._resolved) > 256:
+                self._resolved.clear()
+            self._resolved[key] = settings
+        return settings
+
+    def _run(self, values: Values, start: int, stop: int) -> None:
+        """Run segments `start..stop-1`, dropping each value after its last use."""
+        for call in self._calls[start:stop]:
+            inputs = list(call.gather(values))
+            for slot in call.dead:
+                values[slot] = None
+            for slot, value in zip(call.outputs, call.function(inputs), strict=True):
+                if slot is not None:
+                    values[slot] = value
+
+    def _results(self, values: Values) -> tuple[object, ...]:
+        return tuple(values[slot] for slot in self.compiled.trunk.results)
+
+    def _run_uncached(self, values: Values, now: _Now) -> tuple[object, ...]:
+        branch = now.branch
+        branch.kept.clear()
+        self._run(values, 0, len(self._calls))
+        branch.history = replace(branch.history, step=branch.history.step + 1)
+        decision = Decision(False, "disabled")
+        now.model.log.add(_step(branch.history.step - 1, None, decision, branch))
+        return self._results(values)
+
+    def _run_step(self, values: Values, now: _Now) -> tuple[object, ...]:
+        region, num_blocks = now.region, self.compiled.trunk.num_blocks
+        self._run(values, 0, 1)
+        hidden_in = values[region.probe_in]
+        self._run(values, 1, region.probe_boundary + 1)
+        hidden = values[region.probe_out]
+        assert isinstance(hidden, Tensor) and isinstance(hidden_in, Tensor)
+        kept = now.branch.kept.get(self)
+        moment, observation, timestep = self._look(values, now, kept, hidden, hidden_in)
+        history = History() if moment.is_new_image else now.branch.history
+        decision = _decide(now, moment, history, observation)
+        probe = None if decision.hit else ops.residual(hidden, hidden_in)
+        del hidden, hidden_in
+        self._run(values, region.probe_boundary + 1, region.start + 1)
+        if decision.hit:
+            assert kept is not None, "a hit without anything kept"
+            self._replay(values, region, kept)
+        else:
+            kept = self._compute(values, region, probe)
+        self._run(values, region.stop + 1, num_blocks + 2)
+        self._commit(now, moment, history, decision, kept, timestep)
+        return self._results(values)
+
+    def _look(
+        self, values: Values, now: _Now, kept: Kept | None, hidden: Tensor, hidden_in: Tensor
+    ) -> tuple[Moment, Observation, float | None]:
+        """Read timestep and diff, in one copy to the host, and say which step this is."""
+        nothing_kept = _why_nothing(kept, now.region, hidden)
+        moved_size: tuple[float, ...] = ()
+        clock: tuple[float, ...] | None = None
+        if now.settings.rule.needs_diff:
+            clock, moved_size = self._observe(values, kept, nothing_kept, hidden, hidden_in)
+        elif now.request is None:
+            clock = self._read_clock(values)
+        clock = self._with_host_clock(values, clock)
+        shape = tuple(t.shape for t in self._latents(values) if isinstance(t, Tensor))
+        moment = advance(now.branch.trajectory, clock, shape, now.model.direction)
+        if moment.is_new_image:
+            nothing_kept = "new image"
+        half = len(moved_size) // 2
+        observation = Observation(moved_size[:half], moved_size[half:], nothing_kept)
+        return moment, observation, clock[0] if clock else None
+
+    def _observe(
+        self,
+        values: Values,
+        kept: Kept | None,
+        nothing_kept: str | None,
+        hidden: Tensor,
+        hidden_in: Tensor,
+    ) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
+        timesteps = self._timesteps(values)
+        # With nothing to compare with, only the clocks are read from what comes back.
+        previous = hidden if nothing_kept is not None or kept is None else kept.probe
+        sizes = self._observe_sizes(values)
+        (seen,) = self.compiled.observe([*sizes, hidden, hidden_in, previous, *timesteps])
+        assert isinstance(seen, Tensor)
+        numbers = seen.tolist()
+        num_clocks = 2 * len(timesteps)
+        return tuple(numbers[:num_clocks]) or None, tuple(numbers[num_clocks:])
+
+    def _read_clock(self, values: Values) -> tuple[float, ...] | None:
+        clocks = [ops.clock(t).tolist() for t in self._timesteps(values) if isinstance(t, Tensor)]
+        return tuple(itertools.chain.from_iterable(clocks)) or None
+
+    def _with_host_clock(
+        self, values: Values, clock: tuple[float, ...] | None
+    ) -> tuple[float, ...] | None:
+        """Timesteps that lie on another device than the stream come first: they wait for nothing."""
+        host = [values[i] for i in self.compiled.roles.host_timesteps]
+        numbers = [n for t in host if isinstance(t, Tensor) for n in ops.clock(t).tolist()]
+        return (*numbers, *(clock or ())) or None
+
+    def _compute(self, values: Values, region: Region, probe: Tensor | None) -> Kept:
+        """Run the region and keep its effect on every value that leaves it."""
+        live_ins = [None if r.live_in is None else values[r.live_in] for r in region.replays]
+        self._run(values, region.start + 1, region.stop + 1)
+        effects = []
+        for replay, live_in in zip(region.replays, live_ins, strict=True):
+            out = values[replay.live_out]
+            assert isinstance(out, Tensor)
+            is_residual = isinstance(live_in, Tensor)
+            effects.append(ops.residual(out, live_in) if is_residual else out.clone())
+        assert probe is not None
+        return Kept((region.start, region.stop, region.probe_boundary), probe, tuple(effects))
+
+    def _replay(self, values: Values, region: Region, kept: Kept) -> None:
+        for replay, effect in zip(region.replays, kept.effects, strict=True):
+            live_in = None if replay.live_in is None else values[replay.live_in]
+            is_residual = isinstance(live_in, Tensor)
+            values[replay.live_out] = (
+                ops.residual_apply(live_in, effect) if is_residual else effect.clone()
+            )
+        for slot in region.dead_on_hit:
+            values[slot] = None
+
+    def _commit(
+        self,
+        now: _Now,
+        moment: Moment,
+        history: History,
+        decision: Decision,
+        kept: Kept | None,
+        timestep: float | None,
+    ) -> None:
+        """The only place where state changes: an exception before it leaves the last step's."""
+        branch = now.branch
+        if moment.is_new_image:
+            log_image(branch.label, branch.image)
+            branch.image = ImageTally()
+            branch.kept.clear()
+        if not decision.hit and kept is not None and not now.region.is_empty:
+            branch.kept[self] = kept
+        branch.trajectory = moment.trajectory
+        branch.history = history.after(decision)
+        if moment.trajectory.is_direction_sure:
+            now.model.direction = moment.trajectory.direction
+        now.model.log.add(_step(history.step, timestep, decision, branch))
+        self._tally(now, branch.image, decision)
+        if branch.history.step == now.settings.common.num_inference_steps:
+            log_image(branch.label, branch.image)
+            branch.image = ImageTally()
+
+    def _tally(self, now: _Now, image: ImageTally, decision: Decision) -> None:
+        num_blocks = self.compiled.trunk.num_blocks
+        skipped = now.region.stop - now.region.start if decision.hit else 0
+        image.num_hits += decision.hit
+        image.num_computed += not decision.hit
+        image.num_blocks += num_blocks
+        image.num_blocks_run += num_blocks - skipped
+        image.threshold = now.settings.rule.threshold
+        if decision.diff is not None:
+            image.smallest_diff = min(decision.diff, image.smallest_diff or decision.diff)
+
+
+def _gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:
+    """`values` at `slots`, as a tuple."""
+    if len(slots) > 1:
+        return itemgetter(*slots)
+    if slots:
+        only = slots[0]
+        return lambda values: (values[only],)
+    return lambda values: ()
+
+
+def _why_nothing(kept: Kept | None, region: Region, hidden: Tensor) -> str | None:
+    if region.is_empty:
+        return "empty region"
+    if kept is None:
+        return "nothing kept"
+    if kept.region != (region.start, region.stop, region.probe_boundary):
+        return "region changed"
+    if kept.probe.shape != hidden.shape:
+        return "new shape"
+    return None
+
+
+def _decide(now: _Now, moment: Moment, history: History, seen: Observation) -> Decision:
+    if now.region.is_empty:
+        return Decision(False, "empty region")
+    if not moment.is_certain:
+        return Decision(False, "direction of the schedule unknown")
+    return now.settings.rule.decide(history, seen)
+
+
+def _step(index: int, timestep: float | None, decision: Decision, branch: Branch) -> Step:
+    return Step(
+        index, timestep, decision.hit, decision.reason, decision.diff, branch.label
+    )

@@ -1,0 +1,83 @@
+"""The registry of models: one `ModelState` a model, found by its weights and held weakly.
+
+Dynamo compiles by code object, so two models of one class share one driver; what tells them apart
+is their weights, which come with every call. The registry may be filled before the first call, by
+`configure(module)`; it is the package's only process-wide state.
+"""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from dit_cachegraph.runtime.cache_state import BranchTable
+from dit_cachegraph.runtime.step_log import StepLog
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class ModelState:
+    """All that is known of one model: settings given by `configure`, state, steps, graphs.
+
+    `graphs` holds what `summary` shows of each Dynamo graph, by the driver or refusal it came from.
+    """
+
+    overrides: dict[str, object] = field(default_factory=dict)
+    branches: BranchTable = field(default_factory=BranchTable)
+    log: StepLog = field(default_factory=StepLog)
+    direction: int = 0
+    graphs: dict[int, object] = field(default_factory=dict)
+
+
+class ModelRegistry:
+    """Finds the state of a model by module or by weights. Both are held weakly: a model that dies
+    takes its state with it."""
+
+    def __init__(self) -> None:
+        self._by_module: weakref.WeakKeyDictionary[nn.Module, ModelState] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._by_weight: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def of_module(self, module: nn.Module) -> ModelState:
+        """The state of `module`, made now if it has none yet."""
+        state = self._by_module.get(module)
+        if state is None:
+            known = (self._by_weight.get(p) for p in module.parameters())
+            state = next((s for s in known if s is not None), None) or ModelState()
+            self._by_module[module] = state
+        return state
+
+    def has_module(self, module: nn.Module) -> bool:
+        return module in self._by_module or any(p in self._by_weight for p in module.parameters())
+
+    def of_weights(self, weights: Sequence[object]) -> ModelState:
+        """The state of the model that was called with these trunk weights."""
+        tensors = [w for w in weights if isinstance(w, Tensor)]
+        state = self._by_weight.get(tensors[0]) if tensors else None
+        if state is None:
+            state = self._owner(tensors) or ModelState()
+            for weight in tensors:
+                self._by_weight[weight] = state
+        return state
+
+    def _owner(self, weights: Sequence[Tensor]) -> ModelState | None:
+        """The state of a registered module that has all of these weights: its first call, or a
+        call after some of them were swapped for others."""
+        wanted = {id(weight) for weight in weights}
+        for module, state in list(self._by_module.items()):
+            if wanted <= {id(tensor) for tensor in _tensors_of(module)}:
+                return state
+        return None
+
+    def states_of(self, modules: Iterable[nn.Module]) -> list[ModelState]:
+        return [self.of_module(module) for module in modules]
+
+
+def _tensors_of(module: nn.Module) -> Iterable[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+REGISTRY = ModelRegistry()

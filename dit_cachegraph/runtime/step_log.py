@@ -1,0 +1,50 @@
+"""What a model did, step by step: totals for ever, single steps for the last thousand."""
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+from dit_cachegraph.runtime.cache_state import ImageTally
+
+log = logging.getLogger("dit_cachegraph")
+MAX_STEPS_KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of the transformer. `diff` is None where nothing was compared; `timestep` is None
+    where it was not read."""
+
+    step: int
+    timestep: float | None
+    hit: bool
+    reason: str
+    diff: float | None
+    request: str
+
+
+class StepLog:
+    """Totals and the last steps of one model."""
+
+    def __init__(self) -> None:
+        self.steps: deque[Step] = deque(maxlen=MAX_STEPS_KEPT)
+        self.num_hits = 0
+        self.num_computed = 0
+
+    def add(self, step: Step) -> None:
+        self.steps.append(step)
+        self.num_hits += step.hit
+        self.num_computed += not step.hit
+
+
+def log_image(request: str, tally: ImageTally) -> None:
+    """The line that tells a user, without being asked, whether the cache did anything."""
+    num_steps = tally.num_hits + tally.num_computed
+    if num_steps == 0:
+        return
+    share = tally.num_blocks_run / max(tally.num_blocks, 1)
+    text = f"image of request {request}: {tally.num_hits} of {num_steps} steps reused, "
+    text += f"{share:.0%} of the block work run"
+    if tally.num_hits == 0 and tally.smallest_diff is not None and tally.threshold is not None:
+        text += f"; smallest diff {tally.smallest_diff:.3g}, threshold {tally.threshold:g}"
+    log.info("%s", text)
