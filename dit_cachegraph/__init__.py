@@ -1,1 +1,24 @@
-"""Cache acceleration for diffusion transformers inside torch.compile."""
+"""Cache acceleration for diffusion transformers, inside `torch.compile`.
+
+pipe.transformer.compile(backend="cachedit")
+"""
+
+from dit_cachegraph.api import configure, request, reset, summary
+from dit_cachegraph.exc import CacheGraphError, InvalidConfig, NotCachedWarning, UnknownTarget
+from dit_cachegraph.explain import explain
+from dit_cachegraph.policy.dbcache import DBCacheConfig
+from dit_cachegraph.report import Report
+
+__all__ = [
+    "CacheGraphError",
+    "DBCacheConfig",
+    "InvalidConfig",
+    "NotCachedWarning",
+    "Report",
+    "UnknownTarget",
+    "configure",
+    "explain",
+    "request",
+    "reset",
+    "summary",
+]

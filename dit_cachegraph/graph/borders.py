@@ -9,8 +9,8 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
-from dit_cachegraph.graph.fx_utils import free_symbols, value_of
 from dit_cachegraph.graph.find_streams import StreamNodes
+from dit_cachegraph.graph.fx_utils import free_symbols, is_size_argument, value_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def size_arguments(values: Sequence[object], assignment: Assignment) -> tuple[fx
         return ()
     holders: dict[sympy.Expr, fx.Node] = {}
     for node in assignment.nodes:
-        if _is_size_argument(node):
+        if is_size_argument(node):
             value = value_of(node)
             assert isinstance(value, torch.SymInt)
             holders.setdefault(value.node.expr, node)
@@ -75,17 +75,3 @@ def size_arguments(values: Sequence[object], assignment: Assignment) -> tuple[fx
     if missing:
         raise CannotCut(f"a block depends on size {missing[0]}, which is no argument of the graph")
     return tuple(holders[s] for s in sorted(symbols, key=str))
-
-
-def is_local_size(node: fx.Node) -> bool:
-    """True for integers computed from size arguments: cheaper to compute again than to hand on,
-    and Inductor wants sizes as expressions of symbols that it was given."""
-    return (
-        isinstance(value_of(node), torch.SymInt)
-        and node.op == "call_function"
-        and all(is_local_size(a) or _is_size_argument(a) for a in node.all_input_nodes)
-    )
-
-
-def _is_size_argument(node: fx.Node) -> bool:
-    return node.op == "placeholder" and isinstance(value_of(node), torch.SymInt)

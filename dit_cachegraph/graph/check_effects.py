@@ -57,9 +57,7 @@ def written_by(node: fx.Node) -> list[fx.Node]:
         written.append(node.args[0])
     elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
         written += _written_by_schema(node, node.target)
-    elif _is_in_place_name(node):
-        written.append(node.args[0])
-    elif node.kwargs.get("inplace") is True:
+    elif _is_in_place_name(node) or node.kwargs.get("inplace") is True:
         written.append(node.args[0])
     return [n for n in written if isinstance(n, fx.Node)]
 
@@ -88,13 +86,13 @@ def _name(node: fx.Node) -> str:
 
 
 def _is_random(node: fx.Node) -> bool:
-    name = _name(node).removesuffix(".default")
+    name = _name(node)
     if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"):
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
         return bool(training) and probability != 0
     if isinstance(node.target, torch._ops.OpOverload):
-        return torch.Tag.nondeterministic_seeded in node.target.tags
+        return any(tag == torch.Tag.nondeterministic_seeded for tag in node.target.tags)
     return name in _RANDOM
 
 
@@ -122,8 +120,10 @@ def _check_write(
     if segment == 0 and origins <= {0, ARGUMENT}:
         return  # The prologue always runs, before anything is kept.
     origin = min(origins)
-    where = "an argument of the model" if origin == ARGUMENT else "a value of " + segment_name(
-        origin, assignment.blocks
+    where = (
+        "an argument of the model"
+        if origin == ARGUMENT
+        else "a value of " + segment_name(origin, assignment.blocks)
     )
     raise CannotCut(
         f"{segment_name(segment, assignment.blocks)} writes in place (`{_name(node)}`"

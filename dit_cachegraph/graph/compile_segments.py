@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import fx
 from torch._dynamo.backends.registry import list_backends, lookup_backend
@@ -38,7 +39,7 @@ class InnerCompiler:
             return _boxed(_compile_fx(gm, inputs, patches))
         return _boxed(lookup_backend(self.name)(gm, list(inputs)))  # type: ignore[arg-type]
 
-    def whole(self, gm: fx.GraphModule, inputs: Sequence[object]) -> Callable[..., object]:
+    def whole(self, gm: fx.GraphModule, inputs: Sequence[object]) -> Callable[..., Any]:
         """The graph compiled as it is, for a model that isn't cached."""
         if self.name == "inductor":
             return _compile_fx(gm, inputs, dict(self.inductor))
@@ -58,7 +59,7 @@ def inner_compiler(options: CompileOptions, mode: str | None) -> InnerCompiler:
     inductor = {**_mode_options(mode), **options.inductor}
     if inductor.get("triton.cudagraphs"):
         log.info(
-            "%s: the cache runs without Inductor's CUDA graphs, which would overwrite what it keeps",
+            "%s: the cache runs without Inductor's CUDA graphs: they overwrite what it keeps",
             f"mode {mode!r}" if mode else "triton.cudagraphs",
         )
     return InnerCompiler(name, inductor)
@@ -78,10 +79,12 @@ def _mode_options(mode: str | None) -> dict[str, object]:
 
 def _compile_fx(
     gm: fx.GraphModule, inputs: Sequence[object], patches: dict[str, object]
-) -> Callable[..., object]:
+) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx  # noqa: PLC0415
 
-    return compile_fx(gm, list(inputs), config_patches=patches)  # type: ignore[arg-type]
+    compiled = compile_fx(gm, list(inputs), config_patches=patches)  # type: ignore[arg-type]
+    assert callable(compiled), "only ahead-of-time compilation returns anything else"
+    return compiled
 
 
 def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
@@ -99,7 +102,7 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
     )
 
 
-def _boxed(compiled: Callable[..., object]) -> CompiledSegment:
+def _boxed(compiled: Callable[..., Any]) -> CompiledSegment:
     """The innermost layer that takes one list of inputs and frees them as it goes.
 
     `compile_fx` returns `forward(*args)` around `forward(*args)` around the boxed runtime wrapper
@@ -109,7 +112,7 @@ def _boxed(compiled: Callable[..., object]) -> CompiledSegment:
     while "aot_module_simplified" in _qualname(inner) and hasattr(inner, "__wrapped__"):
         inner = inner.__wrapped__
     if inner is not compiled and getattr(inner, "_boxed_call", False):
-        return inner
+        return cast(CompiledSegment, inner)
     return lambda inputs: compiled(*inputs)
 
 

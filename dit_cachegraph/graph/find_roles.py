@@ -1,8 +1,8 @@
 """Tell the arguments of the graph apart by dataflow: latents, timestep, conditioning, weights.
 
-    latents       feed the probe stream where it enters the trunk, and are shaped like the output
-    timestep      reach a sine or cosine before any weight, and a weight after it
-    conditioning  every other tensor of the user
+latents       feed the probe stream where it enters the trunk, and are shaped like the output
+timestep      reach a sine or cosine before any weight, and a weight after it
+conditioning  every other tensor of the user
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ import torch
 from torch import fx
 
 from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
+from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import (
     is_parameter,
     num_elements_hint,
     source_name,
     value_of,
 )
-from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.plan import ArgumentRoles
 
 _PERIODIC = frozenset(("sin", "cos", "polar"))
@@ -69,9 +69,7 @@ def _user_tensors(assignment: Assignment) -> list[fx.Node]:
     return [
         n
         for n in assignment.nodes
-        if n.op == "placeholder"
-        and not is_parameter(n)
-        and isinstance(value_of(n), torch.Tensor)
+        if n.op == "placeholder" and not is_parameter(n) and isinstance(value_of(n), torch.Tensor)
     ]
 
 
@@ -98,9 +96,7 @@ def _arguments_behind(node: fx.Node) -> set[fx.Node]:
 def _likeness(node: fx.Node, assignment: Assignment) -> int:
     """How many sizes an argument shares with the output: the latents share nearly all."""
     value = value_of(node)
-    outputs = [
-        value_of(r) for r in assignment.results if isinstance(r, fx.Node)
-    ]
+    outputs = [value_of(r) for r in assignment.results if isinstance(r, fx.Node)]
     tensors = [o for o in outputs if isinstance(o, torch.Tensor)]
     if not isinstance(value, torch.Tensor) or not tensors:
         return 0
@@ -145,9 +141,7 @@ def _is_embedded_by_sinusoid(argument: fx.Node) -> bool:
         if not all(i in pure or _is_constant(i) for i in inputs):
             continue
         pure.add(node)
-        name = node.target if isinstance(node.target, str) else getattr(
-            node.target, "__name__", ""
-        )
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         if name in _PERIODIC or any(i in periodic for i in inputs):
             periodic.add(node)
         # A node may have been met before all of its inputs were known to be pure.

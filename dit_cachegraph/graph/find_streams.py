@@ -80,16 +80,14 @@ def _ends_of(block: Block, nodes: Sequence[fx.Node], order: dict[fx.Node, int]) 
     kind = (block.path.rpartition(".")[0], block.class_name, structure.entry_kinds)
     exits = {
         node: structure.place_of(node)
-        for node in inside
+        for node in structure.nodes
         if isinstance(value_of(node), torch.Tensor)
         and any(order[user] > block.last for user in node.users)
     }
     return _Ends(kind, structure.entries, exits)
 
 
-def _join_through_glue(
-    ends: Sequence[_Ends], assignment: Assignment, labels: _UnionFind
-) -> None:
+def _join_through_glue(ends: Sequence[_Ends], assignment: Assignment, labels: _UnionFind) -> None:
     """A value that passes through glue and keeps its shape stays the same stream."""
     made = {node for end in ends for node in end.exits}
     targets = [entry for end in ends for entry in end.entries]

@@ -99,7 +99,11 @@ def layout_key(value: object) -> tuple[object, ...]:
 
 
 def _size_key(size: int | torch.SymInt) -> object:
-    return str(size.node.expr) if isinstance(size, torch.SymInt) else int(size)
+    """The expression of a dynamic size. One that a guard has pinned to a number is that number."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    expression = size.node.expr
+    return int(expression) if expression.is_Integer else str(expression)
 
 
 def num_elements_hint(value: object) -> int:
@@ -122,3 +126,26 @@ def weight_arguments(gm: fx.GraphModule) -> tuple[int, ...]:
     """Which of the call's arguments are parameters or buffers."""
     placeholders = gm.graph.find_nodes(op="placeholder")
     return tuple(i for i, node in enumerate(placeholders) if is_parameter(node))
+
+
+def is_size_argument(node: fx.Node) -> bool:
+    """True for the arguments in which Dynamo hands over dynamic sizes."""
+    return node.op == "placeholder" and isinstance(value_of(node), torch.SymInt)
+
+
+def is_size_arithmetic(node: fx.Node) -> bool:
+    """True for integers computed from size arguments alone: no part of any block, and cheaper to
+    compute again where they are read than to hand on."""
+    return (
+        node.op == "call_function"
+        and isinstance(value_of(node), torch.SymInt)
+        and all(is_size_arithmetic(a) or is_size_argument(a) for a in node.all_input_nodes)
+    )
+
+
+def size_expression(node: fx.Node) -> str | None:
+    """The expression behind a size argument or size arithmetic; None for every other node."""
+    value = value_of(node)
+    if isinstance(value, torch.SymInt) and (is_size_argument(node) or is_size_arithmetic(node)):
+        return str(value.node.expr)
+    return None

@@ -1,7 +1,7 @@
-"""Name what the blocks carry in the field's terms: `Pattern_0` ... `Pattern_5`, or the general form.
+"""Name what the blocks carry in the field's terms: `Pattern_0` to `Pattern_5`, or a general form.
 
-    hidden, text -> block -> text, hidden           Pattern_1 (h, e -> e, h)
-    hidden -> block (reads text) -> hidden          Pattern_2 (h, e -> h)
+hidden, text -> block -> text, hidden           Pattern_1 (h, e -> e, h)
+hidden -> block (reads text) -> hidden          Pattern_2 (h, e -> h)
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def match_pattern(sequences: Sequence[BlockSequence], assignment: Assignment) ->
     if probe is None:
         name = assignment.blocks[0].path
         raise CannotCut(
-            f"{name} hands on nothing that it was given, so there is no residual to compare steps by"
+            f"{name} hands on nothing that it was given: there is no residual to compare steps by"
         )
     roles = find_roles(assignment, probe)
     return Pattern(streams, probe, roles, _name_patterns(sequences, streams, probe, assignment))

@@ -4,6 +4,8 @@ Inputs: size arguments, hidden, hidden_in, previous, timesteps. It is compiled w
 and serves every `Fn`, since the stream has one layout at every border.
 """
 
+from typing import cast
+
 import torch
 from torch import fx
 from torch.fx.proxy import GraphAppendingTracer
@@ -11,8 +13,8 @@ from torch.fx.proxy import GraphAppendingTracer
 from dit_cachegraph import ops
 from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.borders import Borders, SegmentGraph, size_arguments
-from dit_cachegraph.graph.fx_utils import value_of
 from dit_cachegraph.graph.find_streams import StreamNodes
+from dit_cachegraph.graph.fx_utils import value_of
 from dit_cachegraph.plan import ArgumentRoles
 
 
@@ -21,7 +23,7 @@ def observe_graph(
 ) -> tuple[tuple[fx.Node, ...], SegmentGraph]:
     """(size arguments, graph) of the diff.
 
-        hidden, hidden_in, previous, timestep -> cat([max(t), sum(t), sum|r-p|..., sum|p|...])
+    hidden, hidden_in, previous, timestep -> cat([max(t), sum(t), sum|r-p|..., sum|p|...])
     """
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]
     entry = probe.at[0]
@@ -35,10 +37,11 @@ def observe_graph(
     for node in sizes:
         graph.placeholder(node.name)
     names = ["hidden", "hidden_in", "previous", *(f"timestep_{i}" for i in range(len(timesteps)))]
-    inputs = [fx.Proxy(graph.placeholder(name), tracer) for name in names]
+    # While it is traced, a Proxy stands for each tensor.
+    inputs = [cast(torch.Tensor, fx.Proxy(graph.placeholder(name), tracer)) for name in names]
     batch_dim = batch_dim_of(hidden, latents)
-    observed = ops.observe(*inputs[:3], inputs[3:], batch_dim)  # type: ignore[arg-type]
-    graph.output((observed.node,))  # type: ignore[attr-defined]  # a Proxy while it is traced
+    observed = ops.observe(inputs[0], inputs[1], inputs[2], inputs[3:], batch_dim)
+    graph.output((cast(fx.Proxy, observed).node,))
     module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")
     values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps)
     return sizes, SegmentGraph(module, values)

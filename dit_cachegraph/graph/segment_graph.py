@@ -18,23 +18,30 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import Assignment, segment_name
-from dit_cachegraph.graph.borders import Borders, SegmentGraph, is_local_size, size_arguments
-from dit_cachegraph.graph.fx_utils import layout_key, value_of
+from dit_cachegraph.graph.borders import Borders, SegmentGraph, size_arguments
 from dit_cachegraph.graph.find_streams import StreamNodes
-from dit_cachegraph.graph.observe_graph import observe_graph
+from dit_cachegraph.graph.fx_utils import is_size_arithmetic, layout_key, value_of
 from dit_cachegraph.graph.match_pattern import Pattern
+from dit_cachegraph.graph.observe_graph import observe_graph
 from dit_cachegraph.graph.structure import Structure, structure_of
 from dit_cachegraph.plan import ArgumentRoles, Segment, Stream, Trunk
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One segment before it is shared: its nodes, and what it must hand on."""
+    """One segment before it is shared: the sizes it is given and computes again, its nodes, and
+    what it must hand on."""
 
-    nodes: tuple[fx.Node, ...]
     structure: Structure
-    outputs: tuple[fx.Node, ...]
     symbols: tuple[fx.Node, ...]
+    arithmetic: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+    @property
+    def places(self) -> dict[fx.Node, int]:
+        """Where each result lies: size arithmetic before the nodes, at negative places."""
+        own = {node: i - len(self.arithmetic) for i, node in enumerate(self.arithmetic)}
+        return {**own, **self.structure.places}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,18 @@ class Cut:
     roles: ArgumentRoles
     graphs: tuple[SegmentGraph, ...]
     observe: SegmentGraph
+
+    def to_text(self) -> str:
+        """Every distinct segment as FX code, then the order in which they are called."""
+        parts = []
+        for kind, graph in enumerate(self.graphs):
+            users = [s.name for s in self.trunk.segments if s.kind == kind]
+            named = users[0] if len(users) == 1 else f"{users[0]} (and {len(users) - 1} more)"
+            parts.append(f"# segment {kind}: {named}\n{graph.gm.code.strip()}\n")
+        parts += [
+            f"# {s.name} = segment {s.kind}{s.inputs} -> {s.outputs}" for s in self.trunk.segments
+        ]
+        return "\n".join(parts)
 
 
 def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) -> Cut:
@@ -67,39 +86,37 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
 
 def _piece(segment: int, assignment: Assignment, borders: Borders) -> _Piece:
     segment_of = assignment.segment_of
-    nodes = assignment.nodes_of(segment)
-    nodes = _with_local_sizes(nodes, segment_of)
+    structure = structure_of(assignment.nodes_of(segment), borders.fake)
     outputs = [
         node
-        for node in nodes
-        if segment_of[node] == segment
-        and any(
-            u.op == "output" or (segment_of[u] > segment and not is_local_size(node))
-            for u in node.users
-        )
+        for node in structure.nodes
+        if any(u.op == "output" or segment_of[u] > segment for u in node.users)
     ]
-    structure = structure_of(nodes, borders.fake)
-    if segment == assignment.num_segments - 1:
-        outputs = [n for n in outputs if n in assignment.results]
-    sizes = size_arguments([borders.fake(e) for e in structure.entries], assignment)
-    symbols = tuple(n for n in sizes if n not in structure.entries)
-    return _Piece(tuple(nodes), structure, tuple(outputs), symbols)
+    is_last = segment == assignment.num_segments - 1
+    wanted = [r for r in assignment.results if isinstance(r, fx.Node)] if is_last else []
+    arithmetic = _size_arithmetic((*structure.nodes, *wanted))
+    sizes = [value_of(node) for node in arithmetic]
+    shapes = [borders.fake(entry) for entry in structure.entries]
+    symbols = size_arguments([*sizes, *shapes], assignment)
+    outputs += [node for node in wanted if node in arithmetic]
+    return _Piece(structure, symbols, tuple(arithmetic), tuple(outputs))
 
 
-def _with_local_sizes(nodes: list[fx.Node], segment_of: dict[fx.Node, int]) -> list[fx.Node]:
-    """The nodes, preceded by the size arithmetic of other segments that they read."""
-    inside = set(nodes)
+def _size_arithmetic(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """The size arithmetic that `nodes` read, or are, in an order in which it can be computed."""
     needed: dict[fx.Node, None] = {}
 
     def visit(node: fx.Node) -> None:
         for arg in node.all_input_nodes:
-            if arg not in inside and arg not in needed and is_local_size(arg):
+            if is_size_arithmetic(arg) and arg not in needed:
                 visit(arg)
                 needed[arg] = None
 
     for node in nodes:
         visit(node)
-    return [*needed, *nodes]
+        if is_size_arithmetic(node):
+            needed[node] = None
+    return list(needed)
 
 
 @dataclass(slots=True)
@@ -119,10 +136,10 @@ def _share(pieces: Sequence[_Piece], assignment: Assignment) -> list[_Shared]:
     """Group the pieces that one compiled function can stand for, the fullest one first."""
     by_key: dict[object, _Shared] = {}
     for i, piece in enumerate(pieces):
-        key = (piece.structure.rows, piece.structure.entry_kinds, len(piece.symbols))
+        key = (piece.structure.rows, piece.structure.entry_kinds, piece.symbols)
         shared = by_key.setdefault(key, _Shared([], {}))
         shared.members.append(i)
-        shared.places[i] = tuple(piece.structure.places[n] for n in piece.outputs)
+        shared.places[i] = tuple(piece.places[n] for n in piece.outputs)
     kinds = list(by_key.values())
     for short in [k for k in kinds if len(k.members) == 1]:
         _join_a_longer_one(short, kinds, pieces, assignment)
@@ -150,19 +167,20 @@ def _join_a_longer_one(
 def _places_in_longer(short: _Piece, long: _Piece) -> tuple[int, ...] | None:
     """Where the short piece's outputs lie in the long one, if the long one computes all that the
     short one does, in the same order from the same kinds of entries, and else only dead ends."""
-    if not 0 < len(long.nodes) - len(short.nodes) <= len(long.nodes) // 4:
+    num_long, num_short = len(long.structure.rows), len(short.structure.rows)
+    if not 0 < num_long - num_short <= num_long // 4:
         return None
-    if short.structure.entry_kinds != long.structure.entry_kinds:
+    if (short.structure.entry_kinds, short.symbols) != (long.structure.entry_kinds, long.symbols):
         return None
     place_of: dict[int, int] = {}
     k = 0
     for place, row in enumerate(long.structure.rows):
-        if k < len(short.nodes) and _moved(short.structure.rows[k], place_of) == row:
+        if k < num_short and _moved(short.structure.rows[k], place_of) == row:
             place_of[k] = place
             k += 1
-    if k < len(short.nodes):
+    if k < num_short:
         return None
-    return tuple(place_of[short.structure.places[n]] for n in short.outputs)
+    return tuple(place_of[short.places[n]] for n in short.outputs)
 
 
 def _moved(row: object, place_of: dict[int, int]) -> object:
@@ -182,13 +200,11 @@ def _build(gm: fx.GraphModule, piece: _Piece, shared: _Shared, borders: Borders)
     for node in inputs:
         env[node] = graph.placeholder(node.name)
         env[node].meta["example_value"] = borders.fake(node)
-    for node in piece.nodes:
+    for node in (*piece.arithmetic, *piece.structure.nodes):
         env[node] = graph.node_copy(node, env.__getitem__)
-    outputs = []
-    for place in shared.output_places:
-        node = piece.nodes[place]
-        outputs.append(_at_border(graph, node, env[node], borders))
-    graph.output(tuple(outputs))
+    by_place = {place: node for node, place in piece.places.items()}
+    made = [by_place[place] for place in shared.output_places]
+    graph.output(tuple(_at_border(graph, node, env[node], borders) for node in made))
     graph.lint()
     module = fx.GraphModule(gm, graph, class_name="Segment")
     return SegmentGraph(module, tuple(borders.fake(n) for n in inputs))
@@ -244,9 +260,9 @@ def _trunk(
     for i, segment in enumerate(segments):
         for slot in segment.inputs:
             last_use[slot] = i
-        for slot in segment.outputs:
-            if slot is not None:
-                made_by[slot] = i
+        for out in segment.outputs:
+            if out is not None:
+                made_by[out] = i
     results = []
     for result in assignment.results:
         if not isinstance(result, fx.Node):

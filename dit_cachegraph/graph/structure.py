@@ -1,6 +1,7 @@
 """The structure of a run of nodes: equal for runs that one compiled function can stand for.
 
-Nodes are told by their place in the run, outside values by the order of their first use:
+Nodes are told by their place in the run, outside values by the order of their first use, sizes by
+their expression:
 
     y = linear(x, w); z = y + x    ->    (linear, entry 0, entry 1), (add, node 0, entry 0)
 """
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import layout_key, value_of
+from dit_cachegraph.graph.fx_utils import is_size_arithmetic, layout_key, size_expression, value_of
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """`entries`: outside values in order of first use; `rows[i]`: what node `i` computes."""
+    """`nodes`: the run without size arithmetic; `entries`: outside values in order of first use;
+    `rows[i]`: what node `i` computes."""
 
+    nodes: tuple[fx.Node, ...]
     entries: tuple[fx.Node, ...]
     rows: tuple[Hashable, ...]
     places: dict[fx.Node, int]
@@ -35,24 +38,25 @@ def structure_of(
     Without strides being compared where `layout_of` is the default: a stream may enter the first
     block contiguous and the others as a view, and still be the same stream.
     """
+    nodes = [node for node in nodes if not is_size_arithmetic(node)]
     places = {node: i for i, node in enumerate(nodes)}
     entries: dict[fx.Node, int] = {}
     rows = []
     for node in nodes:
         for arg in node.all_input_nodes:
-            if arg not in places:
+            if arg not in places and size_expression(arg) is None:
                 entries.setdefault(arg, len(entries))
 
         def ref(arg: fx.Node) -> Hashable:
-            return ("node", places[arg]) if arg in places else ("entry", entries[arg])
+            if arg in places:
+                return ("node", places[arg])
+            return ("entry", entries[arg]) if arg in entries else ("size", size_expression(arg))
 
-        rows.append(
-            (node.op, node.target, _freeze(node.args, ref), _freeze(node.kwargs, ref))
-        )
+        rows.append((node.op, node.target, _freeze(node.args, ref), _freeze(node.kwargs, ref)))
     kinds = tuple(layout_key(layout_of(entry)) for entry in entries)
     if layout_of is value_of:
         kinds = tuple(k[:2] + (k[3],) if k[0] == "tensor" else k for k in kinds)
-    return Structure(tuple(entries), tuple(rows), places, kinds)
+    return Structure(tuple(nodes), tuple(entries), tuple(rows), places, kinds)
 
 
 def _freeze(value: object, ref: Callable[[fx.Node], Hashable]) -> Hashable:

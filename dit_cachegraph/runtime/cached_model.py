@@ -22,7 +22,7 @@ from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.region import plan_region
 from dit_cachegraph.runtime.request import Request, current_request
 from dit_cachegraph.runtime.step_log import Step, log_image
-from dit_cachegraph.runtime.trajectory import Moment, Trajectory, advance
+from dit_cachegraph.runtime.trajectory import Moment, advance
 
 Values = list[object]
 
@@ -54,7 +54,7 @@ class CachedModel:
     def __init__(self, compiled: CompiledTrunk, options: Mapping[str, object]) -> None:
         trunk = compiled.trunk
         self.compiled = compiled
-        self._options = dict(options)
+        self.options = dict(options)
         self._calls = tuple(self._prepare(i) for i in range(len(trunk.segments)))
         self._blank = [None] * (trunk.num_slots - trunk.num_arguments)
         self._weights = _gatherer(compiled.roles.trunk_parameters)
@@ -107,7 +107,7 @@ class CachedModel:
     def _resolve_once(self, key: object, overrides: Mapping[str, object]) -> Settings:
         settings = self._resolved.get(key)
         if settings is None:
-            settings = resolve(self._options, overrides)
+            settings = resolve(self.options, overrides)
             if len(self._resolved) > 256:
                 self._resolved.clear()
             self._resolved[key] = settings
@@ -119,9 +119,9 @@ class CachedModel:
             inputs = list(call.gather(values))
             for slot in call.dead:
                 values[slot] = None
-            for slot, value in zip(call.outputs, call.function(inputs), strict=True):
-                if slot is not None:
-                    values[slot] = value
+            for out, value in zip(call.outputs, call.function(inputs), strict=True):
+                if out is not None:
+                    values[out] = value
 
     def _results(self, values: Values) -> tuple[object, ...]:
         return tuple(values[slot] for slot in self.compiled.trunk.results)
@@ -203,7 +203,7 @@ class CachedModel:
     def _with_host_clock(
         self, values: Values, clock: tuple[float, ...] | None
     ) -> tuple[float, ...] | None:
-        """Timesteps that lie on another device than the stream come first: they wait for nothing."""
+        """Timesteps on another device than the stream come first: reading them waits for nothing."""
         host = [values[i] for i in self.compiled.roles.host_timesteps]
         numbers = [n for t in host if isinstance(t, Tensor) for n in ops.clock(t).tolist()]
         return (*numbers, *(clock or ())) or None
@@ -216,18 +216,20 @@ class CachedModel:
         for replay, live_in in zip(region.replays, live_ins, strict=True):
             out = values[replay.live_out]
             assert isinstance(out, Tensor)
-            is_residual = isinstance(live_in, Tensor)
-            effects.append(ops.residual(out, live_in) if is_residual else out.clone())
+            if isinstance(live_in, Tensor):
+                effects.append(ops.residual(out, live_in))
+            else:
+                effects.append(out.clone())
         assert probe is not None
         return Kept((region.start, region.stop, region.probe_boundary), probe, tuple(effects))
 
     def _replay(self, values: Values, region: Region, kept: Kept) -> None:
         for replay, effect in zip(region.replays, kept.effects, strict=True):
             live_in = None if replay.live_in is None else values[replay.live_in]
-            is_residual = isinstance(live_in, Tensor)
-            values[replay.live_out] = (
-                ops.residual_apply(live_in, effect) if is_residual else effect.clone()
-            )
+            if isinstance(live_in, Tensor):
+                values[replay.live_out] = ops.residual_apply(live_in, effect)
+            else:
+                values[replay.live_out] = effect.clone()
         for slot in region.dead_on_hit:
             values[slot] = None
 
@@ -301,6 +303,4 @@ def _decide(now: _Now, moment: Moment, history: History, seen: Observation) -> D
 
 
 def _step(index: int, timestep: float | None, decision: Decision, branch: Branch) -> Step:
-    return Step(
-        index, timestep, decision.hit, decision.reason, decision.diff, branch.label
-    )
+    return Step(index, timestep, decision.hit, decision.reason, decision.diff, branch.label)

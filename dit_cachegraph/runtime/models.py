@@ -62,6 +62,14 @@ class ModelRegistry:
                 self._by_weight[weight] = state
         return state
 
+    def of_any_weight(self, weights: Iterable[object]) -> ModelState:
+        """The state of the model that has any of these weights: for graphs without a trunk."""
+        tensors = [w for w in weights if isinstance(w, Tensor)]
+        known = (self._by_weight.get(weight) for weight in tensors)
+        return next((state for state in known if state is not None), None) or self.of_weights(
+            tensors
+        )
+
     def _owner(self, weights: Sequence[Tensor]) -> ModelState | None:
         """The state of a registered module that has all of these weights: its first call, or a
         call after some of them were swapped for others."""

@@ -50,7 +50,9 @@ def advance(
     direction = before.direction or known_direction
     if moved == 0:
         is_new = before.num_calls == 1
-        after = _begin(clock, shape, known_direction) if is_new else _go_on(before, clock, direction)
+        after = (
+            _begin(clock, shape, known_direction) if is_new else _go_on(before, clock, direction)
+        )
         return Moment(after, is_new)
     if direction == 0:
         # Ascending from the first call: an ascending schedule, or an image that was aborted after

@@ -20,6 +20,6 @@ class UncachedModel:
         self._weights = tuple(weights)
 
     def __call__(self, *args: object) -> object:
-        model = REGISTRY.of_weights([args[i] for i in self._weights])
+        model = REGISTRY.of_any_weight([args[i] for i in self._weights])
         model.graphs.setdefault(id(self), self)
         return self._function(*args)

@@ -1,0 +1,73 @@
+"""What users call beside `torch.compile(..., backend="cachedit")`."""
+
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager
+
+from dit_cachegraph.config import resolve
+from dit_cachegraph.report import Report, report_of
+from dit_cachegraph.runtime.cached_model import CachedModel
+from dit_cachegraph.runtime.models import REGISTRY, ModelState
+from dit_cachegraph.runtime.request import Request, entered
+from dit_cachegraph.targets import block_by_block_note, modules_in
+
+
+def configure(target: object, **settings: object) -> None:
+    """Change settings of a model, from its next step on. Never recompiles.
+
+    `target` is a pipeline, a transformer, or what `torch.compile` returned; also before the first
+    call. Settings stay until they are changed again; those of `torch.compile`'s `options` hold for
+    the names that were never given here.
+
+    Raises:
+        InvalidConfig: an unknown name or a bad value, or more first and last blocks than there are.
+        UnknownTarget: `target` holds no transformer.
+    """
+    given = _frozen(settings)
+    states = REGISTRY.states_of(modules_in(target))
+    for state in states:
+        _check(state, {**state.overrides, **given})
+    for state in states:
+        state.overrides = {**state.overrides, **given}
+
+
+def summary(target: object) -> Report:
+    """What was found, cut and compiled for a model, and what each of its steps decided and why."""
+    modules = modules_in(target)
+    notes = [note for note in map(block_by_block_note, modules) if note is not None]
+    return report_of(REGISTRY.states_of(modules), notes)
+
+
+def reset(target: object, key: Hashable | None = None) -> None:
+    """Drop what is kept for `target`: of the request named `key`, or of all of them. The next step
+    of each computes."""
+    for state in REGISTRY.states_of(modules_in(target)):
+        state.branches.drop(key)
+
+
+def request(key: Hashable, **settings: object) -> AbstractContextManager[None]:
+    """Calls inside `with request(key):` belong to this request, in this thread or asyncio task.
+
+    `settings` hold for its calls alone, over those of `configure`. Two images at once under the
+    very same conditioning tensors need a key each; everything else is told apart without.
+
+    Raises:
+        InvalidConfig: an unknown name or a bad value.
+    """
+    if key is None:
+        raise TypeError("request(key): the key names the request and can't be None")
+    overrides = _frozen(settings)
+    resolve(overrides)
+    return entered(Request(key, overrides))
+
+
+def _frozen(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings with their lists as tuples, so that later changes of a list change nothing."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+
+
+def _check(state: ModelState, overrides: Mapping[str, object]) -> None:
+    resolve(overrides)
+    for graph in list(state.graphs.values()):
+        if isinstance(graph, CachedModel):
+            rule = resolve(graph.options, overrides).rule
+            rule.region(graph.compiled.trunk.num_blocks)

@@ -1,0 +1,87 @@
+"""`explain(module, ...)`: what would be found, cut and refused, before anything is compiled."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from dit_cachegraph.backend import cut_graph
+from dit_cachegraph.config import resolve
+from dit_cachegraph.plan import Uncacheable
+from dit_cachegraph.report import GraphReport, graph_report, refused
+from dit_cachegraph.targets import modules_in
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`graphs`: one report a Dynamo graph, in order of the calls; `code[i]`: the rewritten graph,
+    segment by segment, as FX text (empty where the graph can't be cut)."""
+
+    graphs: tuple[GraphReport, ...]
+    code: tuple[str, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        header = f"{len(self.graphs)} graph" + ("s" if len(self.graphs) != 1 else "")
+        breaks = len(self.graphs) - 1
+        lines = [header if breaks <= 0 else f"{header}, {breaks} graph breaks"]
+        return "\n".join([*lines, *(str(graph) for graph in self.graphs)])
+
+
+def explain(target: object, *args: object, **kwargs: object) -> Explanation:
+    """Trace one call of a transformer and say what the backend would make of it.
+
+    `target` is a module, called with `args` and `kwargs`; or a pipeline, called with them up to the
+    first call of its transformer. Nothing is compiled and the model isn't changed.
+    """
+    module = modules_in(target)[0]
+    if not isinstance(target, nn.Module):
+        args, kwargs = _first_call(target, module, args, kwargs)
+    found: list[tuple[GraphReport, str]] = []
+
+    def record(
+        gm: fx.GraphModule, example_inputs: Sequence[torch.Tensor], **_: object
+    ) -> Callable[..., object]:
+        found.append(_explain_graph(gm))
+        return gm.forward
+
+    forward = module.forward
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.compile(forward, backend=record)(*args, **kwargs)
+    return Explanation(tuple(r for r, _ in found), tuple(code for _, code in found))
+
+
+def _explain_graph(gm: fx.GraphModule) -> tuple[GraphReport, str]:
+    cut = cut_graph(gm)
+    if isinstance(cut, Uncacheable):
+        return refused(str(cut)), ""
+    region = resolve().rule.region(cut.trunk.num_blocks)
+    report = graph_report(cut.trunk, num_distinct=len(cut.graphs), region=region)
+    return report, cut.to_text()
+
+
+class _FirstCall(Exception):  # noqa: N818  # not an error: it ends the pipeline's run
+    def __init__(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        super().__init__()
+        self.args_seen, self.kwargs_seen = args, dict(kwargs)
+
+
+def _first_call(
+    pipeline: object, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The arguments of the first call that the pipeline makes to its transformer."""
+
+    def stop(_: nn.Module, seen: tuple[object, ...], named: dict[str, object]) -> None:
+        raise _FirstCall(seen, named)
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        assert callable(pipeline)
+        pipeline(*args, **kwargs)
+    except _FirstCall as call:
+        return call.args_seen, call.kwargs_seen
+    finally:
+        handle.remove()
+    raise ValueError("the pipeline returned without calling its transformer")

@@ -1,0 +1,146 @@
+"""What was compiled and what was decided: as an object, as text, as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from dit_cachegraph.config import resolve
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.plan import BlockListReport, Trunk
+from dit_cachegraph.runtime.cached_model import CachedModel
+from dit_cachegraph.runtime.models import ModelState
+from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.uncached_model import UncachedModel
+
+NUM_STEPS_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class GraphReport:
+    """One Dynamo graph: what was found, cut and compiled, or why it isn't cached."""
+
+    block_lists: tuple[BlockListReport, ...]
+    num_blocks: int
+    num_segments: int
+    num_compiled: int
+    region: tuple[int, int] | None
+    compile_seconds: float | None
+    refusals: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if self.refusals:
+            return "\n".join(self.refusals)
+        lists = " + ".join(f"{b.name} x {b.num_blocks}" for b in self.block_lists)
+        lines = [f"{lists}: {self.num_blocks} blocks"]
+        lines += [f"  {b.name}: {b.pattern}" for b in self.block_lists]
+        compiled = f"{self.num_segments} segments, {self.num_compiled} distinct"
+        if self.compile_seconds is not None:
+            compiled += f", compiled in {self.compile_seconds:.1f} s"
+        lines.append(f"  {compiled}")
+        if self.region is not None:
+            start, stop = self.region
+            lines.append(
+                f"  Fn={start}, Bn={self.num_blocks - stop}: a hit skips {stop - start} blocks"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The report of one model. Prints as text; `to_dict()` is JSON.
+
+    `steps` are the last thousand; `num_hits`, `num_computed` count all of them. `state_nbytes` is
+    what is held for later steps, each storage once.
+    """
+
+    graphs: tuple[GraphReport, ...]
+    steps: tuple[Step, ...]
+    num_hits: int
+    num_computed: int
+    state_nbytes: int
+    num_branches: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        return tuple(refusal for graph in self.graphs for refusal in graph.refusals)
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [*self.notes, *(str(graph) for graph in self.graphs)]
+        if not self.graphs and not self.notes:
+            lines.append("not called yet: nothing is compiled before the first call")
+        num_steps = self.num_hits + self.num_computed
+        if num_steps:
+            lines.append(
+                f"{num_steps} steps: {self.num_hits} reused, {self.num_computed} computed; "
+                f"{self.state_nbytes / 2**20:.2f} MiB held for {self.num_branches} branches"
+            )
+        lines += [_step_line(step) for step in self.steps[-NUM_STEPS_SHOWN:]]
+        if len(self.steps) > NUM_STEPS_SHOWN:
+            lines.append(f"  (the last {NUM_STEPS_SHOWN} of {num_steps} steps; all kept in .steps)")
+        return "\n".join(lines)
+
+
+def _step_line(step: Step) -> str:
+    timestep = "" if step.timestep is None else f" t={step.timestep:<8.4g}"
+    mark = "reuse  " if step.hit else "compute"
+    return f"  {step.request:>6} step {step.step:>3}{timestep} {mark} {step.reason}"
+
+
+def report_of(states: Sequence[ModelState], notes: Sequence[str]) -> Report:
+    """The report of one model, or of the several of a pipeline together."""
+    return Report(
+        graphs=tuple(_graph(g, state) for state in states for g in list(state.graphs.values())),
+        steps=tuple(step for state in states for step in list(state.log.steps)),
+        num_hits=sum(state.log.num_hits for state in states),
+        num_computed=sum(state.log.num_computed for state in states),
+        state_nbytes=sum(state.branches.nbytes for state in states),
+        num_branches=sum(len(state.branches) for state in states),
+        notes=tuple(notes),
+    )
+
+
+def _graph(graph: object, state: ModelState) -> GraphReport:
+    if isinstance(graph, UncachedModel):
+        return refused(str(graph.refusal))
+    assert isinstance(graph, CachedModel)
+    trunk = graph.compiled.trunk
+    return graph_report(
+        trunk,
+        num_distinct=graph.compiled.num_compiled,
+        region=_region(graph, state, trunk.num_blocks),
+        compile_seconds=graph.compiled.compile_seconds,
+    )
+
+
+def _region(graph: CachedModel, state: ModelState, num_blocks: int) -> tuple[int, int] | None:
+    try:
+        return resolve(graph.options, state.overrides).rule.region(num_blocks)
+    except InvalidConfig:
+        return None
+
+
+def graph_report(
+    trunk: Trunk,
+    *,
+    num_distinct: int,
+    region: tuple[int, int] | None = None,
+    compile_seconds: float | None = None,
+) -> GraphReport:
+    """The report of a trunk that was cut."""
+    return GraphReport(
+        block_lists=trunk.block_lists,
+        num_blocks=trunk.num_blocks,
+        num_segments=len(trunk.segments),
+        num_compiled=num_distinct,
+        region=region,
+        compile_seconds=compile_seconds,
+        refusals=(),
+    )
+
+
+def refused(reason: str) -> GraphReport:
+    """The report of a graph that isn't cached."""
+    return GraphReport((), 0, 0, 0, None, None, (reason,))

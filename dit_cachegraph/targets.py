@@ -1,0 +1,64 @@
+"""What users hand to `configure`, `summary` and `reset`: find the transformers in it."""
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from dit_cachegraph.exc import UnknownTarget
+from dit_cachegraph.runtime.models import REGISTRY
+
+
+def modules_in(target: object) -> list[nn.Module]:
+    """The transformers that `target` is or holds: a module, what `torch.compile` returned for one
+    or for its `forward`, or a pipeline.
+
+    Raises:
+        UnknownTarget: it holds none.
+    """
+    if isinstance(target, OptimizedModule):
+        return [target._orig_mod]
+    if isinstance(target, nn.Module):
+        return [target]
+    if isinstance(owner := _owner_of_function(target), nn.Module):
+        return [owner]
+    if modules := _transformers_of_pipeline(target):
+        return modules
+    raise UnknownTarget(
+        f"expected a pipeline, a transformer or what torch.compile returned for it, got "
+        f"{type(target).__name__}"
+    )
+
+
+def _owner_of_function(target: object) -> object:
+    """The module behind `torch.compile(model.forward)`."""
+    original = getattr(target, "_torchdynamo_orig_callable", target)
+    return getattr(original, "__self__", None)
+
+
+def _transformers_of_pipeline(target: object) -> list[nn.Module]:
+    components = getattr(target, "components", None)
+    if not isinstance(components, Mapping):
+        return []
+    modules = {
+        name: value._orig_mod if isinstance(value, OptimizedModule) else value
+        for name, value in components.items()
+        if isinstance(value, nn.Module)
+    }
+    named = [m for name, m in modules.items() if name.startswith("transformer")]
+    return named or [m for m in modules.values() if REGISTRY.has_module(m)]
+
+
+def block_by_block_note(module: nn.Module) -> str | None:
+    """One sentence for a model whose blocks were compiled one by one, so that no graph holds two
+    of them; None for any other."""
+    if module._compiled_call_impl is not None:
+        return None
+    compiled = [n for n, m in module.named_modules() if n and m._compiled_call_impl is not None]
+    if not compiled:
+        return None
+    return (
+        f"{type(module).__name__} was compiled block by block ({compiled[0]} and "
+        f"{len(compiled) - 1} more), so no graph holds two blocks and nothing is cached: call "
+        '`model.compile(backend="cachedit")` on the whole transformer instead'
+    )
