@@ -20,6 +20,7 @@ class GraphReport:
 
     block_lists: tuple[BlockListReport, ...]
     num_blocks: int
+    num_streams: int
     num_segments: int
     num_compiled: int
     region: tuple[int, int] | None
@@ -133,6 +134,7 @@ def graph_report(
     return GraphReport(
         block_lists=trunk.block_lists,
         num_blocks=trunk.num_blocks,
+        num_streams=len(trunk.streams),
         num_segments=len(trunk.segments),
         num_compiled=num_distinct,
         region=region,
@@ -143,4 +145,4 @@ def graph_report(
 
 def refused(reason: str) -> GraphReport:
     """The report of a graph that isn't cached."""
-    return GraphReport((), 0, 0, 0, None, None, (reason,))
+    return GraphReport((), 0, 0, 0, 0, None, None, (reason,))

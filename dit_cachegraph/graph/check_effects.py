@@ -90,7 +90,7 @@ def _is_random(node: fx.Node) -> bool:
     if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"):
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-        return bool(training) and probability != 0
+        return training is not False and probability not in (0, 0.0)
     if isinstance(node.target, torch._ops.OpOverload):
         return any(tag == torch.Tag.nondeterministic_seeded for tag in node.target.tags)
     return name in _RANDOM

@@ -36,7 +36,7 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
     nodes = list(gm.graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
     candidates = _module_lists(nodes)
-    chained = [s for s in candidates if len(s.blocks) > 1 and _is_chained(s, nodes, order)]
+    chained = [s for s in candidates if _has_repeats(s) and _is_chained(s, nodes)]
     if not chained:
         raise CannotCut(_why_no_blocks(candidates))
     work = [num_elements_hint(value_of(node)) for node in nodes]
@@ -80,7 +80,12 @@ def _module_lists(nodes: list[fx.Node]) -> list[BlockSequence]:
     ]
 
 
-def _is_chained(sequence: BlockSequence, nodes: list[fx.Node], order: dict[fx.Node, int]) -> bool:
+def _has_repeats(sequence: BlockSequence) -> bool:
+    """True if two blocks are of one class: an `nn.Sequential` of unlike layers is no block list."""
+    return len({block.class_name for block in sequence.blocks}) < len(sequence.blocks)
+
+
+def _is_chained(sequence: BlockSequence, nodes: list[fx.Node]) -> bool:
     """True if the blocks' spans are apart and each block depends on the one before it."""
     for before, after in zip(sequence.blocks, sequence.blocks[1:], strict=False):
         if before.last >= after.first or not _feeds(before, after, nodes):
@@ -150,7 +155,7 @@ def _hands_over(
     What a list carries into its first block: values that this block reads, no later node reads,
     and that have the layout of something the block hands on.
     """
-    if not (_is_chained(before, nodes, order) and _is_chained(after, nodes, order)):
+    if not (_is_chained(before, nodes) and _is_chained(after, nodes)):
         return False
     last, head = before.blocks[-1], after.blocks[0]
     reached = _reached_from(last, head.first, nodes)

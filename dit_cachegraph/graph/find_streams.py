@@ -70,7 +70,8 @@ def find_streams(assignment: Assignment) -> tuple[StreamNodes, ...]:
         for node, place in end.exits.items():
             labels.union(node, ("exit", end.kind, place))
     _join_through_glue(ends, assignment, labels)
-    _label_last_exits(ends[-1], labels)
+    for end in ends:
+        _join_entries_with_exits(end, labels)
     return _streams(ends, assignment, labels, order)
 
 
@@ -116,19 +117,20 @@ def _block_values_behind(entry: fx.Node, made: set[fx.Node]) -> list[fx.Node]:
     return found
 
 
-def _label_last_exits(last: _Ends, labels: _UnionFind) -> None:
-    """The last block may be of a kind of its own (SD3), so that nothing says which stream its
-    exits are: then the residual path says it (`out = in + ...`), or else a shape of one stream.
-    """
-    entries = {entry for entry in last.entries if not is_weight(entry)}
-    for node in last.exits:
-        root = labels.find(node)
-        if any(labels.find(entry) == root for entry in entries):
-            continue
-        behind = _residual_entries(node, entries)
+def _join_entries_with_exits(end: _Ends, labels: _UnionFind) -> None:
+    """A block of a kind of its own (SD3's last one) has no sibling that says which stream its exits
+    are. Then the residual path says it (`out = in + ...`), then the shape, then the order."""
+    entries = [entry for entry in end.entries if not is_weight(entry)]
+    roots = {labels.find(entry) for entry in entries}
+    lone = [node for node in end.exits if labels.find(node) not in roots]
+    for node in lone:
+        behind = _residual_entries(node, set(entries))
         same_shape = [entry for entry in entries if shape_key(entry) == shape_key(node)]
         origin = behind or same_shape
-        if len({labels.find(entry) for entry in origin}) == 1:
+        if len({labels.find(entry) for entry in origin}) > 1:
+            alike = [other for other in lone if shape_key(other) == shape_key(node)]
+            origin = same_shape[alike.index(node) :][:1]
+        if origin:
             labels.union(node, origin[0])
 
 
