@@ -61,9 +61,13 @@ class _number_from:  # noqa: N801  # argparse names the type in its messages
 
 def _demo(out: Path, num_prompts: int, num_steps: int) -> None:
     # What the demo needs beside torch is optional; `what_is_missing` has looked for it.
+    import transformers  # noqa: PLC0415
+
     from dit_cachegraph.demo.run import DemoSettings, run  # noqa: PLC0415
     from dit_cachegraph.demo.write import table, write  # noqa: PLC0415
 
+    # It warns about image processors, which no part of the demo uses.
+    transformers.logging.set_verbosity_error()
     result = run(DemoSettings(num_prompts=num_prompts, num_steps=num_steps))
     files = write(result, out)
     print("dit_cachegraph.summary(pipe), after the first pictures:\n")

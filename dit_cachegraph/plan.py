@@ -80,7 +80,8 @@ class Trunk:
 
     `made_by[slot]` is the segment that makes the value (-1 for arguments), `last_use[slot]` the
     last one that reads it (`num_blocks + 2` for a value that the call returns). `observe_sizes`
-    are the size arguments that the fused diff takes first.
+    are the size arguments that the fused diff takes first. `signature` is equal for trunks that
+    differ in sizes alone: what one keeps, the other may use.
     """
 
     segments: tuple[Segment, ...]
@@ -93,6 +94,7 @@ class Trunk:
     probe_stream: int
     block_lists: tuple[BlockListReport, ...]
     observe_sizes: tuple[int, ...]
+    signature: int
 
     @property
     def num_blocks(self) -> int:

@@ -55,10 +55,7 @@ class WritingBlock(nn.Module):
 
 
 class GatedBlock(nn.Module):
-    """Pre-norm with shift, scale and gate; reads the text, where there is one, as cross-attention.
-
-    Blocks of one width are of one structure.
-    """
+    """Pre-norm with shift, scale and gate; attends to the text where it is given one."""
 
     def __init__(self, width: int = 2 * DIM) -> None:
         super().__init__()
@@ -163,31 +160,21 @@ class CrossDiT(ToyDiT):
         return h
 
 
-class JointRefinerDiT(ToyDiT):
-    """Joint blocks behind a refiner of the text, whose result the trunk carries as a stream."""
+class JointDiT(ToyDiT):
+    """Two streams, the text behind refiners of its own. Nothing reads the text after the last
+    block, which may not even return it."""
 
-    def __init__(self, num_refiners: int, num_blocks: int) -> None:
+    def __init__(
+        self, num_blocks: int, num_refiners: int = 0, last_drops_text: bool = False
+    ) -> None:
         torch.manual_seed(0)
-        super().__init__([JointBlock() for _ in range(num_blocks)])
+        blocks = [JointBlock() for _ in range(num_blocks - 1)]
+        super().__init__([*blocks, JointBlock(last_drops_text)])
         self.refiners = nn.ModuleList(GatedBlock() for _ in range(num_refiners))
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
         for refiner in self.refiners:
             e = refiner(e, temb)
-        for block in self.blocks:
-            e, h = block(h, e, temb)
-        return h + e.mean(dim=1, keepdim=True)
-
-
-class JointDiT(ToyDiT):
-    """Two streams; nothing reads the text after the last block, which may not even return it."""
-
-    def __init__(self, num_blocks: int, last_drops_text: bool = False) -> None:
-        torch.manual_seed(0)
-        blocks = [JointBlock() for _ in range(num_blocks - 1)]
-        super().__init__([*blocks, JointBlock(last_drops_text)])
-
-    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
         for block in self.blocks:
             e, h = block(h, e, temb)
         return h

@@ -20,7 +20,13 @@ from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import Assignment, segment_name
 from dit_cachegraph.graph.borders import Borders, SegmentGraph, size_arguments
 from dit_cachegraph.graph.find_streams import StreamNodes
-from dit_cachegraph.graph.fx_utils import is_size_arithmetic, layout_key, value_of
+from dit_cachegraph.graph.fx_utils import (
+    is_size_argument,
+    is_size_arithmetic,
+    layout_key,
+    size_expression,
+    value_of,
+)
 from dit_cachegraph.graph.match_pattern import Pattern
 from dit_cachegraph.graph.observe_graph import observe_graph
 from dit_cachegraph.graph.structure import Structure, structure_of
@@ -79,8 +85,11 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
         kind = next(k for k, shared in enumerate(kinds) if i in shared.members)
         segments.append(_segment(i, kind, kinds[kind], piece, slots, assignment))
     sizes, observe = observe_graph(assignment, borders, pattern.probe, pattern.roles)
-    trunk = _trunk(assignment, segments, slots, pattern, borders)
-    trunk = replace(trunk, observe_sizes=tuple(slots[n] for n in sizes))
+    trunk = replace(
+        _trunk(assignment, segments, slots, pattern, borders),
+        observe_sizes=tuple(slots[n] for n in sizes),
+        signature=_signature(pieces, assignment),
+    )
     return Cut(trunk, pattern.roles, tuple(graphs), observe)
 
 
@@ -95,7 +104,8 @@ def _piece(segment: int, assignment: Assignment, borders: Borders) -> _Piece:
     is_last = segment == assignment.num_segments - 1
     wanted = [r for r in assignment.results if isinstance(r, fx.Node)] if is_last else []
     arithmetic = _size_arithmetic((*structure.nodes, *wanted))
-    sizes = [value_of(node) for node in arithmetic]
+    read = dict.fromkeys(a for n in structure.nodes for a in n.all_input_nodes)
+    sizes = [value_of(node) for node in (*arithmetic, *filter(is_size_argument, read))]
     shapes = [borders.fake(entry) for entry in structure.entries]
     symbols = size_arguments([*sizes, *shapes], assignment)
     outputs += [node for node in wanted if node in arithmetic]
@@ -117,6 +127,21 @@ def _size_arithmetic(nodes: Sequence[fx.Node]) -> list[fx.Node]:
         if is_size_arithmetic(node):
             needed[node] = None
     return list(needed)
+
+
+def _signature(pieces: Sequence[_Piece], assignment: Assignment) -> int:
+    """Equal for the graphs that Dynamo makes of one model at several sizes: the same blocks with
+    the same operations, whatever the sizes are."""
+    blocks = [(b.path, b.class_name) for b in assignment.blocks]
+    return hash((*blocks, *(_without_sizes(piece.structure.rows) for piece in pieces[1:-1])))
+
+
+def _without_sizes(row: object) -> object:
+    if isinstance(row, tuple):
+        if len(row) == 2 and row[0] in ("int", "size"):
+            return "size"
+        return tuple(_without_sizes(item) for item in row)
+    return row
 
 
 @dataclass(slots=True)
@@ -200,8 +225,14 @@ def _build(gm: fx.GraphModule, piece: _Piece, shared: _Shared, borders: Borders)
     for node in inputs:
         env[node] = graph.placeholder(node.name)
         env[node].meta["example_value"] = borders.fake(node)
+    holders = {size_expression(node): env[node] for node in piece.symbols}
+
+    def moved(node: fx.Node) -> fx.Node:
+        # Two size arguments may have been found equal: the one that was passed stands for both.
+        return env[node] if node in env else holders[size_expression(node)]
+
     for node in (*piece.arithmetic, *piece.structure.nodes):
-        env[node] = graph.node_copy(node, env.__getitem__)
+        env[node] = graph.node_copy(node, moved)
     by_place = {place: node for node, place in piece.places.items()}
     made = [by_place[place] for place in shared.output_places]
     graph.output(tuple(_at_border(graph, node, env[node], borders) for node in made))
@@ -280,6 +311,7 @@ def _trunk(
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
         observe_sizes=(),
+        signature=0,
     )
 
 

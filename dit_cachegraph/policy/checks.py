@@ -40,7 +40,11 @@ def check_mask(name: str, value: object) -> tuple[int, ...] | None:
     """The mask as a tuple of 0 and 1; any sequence of them is taken."""
     if value is None:
         return None
-    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
-    if not is_sequence or not value or any(v not in (0, 1) for v in value):
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not value
+        or any(v not in (0, 1) for v in value)
+    ):
         raise InvalidConfig(f"{name} must be a sequence of 0 and 1, one a step, got {value!r}")
     return tuple(int(v) for v in value)

@@ -6,11 +6,11 @@ Straight Python over compiled functions; no FX. One driver serves all models, re
 of its graph: what differs between them lies in their state, and weights come with each call.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
+import torch
 from torch import Tensor
 
 from dit_cachegraph import ops
@@ -55,9 +55,11 @@ class CachedModel:
         trunk = compiled.trunk
         self.compiled = compiled
         self.options = dict(options)
+        self._signature = trunk.signature
         self._calls = tuple(self._prepare(i) for i in range(len(trunk.segments)))
         self._blank = [None] * (trunk.num_slots - trunk.num_arguments)
         self._weights = _gatherer(compiled.roles.trunk_parameters)
+        self._first_weight = next(iter(compiled.roles.trunk_parameters), 0)
         self._conditioning = _gatherer(compiled.roles.conditioning)
         self._latents = _gatherer(compiled.roles.latents)
         self._timesteps = _gatherer(compiled.roles.timesteps)
@@ -86,7 +88,9 @@ class CachedModel:
     def _now(self, values: Values) -> _Now:
         """Whose call this is, and by which settings it goes: read once a step."""
         request = current_request()
-        model = REGISTRY.of_weights(self._weights(values))
+        model = REGISTRY.by_weight(values[self._first_weight])
+        if model is None:
+            model = REGISTRY.of_weights(self._weights(values))
         model.graphs.setdefault(id(self), self)
         key = None if request is None else request.key
         branch = model.branches.find(key, self._conditioning(values))
@@ -142,7 +146,7 @@ class CachedModel:
         self._run(values, 1, region.probe_boundary + 1)
         hidden = values[region.probe_out]
         assert isinstance(hidden, Tensor) and isinstance(hidden_in, Tensor)
-        kept = now.branch.kept.get(self)
+        kept = now.branch.kept.get(self._signature)
         moment, observation, timestep = self._look(values, now, kept, hidden, hidden_in)
         history = History() if moment.is_new_image else now.branch.history
         decision = _decide(now, moment, history, observation)
@@ -197,13 +201,13 @@ class CachedModel:
         return tuple(numbers[:num_clocks]) or None, tuple(numbers[num_clocks:])
 
     def _read_clock(self, values: Values) -> tuple[float, ...] | None:
-        clocks = [ops.clock(t).tolist() for t in self._timesteps(values) if isinstance(t, Tensor)]
-        return tuple(itertools.chain.from_iterable(clocks)) or None
+        clocks = [ops.clock(t) for t in self._timesteps(values) if isinstance(t, Tensor)]
+        return tuple(torch.cat(clocks).tolist()) if clocks else None
 
     def _with_host_clock(
         self, values: Values, clock: tuple[float, ...] | None
     ) -> tuple[float, ...] | None:
-        """Timesteps on another device than the stream come first: reading them waits for nothing."""
+        """Timesteps on another device than the stream come first: reading them is no wait."""
         host = [values[i] for i in self.compiled.roles.host_timesteps]
         numbers = [n for t in host if isinstance(t, Tensor) for n in ops.clock(t).tolist()]
         return (*numbers, *(clock or ())) or None
@@ -249,7 +253,7 @@ class CachedModel:
             branch.image = ImageTally()
             branch.kept.clear()
         if not decision.hit and kept is not None and not now.region.is_empty:
-            branch.kept[self] = kept
+            branch.kept[self._signature] = kept
         branch.trajectory = moment.trajectory
         branch.history = history.after(decision)
         if moment.trajectory.is_direction_sure:

@@ -55,12 +55,16 @@ class ModelRegistry:
     def of_weights(self, weights: Sequence[object]) -> ModelState:
         """The state of the model that was called with these trunk weights."""
         tensors = [w for w in weights if isinstance(w, Tensor)]
-        state = self._by_weight.get(tensors[0]) if tensors else None
+        state = (self.by_weight(tensors[0]) if tensors else None) or self._owner(tensors)
         if state is None:
-            state = self._owner(tensors) or ModelState()
-            for weight in tensors:
-                self._by_weight[weight] = state
+            state = ModelState()
+        for weight in tensors:
+            self._by_weight[weight] = state
         return state
+
+    def by_weight(self, weight: object) -> ModelState | None:
+        """The state of the model that has this weight, if it was called before: the fast way."""
+        return self._by_weight.get(weight)
 
     def of_any_weight(self, weights: Iterable[object]) -> ModelState:
         """The state of the model that has any of these weights: for graphs without a trunk."""

@@ -1,0 +1,72 @@
+"""What finding a step's state costs: the model, the branch, the settings and the region."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from bench._engines import CACHE_SETTINGS, force_decision
+from bench._flux import Depth, Preset, build_model, image_after_image, make_image
+from bench._steps import Spread, seconds_each, spread_of
+from dit_cachegraph.backend import cachedit
+from dit_cachegraph.runtime.cached_model import CachedModel
+
+NUM_CALLS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class StateResult:
+    """Microseconds of finding the state and milliseconds of the computed step that it is part of,
+    both process CPU time; `share` is the one by the other, pair by pair."""
+
+    state_microseconds: Spread
+    step_milliseconds: Spread
+    share: Spread
+
+
+@dataclass(slots=True)
+class _CapturingBackend:
+    """The backend, but it keeps the driver and the arguments that Dynamo last called it with."""
+
+    options: Mapping[str, object]
+    driver: CachedModel | None = None
+    arguments: list[object] = field(default_factory=list)
+
+    def __call__(
+        self, gm: fx.GraphModule, example_inputs: Sequence[torch.Tensor]
+    ) -> Callable[..., object]:
+        driver = cachedit(gm, example_inputs, options=self.options)
+        if not isinstance(driver, CachedModel):
+            raise RuntimeError("the model is not cached, so there is no state to find")
+        self.driver = driver
+
+        def run(*args: object) -> object:
+            self.arguments[:] = args
+            return driver(*args)
+
+        return run
+
+
+def measure_state(
+    preset: Preset, depth: Depth, num_rounds: int, inner: str = "inductor"
+) -> StateResult:
+    """Time `CachedModel._now` on the arguments of a real call, and whole computed steps."""
+    model, steps = build_model(preset, depth), image_after_image(make_image(preset))
+    backend = _CapturingBackend({**CACHE_SETTINGS, "inner_backend": inner})
+    call = torch.compile(model, backend=backend)
+    force_decision(model, hit=False)
+    call(**next(steps))
+    driver = backend.driver
+    if driver is None:
+        raise RuntimeError("Dynamo did not call the backend")
+    state_seconds, step_seconds = [], []
+    for _ in range(num_rounds):
+        step_seconds.append(seconds_each(lambda: call(**next(steps)), NUM_CALLS))
+        values = [*backend.arguments, *driver._blank]
+        state_seconds.append(seconds_each(lambda: driver._now(values), NUM_CALLS))  # noqa: B023
+    return StateResult(
+        state_microseconds=spread_of([s * 1e6 for s in state_seconds]),
+        step_milliseconds=spread_of([s * 1e3 for s in step_seconds]),
+        share=spread_of([a / b for a, b in zip(state_seconds, step_seconds, strict=True)]),
+    )

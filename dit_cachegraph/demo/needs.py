@@ -1,0 +1,35 @@
+"""What the demo needs beside torch, said in one sentence where it is missing."""
+
+import importlib.util
+
+PACKAGES = ("diffusers", "transformers", "safetensors", "matplotlib", "tqdm")
+
+
+def what_is_missing() -> str | None:
+    """One sentence about what has to be installed before the demo can run; None if nothing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return (
+            f'the demo needs {", ".join(missing)}: run pip install "dit_cachegraph[demo]" (in a '
+            'checkout, pip install -e ".[demo]")'
+        )
+    return None if _has_cpp_compiler() else NO_COMPILER
+
+
+NO_COMPILER = (
+    "torch.compile needs a C++ compiler on the CPU and found none that runs: install one (on "
+    "Debian and Ubuntu the package g++), or name yours in the environment variable CXX"
+)
+
+
+def _has_cpp_compiler() -> bool:
+    """Inductor's own search, so that the answer is the one that it will come to."""
+    # Importing Inductor takes seconds, which a missing package shouldn't cost.
+    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415
+    from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        return False
+    return True

@@ -1,0 +1,194 @@
+"""Draws the same pictures with plain `torch.compile` and with the cache, and times both."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch._dynamo.backends.registry import list_backends
+
+from dit_cachegraph.api import summary
+from dit_cachegraph.backend import cachedit
+from dit_cachegraph.demo.tiny_flux import draw, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.report import Report
+from dit_cachegraph.runtime.step_log import Step
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """What is drawn, and by which settings of the cache."""
+
+    num_prompts: int = 16
+    num_steps: int = 28
+    num_repetitions: int = 7
+    """Timed runs of each contender, after one that compiles and warms up."""
+    inner_backend: str = "inductor"
+    """Who compiles, for both contenders."""
+    Fn_compute_blocks: int = 1
+    residual_diff_threshold: float = 0.15
+    max_warmup_steps: int = 4
+
+    def cache_options(self) -> dict[str, object]:
+        """The `options` that the cached contender is compiled with."""
+        return {
+            "inner_backend": self.inner_backend,
+            "Fn_compute_blocks": self.Fn_compute_blocks,
+            "residual_diff_threshold": self.residual_diff_threshold,
+            "max_warmup_steps": self.max_warmup_steps,
+        }
+
+
+@dataclass(slots=True)
+class Contender:
+    """One of the two: its pictures [B, 3, 32, 32] in [0, 1], and seconds a run of all pictures."""
+
+    pipe: "FluxPipeline"
+    pictures: Tensor
+    first_run_seconds: float
+    run_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median_seconds(self) -> float:
+        return statistics.median(self.run_seconds)
+
+    @property
+    def compile_seconds(self) -> float:
+        """What the first run took beyond a later one: Dynamo and the inner backend."""
+        return self.first_run_seconds - self.median_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What both did. `report` is `summary` of the cached one after its first run."""
+
+    settings: DemoSettings
+    prompts: list[str]
+    uncached: Contender
+    cached: Contender
+    report: Report
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The cached steps, in order; pictures of one batch share them."""
+        return self.report.steps
+
+    @property
+    def psnr_db(self) -> Tensor:
+        """[B] of the cached pictures against the uncached ones; infinite where they are equal."""
+        return psnr_db(self.cached.pictures, self.uncached.pictures)
+
+    @property
+    def share_of_blocks_run(self) -> float:
+        graph = self.report.graphs[0]
+        start, stop = graph.region or (0, 0)
+        num_skipped = self.report.num_hits * (stop - start)
+        return 1 - num_skipped / (len(self.steps) * graph.num_blocks)
+
+
+def psnr_db(pictures: Tensor, references: Tensor) -> Tensor:
+    """[B]: -10 log10 of the mean squared error of pictures [B, ...] in [0, 1], in float64."""
+    squared_error = (pictures.double() - references.double()).square().flatten(1).mean(1)
+    return -10 * squared_error.log10()
+
+
+def run(settings: DemoSettings) -> DemoResult:
+    """Draw and time everything on one thread; a progress bar goes to stderr."""
+    with _one_thread():
+        return _run(settings)
+
+
+def _run(settings: DemoSettings) -> DemoResult:
+    prompts = shipped_prompts()[: settings.num_prompts]
+    embeddings = embed(prompts)
+    with _progress_bar(settings) as (say, on_step):
+
+        def drawn(pipe: "FluxPipeline") -> tuple[Tensor, float]:
+            start = time.perf_counter()
+            tokens = draw(pipe, embeddings, num_steps=settings.num_steps, on_step=on_step)
+            return (tokens.clamp(-1, 1) + 1) / 2, time.perf_counter() - start
+
+        say("start the compiler")
+        _start_compiler(settings.inner_backend)
+        say("compile, uncached")
+        uncached = _first_run(_uncached_pipeline(settings), settings, drawn)
+        say("compile, cached")
+        cached = _first_run(_cached_pipeline(settings), settings, drawn)
+        report = summary(cached.pipe)
+        say("draw in turn")
+        for _ in range(settings.num_repetitions):
+            for contender in (uncached, cached):
+                contender.run_seconds.append(drawn(contender.pipe)[1])
+    return DemoResult(settings, prompts, uncached, cached, report)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A model this small gains little from a second thread, and where another program has that core
+    each of its thousands of kernels waits: runs took from 1 to 76 seconds."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _start_compiler(inner_backend: str) -> None:
+    """What only the first compilation of a process pays, such as imports and worker processes, is
+    no one's share of `compile_seconds`."""
+    with _empty_compile_cache(inner_backend), torch.no_grad():
+        torch.compile(torch.nn.Linear(8, 8), backend=inner_backend)(torch.ones(1, 8))
+
+
+def _uncached_pipeline(settings: DemoSettings) -> "FluxPipeline":
+    pipe = load_pipeline()
+    pipe.transformer.compile(backend=settings.inner_backend)
+    return pipe
+
+
+def _cached_pipeline(settings: DemoSettings) -> "FluxPipeline":
+    pipe = load_pipeline()
+    # The name is known once the package is installed; a bare checkout has the function only.
+    backend = "cachedit" if "cachedit" in list_backends() else cachedit
+    pipe.transformer.compile(backend=backend, options=settings.cache_options())
+    return pipe
+
+
+def _first_run(
+    pipe: "FluxPipeline",
+    settings: DemoSettings,
+    drawn: Callable[["FluxPipeline"], tuple[Tensor, float]],
+) -> Contender:
+    with _empty_compile_cache(settings.inner_backend):
+        pictures, seconds = drawn(pipe)
+    return Contender(pipe, pictures, seconds)
+
+
+def _empty_compile_cache(inner_backend: str) -> AbstractContextManager[None]:
+    """Without it, the second contender and the second demo would find compiled code on disk."""
+    if inner_backend != "inductor":
+        return nullcontext()
+    # Importing Inductor takes seconds, and other backends do without it.
+    from torch._inductor.utils import fresh_cache  # noqa: PLC0415
+
+    return fresh_cache()
+
+
+@contextmanager
+def _progress_bar(
+    settings: DemoSettings,
+) -> Iterator[tuple[Callable[[str], None], Callable[[], object]]]:
+    """What says the stage, and what is called after each step."""
+    # Optional.
+    from tqdm import tqdm  # noqa: PLC0415
+
+    num_steps = 2 * (1 + settings.num_repetitions) * settings.num_steps
+    with tqdm(total=num_steps, unit="step", mininterval=0.5) as bar:
+        yield bar.set_description, bar.update

@@ -1,0 +1,125 @@
+"""Random numbers and context managers: refused where a skipped block would change what they do."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toy_dits import DIM, GatedBlock, ToyDiT, writing_dit
+from toy_runs import assert_cached, assert_refused
+
+Draw = Callable[[Tensor, bool], Tensor]
+
+
+def named(*functions: Draw) -> list[object]:
+    return [pytest.param(function, id=function.__name__) for function in functions]
+
+
+class DropoutBlock(nn.Module):
+    """Gated by temb; `draw` is one of the ways in which blocks drop things."""
+
+    def __init__(self, draw: Draw) -> None:
+        super().__init__()
+        self.draw = draw
+        self.linear = nn.Linear(DIM, DIM)
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        return h + torch.tanh(temb) * self.draw(self.linear(h), self.training)
+
+
+def dropping_dit(draw: Draw) -> ToyDiT:
+    torch.manual_seed(0)
+    return ToyDiT([DropoutBlock(draw) for _ in range(3)])
+
+
+def dropout(x: Tensor, training: bool) -> Tensor:
+    return F.dropout(x, 0.5, training)
+
+
+def torch_dropout(x: Tensor, training: bool) -> Tensor:
+    return torch.dropout(x, 0.5, training)
+
+
+def noise(x: Tensor, training: bool) -> Tensor:
+    return x + torch.rand_like(x) if training else x
+
+
+def normal_buffer(x: Tensor, training: bool) -> Tensor:
+    return x + torch.empty_like(x).normal_() if training else x
+
+
+def attention_dropout(x: Tensor, training: bool) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if training else 0.0)
+
+
+def feature_dropout(x: Tensor, training: bool) -> Tensor:
+    return F.feature_alpha_dropout(x, 0.5, training)
+
+
+def log_normal_buffer(x: Tensor, training: bool) -> Tensor:
+    return x + torch.empty_like(x).log_normal_().clamp(max=1) if training else x
+
+
+DRAWS = (dropout, torch_dropout, noise, normal_buffer)
+MISSED_DRAWS = (attention_dropout, feature_dropout, log_normal_buffer)
+DRAWS_SENTENCE = r"blocks\.0 draws random numbers \(`\w+` at \w+\.py:\d+\).*call `eval\(\)`"
+
+
+@pytest.mark.parametrize("draw", named(*DRAWS))
+def test_random_numbers_in_training(draw: Draw) -> None:
+    assert_refused(dropping_dit(draw).train(), DRAWS_SENTENCE)
+
+
+@pytest.mark.xfail(strict=True, reason="check_effects._is_random doesn't know these")
+@pytest.mark.parametrize("draw", named(*MISSED_DRAWS))
+def test_random_numbers_of_other_operators(draw: Draw) -> None:
+    assert_refused(dropping_dit(draw).train(), DRAWS_SENTENCE)
+
+
+@pytest.mark.parametrize("draw", named(*DRAWS, *MISSED_DRAWS))
+def test_no_random_numbers_in_eval(draw: Draw) -> None:
+    assert assert_cached(dropping_dit(draw).eval()).num_blocks == 3
+
+
+class NoisyLatentsDiT(ToyDiT):
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        return super().trunk(h + 0.1 * torch.rand_like(h), temb, e)
+
+
+def test_random_numbers_before_the_blocks() -> None:
+    assert assert_cached(NoisyLatentsDiT([GatedBlock() for _ in range(4)])).num_blocks == 4
+
+
+class AutocastTrunkDiT(ToyDiT):
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().trunk(h, temb, e)
+
+
+def autocast_in_the_middle(h: Tensor, t: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = h @ torch.eye(DIM)
+    return h + t * mixed
+
+
+def autocast_to_the_end(h: Tensor, t: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return h + t * (h @ torch.eye(DIM))
+
+
+def test_context_around_the_blocks() -> None:
+    assert_refused(
+        AutocastTrunkDiT([GatedBlock() for _ in range(4)]),
+        "is made in prologue and used in epilogue.*a context manager around several blocks",
+    )
+
+
+def test_context_inside_the_block() -> None:
+    assert assert_cached(writing_dit(autocast_in_the_middle)).num_compiled == 3
+
+
+@pytest.mark.xfail(strict=True, reason="Dynamo puts the exit behind the block's last call")
+def test_context_inside_the_block_to_its_end() -> None:
+    assert assert_cached(writing_dit(autocast_to_the_end)).num_compiled == 3
