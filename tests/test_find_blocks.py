@@ -1,6 +1,6 @@
 """The finder on toys: which lists are the trunk, what they carry, what shares a compiled function.
 
-In the closed-form models block i adds `step_i * sin(timestep)`, and `proj_in` doubles and
+In closed-form models block i adds `step_i * sin(timestep)`, and `proj_in` doubles and
 `proj_out` halves, so that outputs are worked out by hand; sin is 1 at 90 degrees and 0.5 at 30.
 """
 
@@ -54,10 +54,6 @@ def compute_then_hit(model: nn.Module, **settings: object) -> tuple[Tensor, Tens
     return reused["hidden_states"], run(compiled, reused)
 
 
-def assert_closed_form(actual: Tensor, latents: Tensor, slope: float, offset: float) -> None:
-    torch.testing.assert_close(actual, slope * latents + offset)
-
-
 def test_two_lists_are_one_trunk() -> None:
     graph = assert_cached(TwoListDiT(2, 3))
     assert lists_of(graph) == [("blocks", 2), ("single_blocks", 3)]
@@ -76,19 +72,42 @@ def test_two_lists_of_any_length(num_double: int, num_single: int) -> None:
 
 
 @pytest.mark.parametrize("num_refiners", [1, 2, 3])
-def test_refiner_of_carried_text_does_not_join(num_refiners: int) -> None:
-    graph = assert_cached(JointDiT(4, num_refiners))
+@pytest.mark.parametrize("carries_text", [True, False])
+def test_refiner_of_the_text_does_not_join(num_refiners: int, carries_text: bool) -> None:
+    graph = assert_cached(JointDiT(4, num_refiners) if carries_text else CrossDiT(num_refiners, 4))
     assert lists_of(graph) == [("blocks", 4)]
-    assert graph.block_lists[0].pattern == TEXT_AND_IMAGE
+    assert graph.block_lists[0].pattern == (TEXT_AND_IMAGE if carries_text else READS_TEXT)
     assert (graph.num_segments, graph.num_compiled) == (6, 3)
 
 
-@pytest.mark.parametrize("num_refiners", [1, 2, 3])
-def test_refiner_of_text_that_is_only_read_does_not_join(num_refiners: int) -> None:
-    graph = assert_cached(CrossDiT(num_refiners, 4))
+class ConcatenatingDiT(CrossDiT):
+    """The refined text is put before the image: one stream of both through the blocks."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        for refiner in self.refiners:
+            e = refiner(e, temb)
+        both = torch.cat([e, h], dim=1)
+        for block in self.blocks:
+            both = block(both, temb)
+        return both[:, e.shape[1] :]
+
+
+def test_refiner_whose_text_is_put_into_the_one_stream_does_not_join() -> None:
+    graph = assert_cached(ConcatenatingDiT(2, 4))
     assert lists_of(graph) == [("blocks", 4)]
-    assert graph.block_lists[0].pattern == READS_TEXT
-    assert (graph.num_segments, graph.num_compiled) == (6, 3)
+
+
+class LongTextDiT(CrossDiT):
+    """As many tokens of text as of the image, so that sizes don't tell them apart."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        text = torch.cat([e, e], dim=1)[:, : h.shape[1]]
+        return super().trunk(h, temb, text)
+
+
+def test_refiner_of_text_of_the_image_s_size_does_not_join() -> None:
+    graph = assert_cached(LongTextDiT(2, 4))
+    assert lists_of(graph) == [("blocks", 4)]
 
 
 def test_list_of_two_blocks() -> None:
@@ -101,13 +120,13 @@ def test_list_of_two_blocks() -> None:
 def test_closed_form_of_a_hit() -> None:
     latents, output = compute_then_hit(adding_dit(1, 2, 3, 4))
     # One fresh block of 1 * 0.5; the three others as they were at sin 1; all halved.
-    assert_closed_form(output, latents, 1.0, (0.5 + 2 + 3 + 4) / 2)
+    torch.testing.assert_close(output, latents + (0.5 + 2 + 3 + 4) / 2)
 
 
 def test_closed_form_of_a_hit_with_last_blocks() -> None:
     model = adding_dit(1, 2, 3, 4)
     latents, output = compute_then_hit(model, Fn_compute_blocks=2, Bn_compute_blocks=1)
-    assert_closed_form(output, latents, 1.0, (0.5 + 1 + 3 + 2) / 2)
+    torch.testing.assert_close(output, latents + (0.5 + 1 + 3 + 2) / 2)
 
 
 @pytest.mark.xfail(strict=True, reason="temb of one token is taken for text that is read")
@@ -139,7 +158,7 @@ def test_slices_of_temb_leave_the_blocks_one_function() -> None:
 def test_closed_form_of_a_hit_with_slices_of_temb() -> None:
     latents, output = compute_then_hit(SlicedTembDiT(adding_blocks(1, 1, 1, 1)))
     # Block i adds i + 1 times the sine: that of the fresh step in the first block alone.
-    assert_closed_form(output, latents, 1.0, (0.5 + 2 + 3 + 4) / 2)
+    torch.testing.assert_close(output, latents + (0.5 + 2 + 3 + 4) / 2)
 
 
 def test_list_in_a_wrapper_module() -> None:
@@ -191,7 +210,7 @@ def test_closed_form_of_a_hit_of_a_list_run_twice() -> None:
     model = TwiceDiT(adding_blocks(1, 2, 3))
     latents, output = compute_then_hit(model, Fn_compute_blocks=4)
     # Fresh 1, 2, 3 and the second 1; kept the second 2 and 3.
-    assert_closed_form(output, latents, 1.0, ((1 + 2 + 3 + 1) * 0.5 + 2 + 3) / 2)
+    torch.testing.assert_close(output, latents + ((1 + 2 + 3 + 1) * 0.5 + 2 + 3) / 2)
 
 
 def test_last_block_whose_text_nobody_reads_is_shared() -> None:
@@ -261,7 +280,7 @@ class FeaturesDiT(ToyDiT):
 def test_values_from_inside_the_region_that_are_read_after_it() -> None:
     latents, output = compute_then_hit(FeaturesDiT(adding_blocks(1, 2, 3, 4)))
     # 2x + 0.5 behind the fresh block, and 2, 5 and 9 more behind the kept ones.
-    assert_closed_form(output, latents, 4.0, (4 * 0.5 + 2 + 5 + 9) / 2)
+    torch.testing.assert_close(output, 4 * latents + (4 * 0.5 + 2 + 5 + 9) / 2)
 
 
 @pytest.mark.parametrize(
@@ -281,4 +300,4 @@ def test_closed_form_of_a_hit_with_two_towers() -> None:
     model = TowerDiT(adding_blocks(1, 2, 3, 4), adding_blocks(5, 6))
     latents, output = compute_then_hit(model)
     # The side tower always runs.
-    assert_closed_form(output, latents, 2.0, (0.5 + 2 + 3 + 4 + 11 * 0.5) / 2)
+    torch.testing.assert_close(output, 2 * latents + (0.5 + 2 + 3 + 4 + 11 * 0.5) / 2)
