@@ -8,7 +8,7 @@ from dit_cachegraph.report import Report, report_of
 from dit_cachegraph.runtime.cached_model import CachedModel
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.request import Request, entered
-from dit_cachegraph.targets import block_by_block_note, modules_in
+from dit_cachegraph.targets import modules_in, notes_on
 
 
 def configure(target: object, **settings: object) -> None:
@@ -33,7 +33,7 @@ def configure(target: object, **settings: object) -> None:
 def summary(target: object) -> Report:
     """What was found, cut and compiled for a model, and what each of its steps decided and why."""
     modules = modules_in(target)
-    notes = [note for note in map(block_by_block_note, modules) if note is not None]
+    notes = [note for module in modules for note in notes_on(module)]
     return report_of(REGISTRY.states_of(modules), notes)
 
 

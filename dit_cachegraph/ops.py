@@ -19,9 +19,15 @@ def residual_diff(
     Returns [2, B] float32; accumulated in float32 whatever the dtype, so that bfloat16 streams give
     the decisions that float32 ones do.
     """
+    return torch.stack(_residual_sums(hidden, hidden_in, previous, batch_dim))
+
+
+def _residual_sums(
+    hidden: Tensor, hidden_in: Tensor, previous: Tensor, batch_dim: int | None
+) -> list[Tensor]:
     p = previous.float()
     moved = (hidden.float() - hidden_in.float() - p).abs()
-    return torch.stack([_sum_per_sample(moved, batch_dim), _sum_per_sample(p.abs(), batch_dim)])
+    return [_sum_per_sample(moved, batch_dim), _sum_per_sample(p.abs(), batch_dim)]
 
 
 def _sum_per_sample(x: Tensor, batch_dim: int | None) -> Tensor:
@@ -33,8 +39,12 @@ def _sum_per_sample(x: Tensor, batch_dim: int | None) -> Tensor:
 def clock(timestep: Tensor) -> Tensor:
     """(max, sum) over all elements of a timestep, [2] float32. Both, because a timestep per token
     may begin with zeros for ever (the frame that image-to-video keeps)."""
+    return torch.cat(_clock(timestep))
+
+
+def _clock(timestep: Tensor) -> list[Tensor]:
     flat = timestep.float().reshape(-1)
-    return torch.stack([flat.amax(), flat.sum()])
+    return [flat.amax().reshape(1), flat.sum().reshape(1)]
 
 
 def observe(
@@ -46,8 +56,8 @@ def observe(
 ) -> Tensor:
     """Everything that a decision reads, in one vector for one copy to the host:
     [2 * len(timesteps) + 2 * B] float32, first the clocks, then `residual_diff`."""
-    diff = residual_diff(hidden, hidden_in, previous, batch_dim)
-    return torch.cat([*(clock(t) for t in timesteps), diff.reshape(-1)])
+    clocks = [number for t in timesteps for number in _clock(t)]
+    return torch.cat([*clocks, *_residual_sums(hidden, hidden_in, previous, batch_dim)])
 
 
 def residual(hidden: Tensor, hidden_in: Tensor) -> Tensor:

@@ -49,7 +49,28 @@ def _transformers_of_pipeline(target: object) -> list[nn.Module]:
     return named or [m for m in modules.values() if REGISTRY.has_module(m)]
 
 
-def block_by_block_note(module: nn.Module) -> str | None:
+def notes_on(module: nn.Module) -> list[str]:
+    """What `summary` says of a module before anything else."""
+    notes = (_block_by_block_note(module), _foreign_cache_note(module))
+    return [note for note in notes if note is not None]
+
+
+def _foreign_cache_note(module: nn.Module) -> str | None:
+    """One sentence for a module that carries diffusers' or cache-dit's own cache."""
+    if getattr(module, "is_cache_enabled", False) is True:
+        return (
+            f"{type(module).__name__} carries diffusers' own cache, which breaks the graph at "
+            "every block: call `transformer.disable_cache()` before you compile"
+        )
+    if getattr(module, "_is_cached", False) is True:
+        return (
+            f"{type(module).__name__} carries cache-dit's cache, which breaks the graph at every "
+            "block: call `cache_dit.disable_cache(pipe)` before you compile"
+        )
+    return None
+
+
+def _block_by_block_note(module: nn.Module) -> str | None:
     """One sentence for a model whose blocks were compiled one by one, so that no graph holds two
     of them; None for any other."""
     if module._compiled_call_impl is not None:

@@ -129,7 +129,6 @@ def test_closed_form_of_a_hit_with_last_blocks() -> None:
     torch.testing.assert_close(output, latents + (0.5 + 1 + 3 + 2) / 2)
 
 
-@pytest.mark.xfail(strict=True, reason="temb of one token is taken for text that is read")
 def test_pattern_of_one_stream_without_text() -> None:
     assert assert_cached(gated_dit(4)).block_lists[0].pattern == ONE_STREAM
 

@@ -143,7 +143,7 @@ def outline(code: str) -> str:
     for text in code.split("# segment ")[1:]:
         lines = text.splitlines()
         signature = next(line for line in lines if line.strip().startswith("def forward"))
-        names = [a.split(":")[0].strip() for a in signature[signature.index("(") : ].split(",")[1:]]
+        names = [a.split(":")[0].strip() for a in signature[signature.index("(") :].split(",")[1:]]
         values = [n.strip(" )") for n in names if "_parameters_" not in n and "_buffers_" not in n]
         num_weights = len(names) - len(values)
         ops = Counter(
@@ -154,7 +154,7 @@ def outline(code: str) -> str:
         returned = next(line for line in lines if line.strip().startswith("return"))
         parts.append(f"{lines[0]}\n  in: {', '.join(values)} + {num_weights} weights")
         parts.append("  ops: " + ", ".join(f"{k} {v}" for k, v in sorted(ops.items())))
-        parts.append(f"  out: {returned.strip()[len('return '):]}")
+        parts.append(f"  out: {returned.strip()[len('return ') :]}")
     return "\n".join(parts)
 
 
@@ -169,7 +169,9 @@ class CutGraphs(expecttest.TestCase):
         return outline(dc.explain(model, **inputs_of(tiny, model, batch=1)).code[0])
 
     def test_flux(self):
-        self.assertExpectedInline(self.outline_of(FLUX, 4), """\
+        self.assertExpectedInline(
+            self.outline_of(FLUX, 4),
+            """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_guidance_, l_kwargs_pooled_projections_, l_kwargs_encoder_hidden_states_, l_kwargs_txt_ids_, l_kwargs_img_ids_ + 16 weights
   ops: arange 5, cat 7, cos 5, exp 2, float 9, linear 8, outer 3, repeat_interleave 6, silu 3, sin 5, to 6
@@ -185,10 +187,13 @@ class CutGraphs(expecttest.TestCase):
 3: epilogue
   in: conditioning, hidden_states_39 + 4 weights
   ops: chunk 1, layer_norm 1, linear 2, silu 1, to 1
-  out: (output,)""")
+  out: (output,)""",
+        )
 
     def test_sd3(self):
-        self.assertExpectedInline(self.outline_of(SD3, 3), """\
+        self.assertExpectedInline(
+            self.outline_of(SD3, 3),
+            """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_pooled_projections_, l_kwargs_encoder_hidden_states_ + 13 weights
   ops: arange 1, cat 2, contiguous 1, conv2d 1, cos 1, exp 1, flatten 1, float 1, linear 5, reshape 2, silu 2, sin 1, to 2, transpose 1
@@ -204,10 +209,13 @@ class CutGraphs(expecttest.TestCase):
 3: epilogue
   in: conditioning, hidden_states_48 + 4 weights
   ops: chunk 1, einsum 1, layer_norm 1, linear 2, reshape 2, silu 1, to 1
-  out: (output,)""")
+  out: (output,)""",
+        )
 
     def test_sd35(self):
-        self.assertExpectedInline(self.outline_of(SD35, 3), """\
+        self.assertExpectedInline(
+            self.outline_of(SD35, 3),
+            """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_pooled_projections_, l_kwargs_encoder_hidden_states_ + 13 weights
   ops: arange 1, cat 2, contiguous 1, conv2d 1, cos 1, exp 1, flatten 1, float 1, linear 5, reshape 2, silu 2, sin 1, to 2, transpose 1
@@ -227,10 +235,13 @@ class CutGraphs(expecttest.TestCase):
 4: epilogue
   in: conditioning, hidden_states_83 + 4 weights
   ops: chunk 1, einsum 1, layer_norm 1, linear 2, reshape 2, silu 1, to 1
-  out: (output,)""")
+  out: (output,)""",
+        )
 
     def test_wan(self):
-        self.assertExpectedInline(self.outline_of(WAN, 2), """\
+        self.assertExpectedInline(
+            self.outline_of(WAN, 2),
+            """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_encoder_hidden_states_ + 14 weights
   ops: arange 1, cat 4, contiguous 1, conv3d 1, cos 1, exp 1, expand 6, flatten 1, float 1, gelu 1, linear 5, reshape 2, silu 2, sin 1, split 2, transpose 1, type_as 1, unflatten 1, view 6
@@ -242,10 +253,13 @@ class CutGraphs(expecttest.TestCase):
 2: epilogue
   in: temb, hidden_states_35 + 3 weights
   ops: chunk 1, flatten 3, float 2, layer_norm 1, linear 1, permute 1, reshape 1, to 4, type_as 1, unsqueeze 1
-  out: (output,)""")
+  out: (output,)""",
+        )
 
     def test_qwen(self):
-        self.assertExpectedInline(self.outline_of(QWEN, 2), """\
+        self.assertExpectedInline(
+            self.outline_of(QWEN, 2),
+            """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_encoder_hidden_states_, l_self_dict_modules_pos_embed_pos_freqs, l_self_dict_modules_pos_embed_neg_freqs + 9 weights
   ops: arange 1, cat 6, clone 1, contiguous 1, cos 1, exp 1, expand 3, float 1, linear 4, mean 1, pow 1, reshape 1, rsqrt 1, silu 1, sin 1, split 2, to 7, view 3
@@ -257,10 +271,13 @@ class CutGraphs(expecttest.TestCase):
 2: epilogue
   in: sample_2, hidden_states_34 + 4 weights
   ops: chunk 1, layer_norm 1, linear 2, silu 1, to 1
-  out: (output,)""")
+  out: (output,)""",
+        )
 
     def test_dit(self):
-        self.assertExpectedInline(self.outline_of(DIT, 2), """\
+        self.assertExpectedInline(
+            self.outline_of(DIT, 2),
+            """\
 0: prologue
   in: l_hidden_states_ + 3 weights
   ops: contiguous 1, conv2d 1, flatten 1, to 1, transpose 1
@@ -272,4 +289,5 @@ class CutGraphs(expecttest.TestCase):
 2: epilogue
   in: l_timestep_, l_class_labels_, hidden_states_24 + 9 weights
   ops: arange 1, cat 2, chunk 1, cos 1, einsum 1, embedding 1, exp 1, float 1, layer_norm 1, linear 4, reshape 2, silu 2, sin 1, to 1
-  out: (output,)""")
+  out: (output,)""",
+        )

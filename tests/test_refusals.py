@@ -111,7 +111,6 @@ def test_graph_break_outside_the_trunk(broken: type[ToyDiT]) -> None:
     assert len(report.refusals) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="each graph gets a ModelState of its own")
 @BREAKS_OUTSIDE
 def test_graph_break_outside_the_trunk_of_a_model_not_seen_before(broken: type[ToyDiT]) -> None:
     model = broken([GatedBlock() for _ in range(4)])
@@ -178,7 +177,6 @@ def test_compiled_as_a_whole_has_no_note() -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.xfail(strict=True, reason="no sentence names disable_cache() yet")
 @pytest.mark.filterwarnings("ignore::dit_cachegraph.NotCachedWarning")
 def test_diffusers_own_cache_is_named() -> None:
     model = FLUX.build(4)

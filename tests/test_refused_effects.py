@@ -72,7 +72,6 @@ def test_random_numbers_in_training(draw: Draw) -> None:
     assert_refused(dropping_dit(draw).train(), DRAWS_SENTENCE)
 
 
-@pytest.mark.xfail(strict=True, reason="check_effects._is_random doesn't know these")
 @pytest.mark.parametrize("draw", named(*MISSED_DRAWS))
 def test_random_numbers_of_other_operators(draw: Draw) -> None:
     assert_refused(dropping_dit(draw).train(), DRAWS_SENTENCE)
@@ -120,6 +119,5 @@ def test_context_inside_the_block() -> None:
     assert assert_cached(writing_dit(autocast_in_the_middle)).num_compiled == 3
 
 
-@pytest.mark.xfail(strict=True, reason="Dynamo puts the exit behind the block's last call")
 def test_context_inside_the_block_to_its_end() -> None:
     assert assert_cached(writing_dit(autocast_to_the_end)).num_compiled == 3

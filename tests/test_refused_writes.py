@@ -155,7 +155,6 @@ def test_write_to_the_stream(write: Write) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="check_effects.written_by doesn't see these writes")
 @pytest.mark.parametrize("write", named(*MISSED_WRITES))
 def test_write_to_the_stream_in_disguise(write: Write) -> None:
     assert_refused(writing_dit(write), r"blocks\.0 writes in place")
@@ -166,7 +165,6 @@ def test_write_to_the_stream_that_is_returned(write: Write) -> None:
     assert_refused(writing_dit(write), "not cached")
 
 
-@pytest.mark.xfail(strict=True, reason="the sentence speaks of a graph break, not of the write")
 @pytest.mark.parametrize("write", named(*RETURNED_WRITES))
 def test_sentence_for_a_write_that_is_returned(write: Write) -> None:
     assert_refused(writing_dit(write), "in place")
@@ -263,10 +261,6 @@ def test_write_between_blocks_to_the_stream() -> None:
     assert_refused(model, r"blocks\.1 writes in place \(`iadd`.*a value of blocks\.0")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the write is moved before blocks that read the old value",
-)
 def test_write_between_blocks_to_what_earlier_blocks_read() -> None:
     assert_refused(GlueDiT(halve_between_blocks), "writes in place")
 
@@ -283,6 +277,5 @@ class AfterTrunkDiT(ToyDiT):
         return h
 
 
-@pytest.mark.xfail(strict=True, reason="the epilogue always runs, but its writes are refused")
 def test_write_after_the_blocks() -> None:
     assert assert_cached(AfterTrunkDiT([GatedBlock() for _ in range(4)])).num_blocks == 4

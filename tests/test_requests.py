@@ -102,7 +102,9 @@ def test_guidance_as_two_passes(tiny):
         {**u, "hidden_states": c["hidden_states"], "timestep": c["timestep"]}
         for c, u in zip(cond, uncond, strict=True)
     ]
-    ran = [(run_step(compiled, c), run_step(compiled, u)) for c, u in zip(cond, uncond, strict=True)]
+    ran = [
+        (run_step(compiled, c), run_step(compiled, u)) for c, u in zip(cond, uncond, strict=True)
+    ]
     assert_same_run([c for c, _ in ran], oracle_of(model, tiny), cond)
     assert_same_run([u for _, u in ran], oracle_of(model, tiny), uncond)
     assert len({s.request for s in dc.summary(model).steps}) == 2

@@ -130,9 +130,7 @@ def test_a_step_reads_nothing_inside_a_request_with_a_static_mask(monkeypatch):
     steps = steps_of(FLUX, model, 4)
     assert num_reads(compiled, steps[0], monkeypatch) == 1
     assert num_reads(compiled, steps[1], monkeypatch) == 1
-    dc.configure(
-        compiled, steps_computation_mask=[1, 0, 0, 0], steps_computation_policy="static"
-    )
+    dc.configure(compiled, steps_computation_mask=[1, 0, 0, 0], steps_computation_policy="static")
     assert num_reads(compiled, steps[2], monkeypatch) == 1  # the timestep: is it a new image?
     with dc.request("a"):
         assert num_reads(compiled, steps[0], monkeypatch) == 0

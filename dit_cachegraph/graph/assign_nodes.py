@@ -11,7 +11,7 @@ that differ in nothing else stay one compiled function.
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -47,7 +47,8 @@ def assign_nodes(gm: fx.GraphModule, sequences: Sequence[BlockSequence]) -> Assi
         CannotCut: a value crosses a border that is neither a tensor nor an integer.
     """
     nodes = tuple(gm.graph.nodes)
-    blocks = [block for sequence in sequences for block in sequence.blocks]
+    found = [block for sequence in sequences for block in sequence.blocks]
+    blocks = [_with_its_contexts(block, nodes) for block in found]
     segment_of: dict[fx.Node, int] = {}
     spans = iter([*enumerate(blocks), (len(blocks), None)])
     position, block = next(spans)
@@ -79,6 +80,27 @@ def _segment_for(
         return own
     depends_on = max((segment_of[arg] for arg in node.all_input_nodes), default=0)
     return own if depends_on > 0 or not node.all_input_nodes else 0
+
+
+def _with_its_contexts(block: Block, nodes: Sequence[fx.Node]) -> Block:
+    """The block with the context managers that it enters first or leaves last: Dynamo puts those
+    nodes (autocast's) beside the block, without its module path."""
+    first, last = block.first, block.last
+    while _closes(nodes[last + 1], nodes[first : last + 1]):
+        last += 1
+    while first > 0 and any(_closes(u, [nodes[first - 1]]) for u in nodes[first : last + 1]):
+        first -= 1
+    return replace(block, first=first, last=last)
+
+
+def _closes(node: fx.Node, opened: Sequence[fx.Node]) -> bool:
+    """True for a node that ends what one of `opened` began: it reads that, and no tensor."""
+    inputs = node.all_input_nodes
+    return (
+        bool(inputs)
+        and node.op == "call_function"
+        and all(i in opened and value_of(i) is None for i in inputs)
+    )
 
 
 def segment_name(segment: int, blocks: Sequence[Block]) -> str:

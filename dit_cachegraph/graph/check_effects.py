@@ -9,8 +9,10 @@ of Wan fills an `empty_like`) is sound; one to a value from elsewhere is not:
     block:  hidden += control                              # hidden came in: refused
 """
 
+import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -26,21 +28,32 @@ _IN_PLACE_OPERATORS = frozenset(
         "iand", "ior", "ixor", "ilshift", "irshift", "setitem",
     )
 )  # fmt: skip
-_RANDOM = frozenset(
-    ("rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "bernoulli",
-     "multinomial", "normal", "bernoulli_", "normal_", "uniform_", "exponential_")
-)  # fmt: skip
+# Random unless told not to be, with the argument that tells: (its name, its position, its default).
+_RANDOM_IF = {
+    "dropout": ("training", 2, True),
+    "dropout1d": ("training", 2, True),
+    "dropout2d": ("training", 2, True),
+    "dropout3d": ("training", 2, True),
+    "alpha_dropout": ("training", 2, False),
+    "feature_alpha_dropout": ("training", 2, False),
+    "feature_dropout": ("train", 2, True),
+    "native_dropout": ("train", 2, True),
+    "rrelu": ("training", 3, False),
+    "scaled_dot_product_attention": ("dropout_p", 4, 0.0),
+    "multi_head_attention_forward": ("training", 14, True),
+}
+_RANDOM = frozenset(("gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d"))
 
 
 def check_effects(assignment: Assignment) -> None:
     """Raise `CannotCut` at the first effect that a cut or a skipped block would change."""
     made_in = _where_storages_come_from(assignment)
-    for node in assignment.nodes:
+    for i, node in enumerate(assignment.nodes):
         segment = assignment.segment_of.get(node, ARGUMENT)
         if segment == ARGUMENT:
             continue
         for written in written_by(node):
-            _check_write(node, written, segment, made_in, assignment)
+            _check_write(node, i, written, made_in, assignment)
         if 1 <= segment <= len(assignment.blocks) and _is_random(node):
             raise CannotCut(
                 f"{segment_name(segment, assignment.blocks)} draws random numbers "
@@ -51,15 +64,43 @@ def check_effects(assignment: Assignment) -> None:
 
 def written_by(node: fx.Node) -> list[fx.Node]:
     """The arguments that this node writes to in place."""
-    out = node.kwargs.get("out")
-    written = [n for n in (out if isinstance(out, list | tuple) else [out]) if n is not None]
+    written: list[object] = [node.kwargs.get("out")]
     if node.op == "call_function" and node.target in _IN_PLACE_OPERATORS:
         written.append(node.args[0])
-    elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-        written += _written_by_schema(node, node.target)
-    elif _is_in_place_name(node) or node.kwargs.get("inplace") is True:
-        written.append(node.args[0])
-    return [n for n in written if isinstance(n, fx.Node)]
+    elif isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        written += [a for o in _overloads(node.target) for a in _written_by_schema(node, o)]
+    elif _is_in_place_name(node) or _is_told_to_be_in_place(node):
+        written.append(node.args[0] if node.args else next(iter(node.kwargs.values())))
+    return list(dict.fromkeys(_nodes_in(written)))
+
+
+def _nodes_in(argument: object) -> Iterator[fx.Node]:
+    if isinstance(argument, fx.Node):
+        yield argument
+    elif isinstance(argument, list | tuple):
+        for item in argument:
+            yield from _nodes_in(item)
+
+
+def _overloads(
+    target: torch._ops.OpOverload | torch._ops.OpOverloadPacket,
+) -> list[torch._ops.OpOverload]:
+    if isinstance(target, torch._ops.OpOverload):
+        return [target]
+    return [getattr(target, name) for name in target.overloads()]
+
+
+def _is_told_to_be_in_place(node: fx.Node) -> bool:
+    """True for `F.relu(x, inplace=True)`, also where it is told by position."""
+    if "inplace" in node.kwargs:
+        return node.kwargs["inplace"] is True
+    if node.op != "call_function" or not any(a is True for a in node.args):
+        return False
+    try:
+        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return "inplace" in names[: len(node.args)] and node.args[names.index("inplace")] is True
 
 
 def _written_by_schema(node: fx.Node, overload: torch._ops.OpOverload) -> list[object]:
@@ -86,39 +127,64 @@ def _name(node: fx.Node) -> str:
 
 
 def _is_random(node: fx.Node) -> bool:
-    name = _name(node)
-    if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"):
-        training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-        probability = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-        return training is not False and probability not in (0, 0.0)
-    if isinstance(node.target, torch._ops.OpOverload):
-        return any(tag == torch.Tag.nondeterministic_seeded for tag in node.target.tags)
-    return name in _RANDOM
+    """True for what draws random numbers: by torch's own tag on the operator of that name."""
+    name = _name(node).removesuffix(".default")
+    if name in _RANDOM_IF:
+        argument, position, default = _RANDOM_IF[name]
+        told = node.args[position] if len(node.args) > position else node.kwargs.get(argument)
+        told = default if told is None else told
+        return bool(told) and _probability(node) != 0
+    if name in _RANDOM:
+        return True
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        if not hasattr(torch.ops.aten, name):
+            return False
+        target = getattr(torch.ops.aten, name)
+    tags = {tag for overload in _overloads(target) for tag in overload.tags}
+    return torch.Tag.nondeterministic_seeded in tags
 
 
-def _where_storages_come_from(assignment: Assignment) -> dict[int, int]:
-    """storage -> the first segment (or `ARGUMENT`) whose node has it."""
-    made_in: dict[int, int] = {}
-    for node in assignment.nodes:
+def _probability(node: fx.Node) -> object:
+    return node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class _Origins:
+    """Of every storage, the first node that has it, as (its segment, its place in the graph)."""
+
+    of_storage: dict[int, tuple[int, int]]
+
+    def of(self, node: fx.Node) -> set[tuple[int, int]]:
+        return {self.of_storage[storage] for storage in storages_of(node)}
+
+
+def _where_storages_come_from(assignment: Assignment) -> _Origins:
+    found: dict[int, tuple[int, int]] = {}
+    for i, node in enumerate(assignment.nodes):
         segment = assignment.segment_of.get(node)
         if segment is not None:
             for storage in storages_of(node):
-                made_in[storage] = min(segment, made_in.get(storage, segment))
-    return made_in
+                found.setdefault(storage, (segment, i))
+    return _Origins(found)
 
 
 def _check_write(
-    node: fx.Node,
-    written: fx.Node,
-    segment: int,
-    made_in: dict[int, int],
-    assignment: Assignment,
+    node: fx.Node, i: int, written: fx.Node, made: _Origins, assignment: Assignment
 ) -> None:
-    origins = {made_in[storage] for storage in storages_of(written)}
-    if not origins or origins == {segment}:
+    segment = assignment.segment_of[node]
+    first_block = assignment.blocks[0].first
+    outside = {
+        (where, place)
+        for where, place in made.of(written)
+        # What was made among the blocks was moved before them with all that writes to it.
+        if where != segment or (segment == 0 and place < first_block < i)
+    }
+    # The prologue runs before anything is kept, and the epilogue after everything is.
+    is_before = segment == 0 and i < first_block
+    if not outside or is_before or segment == assignment.num_segments - 1:
         return
-    if segment == 0 and origins <= {0, ARGUMENT}:
-        return  # The prologue always runs, before anything is kept.
+    origins = {where for where, _ in outside}
     origin = min(origins)
     where = (
         "an argument of the model"
@@ -126,10 +192,16 @@ def _check_write(
         else "a value of " + segment_name(origin, assignment.blocks)
     )
     raise CannotCut(
-        f"{segment_name(segment, assignment.blocks)} writes in place (`{_name(node)}`"
+        f"{_where(segment, i, assignment)} writes in place (`{_name(node)}`"
         f"{_line(node)}) to `{written.name}`, {where}, which a reused step would leave "
         "unwritten; write `x = x + y` instead of `x += y` there"
     )
+
+
+def _where(segment: int, i: int, assignment: Assignment) -> str:
+    if segment == 0 and i > assignment.blocks[0].first:
+        return "the code between the blocks"
+    return segment_name(segment, assignment.blocks)
 
 
 def _line(node: fx.Node) -> str:

@@ -54,7 +54,7 @@ def inner_compiler(options: CompileOptions, mode: str | None) -> InnerCompiler:
     """
     name, mode = options.inner_backend, options.mode or mode
     if name == "cachedit" or name not in list_backends(exclude_tags=()):
-        known = ", ".join(repr(n) for n in list_backends() if n != "cachedit")
+        known = ", ".join(repr(n) for n in list_backends(exclude_tags=()) if n != "cachedit")
         raise InvalidConfig(f"inner_backend must be a registered backend ({known}), got {name!r}")
     inductor = {**_mode_options(mode), **options.inductor}
     if inductor.get("triton.cudagraphs"):

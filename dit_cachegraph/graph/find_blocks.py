@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from torch import fx
 
 from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.graph.check_effects import written_by
 from dit_cachegraph.graph.fx_utils import (
     is_parameter,
     layout_key,
@@ -34,6 +35,7 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
         CannotCut: the graph has no list of at least two blocks of which each feeds the next.
     """
     nodes = list(gm.graph.nodes)
+    _check_hooks(nodes)
     order = {node: i for i, node in enumerate(nodes)}
     candidates = _module_lists(nodes)
     chained = [s for s in candidates if _has_repeats(s) and _is_chained(s, nodes)]
@@ -42,6 +44,16 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
     work = [num_elements_hint(value_of(node)) for node in nodes]
     anchor = max(chained, key=lambda s: sum(sum(work[b.first : b.last + 1]) for b in s.blocks))
     return _extend(anchor, candidates, nodes, order)
+
+
+def _check_hooks(nodes: list[fx.Node]) -> None:
+    """Refuse the fragments of a model whose forward methods diffusers' hooks have replaced."""
+    for node in nodes:
+        if any("original_forward" in path for _, path, _ in module_stack(node)):
+            raise CannotCut(
+                "hooks replace the forward methods of the blocks, as diffusers' own cache does: "
+                "call `transformer.disable_cache()` before you compile"
+            )
 
 
 def _why_no_blocks(candidates: list[BlockSequence]) -> str:
@@ -103,8 +115,10 @@ def _feeds(before: Block, after: Block, nodes: list[fx.Node]) -> bool:
 
 
 def _reached_from(block: Block, stop: int, nodes: list[fx.Node]) -> set[fx.Node]:
-    """The block's own nodes and all that depend on them before node number `stop`."""
+    """The block's own nodes, what they write to, and what depends on them before node `stop`."""
     reached = set(nodes[block.first : block.last + 1])
+    for node in nodes[block.first : block.last + 1]:
+        reached.update(written_by(node))
     for node in nodes[block.last + 1 : stop]:
         if any(arg in reached for arg in node.all_input_nodes):
             reached.add(node)

@@ -57,7 +57,7 @@ def find_roles(assignment: Assignment, probe: StreamNodes) -> ArgumentRoles:
     conditioning = [n for n in users if n not in latents and n not in timesteps]
     device = _device(entry)
     return ArgumentRoles(
-        trunk_parameters=tuple(index[n] for n in arguments if _is_trunk_weight(n, assignment)),
+        trunk_parameters=tuple(index[n] for n in _trunk_weights(assignment)),
         latents=tuple(index[n] for n in latents),
         timesteps=tuple(index[n] for n in timesteps if _device(n) == device),
         host_timesteps=tuple(index[n] for n in timesteps if _device(n) != device),
@@ -73,11 +73,16 @@ def _user_tensors(assignment: Assignment) -> list[fx.Node]:
     ]
 
 
-def _is_trunk_weight(node: fx.Node, assignment: Assignment) -> bool:
+def _trunk_weights(assignment: Assignment) -> list[fx.Node]:
+    """The weights that the blocks read; all weights, where the blocks have none."""
     last = assignment.num_segments - 1
-    return is_parameter(node) and any(
-        0 < assignment.segment_of.get(user, ARGUMENT) < last for user in node.users
-    )
+    weights = [n for n in assignment.nodes if n.op == "placeholder" and is_parameter(n)]
+    in_trunk = [
+        n
+        for n in weights
+        if any(0 < assignment.segment_of.get(user, ARGUMENT) < last for user in n.users)
+    ]
+    return in_trunk or weights
 
 
 def _arguments_behind(node: fx.Node) -> set[fx.Node]:

@@ -98,7 +98,7 @@ def _reads_an_outside_sequence(
         if node in own or is_weight(node) or len(other) != len(shape) or len(shape) < 3:
             continue
         # Rotary tables are broadcast over the batch and modulation over the tokens.
-        if other[1] not in (1, shape[1]) and other[0] == shape[0]:
+        if other[1] not in ("1", shape[1]) and other[0] == shape[0]:
             return True
     return False
 

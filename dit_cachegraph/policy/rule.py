@@ -1,6 +1,6 @@
 """What a rule sees and says: plain frozen data, and the protocol that a rule fulfils."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -16,12 +16,11 @@ class History:
     def after(self, decision: "Decision") -> "History":
         """The history that the next step sees."""
         recorded = decision.diff if decision.is_recorded and decision.diff is not None else 0.0
-        return replace(
-            self,
-            step=self.step + 1,
-            num_hits=self.num_hits + decision.hit,
-            num_hits_in_a_row=self.num_hits_in_a_row + 1 if decision.hit else 0,
-            accumulated_diff=self.accumulated_diff + max(recorded, 0.0),
+        return History(
+            self.step + 1,
+            self.num_hits + decision.hit,
+            self.num_hits_in_a_row + 1 if decision.hit else 0,
+            self.accumulated_diff + max(recorded, 0.0),
         )
 
 

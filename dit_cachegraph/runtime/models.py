@@ -29,6 +29,14 @@ class ModelState:
     direction: int = 0
     graphs: dict[int, object] = field(default_factory=dict)
 
+    def absorb(self, other: "ModelState") -> None:
+        """Take over what was seen of the same model by another of its graphs."""
+        self.overrides = {**other.overrides, **self.overrides}
+        other.branches.drop()  # Their next steps compute.
+        self.log.absorb(other.log)
+        self.direction = self.direction or other.direction
+        self.graphs.update(other.graphs)
+
 
 class ModelRegistry:
     """Finds the state of a model by module or by weights. Both are held weakly: a model that dies
@@ -41,12 +49,19 @@ class ModelRegistry:
         self._by_weight: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def of_module(self, module: nn.Module) -> ModelState:
-        """The state of `module`, made now if it has none yet."""
-        state = self._by_module.get(module)
-        if state is None:
-            known = (self._by_weight.get(p) for p in module.parameters())
-            state = next((s for s in known if s is not None), None) or ModelState()
-            self._by_module[module] = state
+        """The state of `module`, made now if it has none yet. Several graphs of a model that breaks
+        may have found no weight in common: from now on they share one state."""
+        tensors = list(_tensors_of(module))
+        own = self._by_module.get(module)
+        known = [own, *(self._by_weight.get(tensor) for tensor in tensors)]
+        states = list(dict.fromkeys(state for state in known if state is not None))
+        state = states[0] if states else ModelState()
+        for other in states[1:]:
+            state.absorb(other)
+        if len(states) > 1:
+            for tensor in tensors:
+                self._by_weight[tensor] = state
+        self._by_module[module] = state
         return state
 
     def has_module(self, module: nn.Module) -> bool:

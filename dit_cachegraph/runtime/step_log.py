@@ -36,6 +36,12 @@ class StepLog:
         self.num_hits += step.hit
         self.num_computed += not step.hit
 
+    def absorb(self, other: "StepLog") -> None:
+        """Count what another log of the same model saw as well."""
+        self.steps.extend(other.steps)
+        self.num_hits += other.num_hits
+        self.num_computed += other.num_computed
+
 
 def log_image(request: str, tally: ImageTally) -> None:
     """The line that tells a user, without being asked, whether the cache did anything."""

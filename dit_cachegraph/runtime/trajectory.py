@@ -59,11 +59,11 @@ def advance(
         # one step. Computing is right for both; the next call tells.
         return Moment(_go_on(before, clock, moved), is_new_image=False, is_certain=moved < 0)
     if moved == direction:
-        return Moment(replace(_go_on(before, clock, moved), is_direction_sure=True), False)
+        return Moment(_go_on(before, clock, moved, is_sure=True), is_new_image=False)
     if before.num_calls == 2 and not before.is_direction_sure and before.direction > 0:
         # It was an abort: the call before this one was step 0.
         late = replace(before, first=before.last, num_calls=1)
-        return Moment(replace(_go_on(late, clock, moved), is_direction_sure=True), False)
+        return Moment(_go_on(late, clock, moved, is_sure=True), is_new_image=False)
     return Moment(_begin(clock, shape, known_direction or direction), is_new_image=True)
 
 
@@ -71,9 +71,16 @@ def _begin(clock: Clock | None, shape: tuple[object, ...], direction: int) -> Tr
     return Trajectory(clock, clock, shape, 1, direction, direction != 0)
 
 
-def _go_on(before: Trajectory, clock: Clock | None, direction: int) -> Trajectory:
-    return replace(
-        before, last=clock or before.last, num_calls=before.num_calls + 1, direction=direction
+def _go_on(
+    before: Trajectory, clock: Clock | None, direction: int, is_sure: bool | None = None
+) -> Trajectory:
+    return Trajectory(
+        before.first,
+        clock or before.last,
+        before.shape,
+        before.num_calls + 1,
+        direction,
+        before.is_direction_sure if is_sure is None else is_sure,
     )
 
 
