@@ -74,7 +74,6 @@ def build_model(preset: Preset, depth: Depth, seed: int = 0) -> nn.Module:
         num_attention_heads=preset.num_heads,
         joint_attention_dim=TEXT_DIM,
         pooled_projection_dim=POOLED_DIM,
-        guidance_embeds=True,
         axes_dims_rope=ROPE_DIMS,
     )
     with torch.no_grad():
@@ -98,7 +97,6 @@ def make_image(preset: Preset, seed: int = 0) -> tuple[Inputs, ...]:
     start = normal(1, num_image_tokens, NUM_CHANNELS)
     end = normal(1, num_image_tokens, NUM_CHANNELS)
     conditioning: Inputs = {
-        "guidance": torch.full([1], 3.5),
         "pooled_projections": normal(1, POOLED_DIM),
         "encoder_hidden_states": normal(1, preset.num_text_tokens, TEXT_DIM),
         "txt_ids": torch.zeros(preset.num_text_tokens, 3),

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from oracle import EagerOracle
 from torch import Tensor, nn
 
 import dit_cachegraph as dc
+from oracle import EagerOracle
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import itertools
 import random
 
 import pytest
-from oracle import EagerOracle
-from running import assert_same_run, compile_cached, run_all
-from tiny_models import TINY_MODELS, trajectory
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
+from oracle import EagerOracle
+from running import assert_same_run, compile_cached, run_all
+from tiny_models import TINY_MODELS, trajectory
 
 pytestmark = pytest.mark.e2e
 

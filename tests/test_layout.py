@@ -3,12 +3,12 @@ hits under Inductor, at batch 2 and 3, with its own size checks on."""
 
 import pytest
 import torch
-from oracle import EagerOracle
-from running import assert_same_run, compile_cached, run_all
-from tiny_models import DIT, FLUX, QWEN, SD3, WAN, build_flux, trajectory
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
+from oracle import EagerOracle
+from running import assert_same_run, compile_cached, run_all
+from tiny_models import DIT, FLUX, QWEN, SD3, WAN, build_flux, trajectory
 
 pytestmark = pytest.mark.e2e
 

@@ -4,11 +4,11 @@ import gc
 
 import pytest
 import torch
-from running import compile_cached
-from tiny_models import build_flux, trajectory, FLUX
 from torch.profiler import ProfilerActivity, profile
 
 import dit_cachegraph as dc
+from running import compile_cached
+from tiny_models import FLUX, build_flux, trajectory
 
 pytestmark = pytest.mark.e2e
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import expecttest
 import pytest
 import torch
-from running import compile_cached, relative_error, run_all
-from tiny_models import DIT, FLUX, QWEN, SD3, SD35, WAN, TinyModel, trajectory
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
+from running import compile_cached, relative_error, run_all
+from tiny_models import DIT, FLUX, QWEN, SD3, SD35, WAN, TinyModel, trajectory
 
 pytestmark = pytest.mark.e2e
 

@@ -5,11 +5,11 @@ import threading
 
 import pytest
 import torch
+
+import dit_cachegraph as dc
 from oracle import EagerOracle
 from running import assert_same_run, compile_cached, run_all, run_step
 from tiny_models import FLUX, WAN, at_step, build_flux, trajectory
-
-import dit_cachegraph as dc
 
 pytestmark = pytest.mark.e2e
 

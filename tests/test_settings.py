@@ -4,13 +4,13 @@ import random
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+
+import dit_cachegraph as dc
 from oracle import EagerOracle
 from running import compile_cached, relative_error, run_all, run_step
 from test_against_oracle import all_defaults, random_settings
 from tiny_models import FLUX, WAN, trajectory
-from torch._dynamo.utils import counters
-
-import dit_cachegraph as dc
 
 pytestmark = pytest.mark.e2e
 

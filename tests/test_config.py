@@ -1,0 +1,249 @@
+"""Options: what each takes and refuses with which sentence, and which layer wins."""
+
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, fields
+from types import MappingProxyType
+
+import pytest
+import torch
+
+import dit_cachegraph as dc
+from dit_cachegraph.config import CommonSettings, CompileOptions, resolve, split_options
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.dbcache import DBCacheConfig
+
+NAN, INF = float("nan"), float("inf")
+NOT_NUMBERS = ["1", [1], (), True, False]
+NOT_INTS = [*NOT_NUMBERS, 1.0, 0.5, NAN, INF]
+NOT_CHOICES = ["", "Max", "dynamic ", None, 0, True, ["max"]]
+NOT_MASKS = [[], (), "10", 1, True, [2], [-1], [0.5], [None], ["1"], [[1]], {0, 1}, {0: 1}]
+# Name: (taken, refused, what the sentence says is allowed).
+OPTIONS: Mapping[str, tuple[list[object], list[object], str]] = MappingProxyType(
+    {
+        "enabled": ([True, False], [None, 0, 1, "yes", []], "True or False"),
+        "num_inference_steps": ([None, 1, 50], [0, -1, *NOT_INTS], "an integer of at least 1"),
+        "Fn_compute_blocks": ([None, 1, 57], [0, -1, *NOT_INTS], "an integer of at least 1"),
+        "Bn_compute_blocks": ([0, 57], [None, -1, *NOT_INTS], "an integer of at least 0"),
+        "residual_diff_threshold": (
+            [0, 0.0, 0.08, 1, 7.5],
+            [None, NAN, INF, -INF, -0.01, *NOT_NUMBERS],
+            "a finite number of at least 0",
+        ),
+        "max_accumulated_residual_diff_threshold": (
+            [None, 0, 0.5, 12],
+            [NAN, INF, -1, *NOT_NUMBERS],
+            "a finite number of at least 0",
+        ),
+        "max_warmup_steps": ([0, 8], [None, -1, *NOT_INTS], "an integer of at least 0"),
+        "warmup_interval": ([1, 3], [None, 0, -1, *NOT_INTS], "an integer of at least 1"),
+        "max_cached_steps": ([-1, 0, 9], [None, -2, *NOT_INTS], "an integer of at least -1"),
+        "max_continuous_cached_steps": (
+            [-1, 0, 9],
+            [None, -2, *NOT_INTS],
+            "an integer of at least -1",
+        ),
+        "steps_computation_mask": (
+            [None, (1,), (0, 1)],
+            NOT_MASKS,
+            "a sequence of 0 and 1, one a step",
+        ),
+        "steps_computation_policy": (
+            ["dynamic", "static"],
+            NOT_CHOICES,
+            "one of 'dynamic', 'static'",
+        ),
+        "batch_rule": (["max", "mean"], NOT_CHOICES, "one of 'max', 'mean'"),
+    }
+)
+GOOD = [(name, value) for name, (taken, _, _) in OPTIONS.items() for value in taken]
+BAD = [(name, value) for name, (_, refused, _) in OPTIONS.items() for value in refused]
+
+
+def value_in(layers: tuple[Mapping[str, object], ...], name: str) -> object:
+    settings = resolve(*layers)
+    part = settings.common if name in {f.name for f in fields(CommonSettings)} else settings.rule
+    return getattr(part, name)
+
+
+def test_every_option_is_tried_here():
+    known = [*fields(CommonSettings), *fields(DBCacheConfig)]
+    assert {f.name for f in known} == set(OPTIONS)
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD, ids=lambda x: repr(x))
+def test_taken(name, value):
+    assert value_in(({name: value},), name) == value
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=lambda x: repr(x))
+def test_refused_with_name_value_and_range(name, value):
+    with pytest.raises(InvalidConfig) as raised:
+        resolve({name: value})
+    assert str(raised.value) == f"{name} must be {OPTIONS[name][2]}, got {value!r}"
+
+
+def test_refusals_are_the_packages_and_value_errors():
+    assert issubclass(dc.InvalidConfig, ValueError) and issubclass(
+        dc.InvalidConfig, dc.CacheGraphError
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("Fn_compute_block", "Fn_compute_blocks"),
+        ("fn_compute_blocks", "Fn_compute_blocks"),
+        ("residual_threshold", "residual_diff_threshold"),
+        ("max_warmup_step", "max_warmup_steps"),
+        ("max_continuous_steps", "max_continuous_cached_steps"),
+        ("enable", "enabled"),
+    ],
+)
+def test_unknown_name_with_the_nearest(name, nearest):
+    with pytest.raises(InvalidConfig) as raised:
+        resolve({name: 1})
+    assert str(raised.value) == f"unknown option {name}: did you mean {nearest}?"
+
+
+def test_unknown_name_with_nothing_near_lists_all():
+    with pytest.raises(InvalidConfig) as raised:
+        resolve({"zzz": 1})
+    assert str(raised.value) == f"unknown option zzz: known: {', '.join(sorted(OPTIONS))}"
+
+
+def test_options_also_know_those_of_the_compilation():
+    with pytest.raises(InvalidConfig, match="unknown option inner_backed: did you mean inner_b"):
+        split_options({"inner_backed": "eager"})
+    with pytest.raises(InvalidConfig, match="unknown option zzz: known: .*inductor, inner_backend"):
+        split_options({"zzz": 1})
+
+
+def test_a_later_layer_wins_name_by_name():
+    layers = (
+        {"Fn_compute_blocks": 1, "max_warmup_steps": 1, "batch_rule": "mean"},
+        {"Fn_compute_blocks": 2, "max_warmup_steps": 2},
+        {"Fn_compute_blocks": 3},
+    )
+    settings = resolve(*layers)
+    assert settings.rule == DBCacheConfig(
+        Fn_compute_blocks=3, max_warmup_steps=2, batch_rule="mean"
+    )
+    assert settings.common == CommonSettings()
+
+
+def test_a_later_layer_may_give_the_default_back():
+    layers = ({"Fn_compute_blocks": 3, "enabled": False}, {"Fn_compute_blocks": None})
+    assert value_in(layers, "Fn_compute_blocks") is None
+    assert value_in(layers, "enabled") is False
+
+
+def test_no_layer_is_changed():
+    layers = ({"Fn_compute_blocks": 1}, {"Fn_compute_blocks": 2})
+    resolve(*layers)
+    assert layers == ({"Fn_compute_blocks": 1}, {"Fn_compute_blocks": 2})
+    assert resolve().rule == resolve({}).rule == DBCacheConfig()
+
+
+def test_options_are_split():
+    inductor = {"max_autotune": True}
+    compile_options, settings = split_options(
+        {"inner_backend": "eager", "mode": "default", "inductor": inductor, "enabled": False}
+    )
+    assert compile_options == CompileOptions(
+        inner_backend="eager", mode="default", inductor=inductor
+    )
+    assert settings == {"enabled": False}
+    assert split_options({}) == (CompileOptions(), {})
+
+
+def test_bad_setting_among_options_is_refused():
+    with pytest.raises(InvalidConfig, match="Fn_compute_blocks must be an integer of at least 1"):
+        split_options({"inner_backend": "eager", "Fn_compute_blocks": 0})
+
+
+@pytest.mark.parametrize("value", [None, "max_autotune", ["max_autotune"], 1])
+@pytest.mark.xfail(strict=True, reason="options of the compilation are not checked")
+def test_inductors_options_must_be_a_mapping(value):
+    with pytest.raises(InvalidConfig, match="inductor must be"):
+        split_options({"inductor": value})
+
+
+@pytest.mark.parametrize("name", ["inner_backend", "mode", "inductor"])
+def test_what_the_compilation_decided_is_refused_later(name):
+    sentence = (
+        f"{name} is decided when the model is compiled: give it to torch.compile, in `options`"
+    )
+    module = torch.nn.Linear(1, 1)
+    for give in (lambda: dc.configure(module, **{name: None}), lambda: dc.request(1, **{name: 1})):
+        with pytest.raises(InvalidConfig) as raised:
+            give()
+        assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize("mask", [[1, 0], (1, 0), [True, False], [1.0, 0.0], b"\x01\x00"])
+def test_a_mask_is_any_sequence_and_kept_as_a_tuple_of_ints(mask):
+    kept = DBCacheConfig(steps_computation_mask=mask).steps_computation_mask
+    assert (kept, [type(v) for v in kept or ()]) == ((1, 0), [int, int])
+
+
+def test_a_mask_that_is_changed_later_changes_nothing():
+    mask = [1, 0]
+    config = DBCacheConfig(steps_computation_mask=mask)
+    mask[1] = 1
+    assert config.steps_computation_mask == (1, 0)
+
+
+@pytest.mark.xfail(strict=True, reason="`options` keeps the caller's list")
+def test_a_mask_of_options_that_is_changed_later_changes_nothing():
+    mask = [1, 0]
+    _, settings = split_options({"steps_computation_mask": mask})
+    mask[1] = 1
+    assert value_in((settings,), "steps_computation_mask") == (1, 0)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(DBCacheConfig)])
+def test_config_is_frozen_and_takes_names_only(name):
+    config = DBCacheConfig()
+    with pytest.raises(FrozenInstanceError):
+        setattr(config, name, OPTIONS[name][0][-1])
+    assert hash(config) == hash(DBCacheConfig())
+    with pytest.raises(TypeError):
+        DBCacheConfig(8)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "num_blocks", "expected"),
+    [
+        (None, 0, 1, (1, 1)),
+        (None, 0, 3, (1, 3)),
+        (None, 0, 4, (1, 4)),
+        (None, 2, 12, (3, 10)),
+        (None, 0, 31, (7, 31)),
+        (None, 0, 57, (8, 57)),
+        (8, 0, 8, (8, 8)),
+        (1, 0, 57, (1, 57)),
+        (8, 8, 57, (8, 49)),
+        (40, 17, 57, (40, 40)),
+    ],
+)
+def test_region(first, last, num_blocks, expected):
+    config = DBCacheConfig(Fn_compute_blocks=first, Bn_compute_blocks=last)
+    assert config.region(num_blocks) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "num_blocks", "said_first"), [(8, 0, 7, 8), (3, 2, 4, 3), (None, 4, 4, 1)]
+)
+def test_more_first_and_last_blocks_than_there_are(first, last, num_blocks, said_first):
+    config = DBCacheConfig(Fn_compute_blocks=first, Bn_compute_blocks=last)
+    with pytest.raises(InvalidConfig) as raised:
+        config.region(num_blocks)
+    assert str(raised.value) == (
+        f"Fn_compute_blocks={said_first} + Bn_compute_blocks={last} is more than the {num_blocks} "
+        "blocks of this model: lower one of them"
+    )
+
+
+def test_a_request_needs_a_key():
+    with pytest.raises(TypeError, match="the key names the request and can't be None"):
+        dc.request(None)
