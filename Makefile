@@ -50,7 +50,7 @@ test-all: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy dit_cachegraph $(wildcard kernels/dit_cachegraph_kernels)
+	$(BIN)/mypy dit_cachegraph bench $(wildcard kernels/dit_cachegraph_kernels)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.models --preset host

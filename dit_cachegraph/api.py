@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager
 
-from dit_cachegraph.config import resolve
+from dit_cachegraph.config import frozen, resolve
 from dit_cachegraph.report import Report, report_of
 from dit_cachegraph.runtime.cached_model import CachedModel
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
@@ -22,7 +22,7 @@ def configure(target: object, **settings: object) -> None:
         InvalidConfig: an unknown name or a bad value, or more first and last blocks than there are.
         UnknownTarget: `target` holds no transformer.
     """
-    given = _frozen(settings)
+    given = frozen(settings)
     states = REGISTRY.states_of(modules_in(target))
     for state in states:
         _check(state, {**state.overrides, **given})
@@ -55,14 +55,9 @@ def request(key: Hashable, **settings: object) -> AbstractContextManager[None]:
     """
     if key is None:
         raise TypeError("request(key): the key names the request and can't be None")
-    overrides = _frozen(settings)
+    overrides = frozen(settings)
     resolve(overrides)
     return entered(Request(key, overrides))
-
-
-def _frozen(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings with their lists as tuples, so that later changes of a list change nothing."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
 
 def _check(state: ModelState, overrides: Mapping[str, object]) -> None:

@@ -5,7 +5,7 @@ layer wins, name by name. None of them is in the compiled code, so none of them 
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from dit_cachegraph.exc import InvalidConfig
@@ -53,6 +53,14 @@ class CompileOptions:
     inductor: Mapping[str, object] = field(default_factory=dict)
     """Inductor's own options, such as {"max_autotune": True}."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner_backend, str):
+            raise InvalidConfig(f"inner_backend must be a name, got {self.inner_backend!r}")
+        if self.mode is not None and not isinstance(self.mode, str):
+            raise InvalidConfig(f"mode must be a name, got {self.mode!r}")
+        if not isinstance(self.inductor, Mapping):
+            raise InvalidConfig(f"inductor must be a dict of options, got {self.inductor!r}")
+
 
 _COMMON = frozenset(f.name for f in fields(CommonSettings))
 _RULE = frozenset(f.name for f in fields(DBCacheConfig))
@@ -81,9 +89,17 @@ def split_options(options: Overrides) -> tuple[CompileOptions, dict[str, object]
     """`torch.compile`'s options: what the compilation needs, and the settings of the cache."""
     _check_names(options, _COMMON | _RULE | _COMPILE)
     compile_options = {name: value for name, value in options.items() if name in _COMPILE}
-    settings = {name: value for name, value in options.items() if name not in _COMPILE}
+    settings = frozen({name: value for name, value in options.items() if name not in _COMPILE})
     resolve(settings)
     return CompileOptions(**compile_options), settings  # type: ignore[arg-type]
+
+
+def frozen(settings: Overrides) -> dict[str, object]:
+    """The settings with their sequences as tuples: a list that changes later changes nothing."""
+    return {
+        name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for name, value in settings.items()
+    }
 
 
 def _check_names(given: Overrides, known: frozenset[str]) -> None:

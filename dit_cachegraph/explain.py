@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -11,7 +13,8 @@ from dit_cachegraph.backend import cut_graph
 from dit_cachegraph.config import resolve
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.report import GraphReport, graph_report, refused
-from dit_cachegraph.targets import modules_in
+from dit_cachegraph.runtime.models import REGISTRY
+from dit_cachegraph.targets import as_module, modules_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +27,9 @@ class Explanation:
 
     def __str__(self) -> str:
         header = f"{len(self.graphs)} graph" + ("s" if len(self.graphs) != 1 else "")
-        breaks = len(self.graphs) - 1
-        lines = [header if breaks <= 0 else f"{header}, {breaks} graph breaks"]
-        return "\n".join([*lines, *(str(graph) for graph in self.graphs)])
+        if len(self.graphs) > 1:
+            header += ": it breaks (TORCH_LOGS=graph_breaks shows where)"
+        return "\n".join([header, *(str(graph) for graph in self.graphs)])
 
 
 def explain(target: object, *args: object, **kwargs: object) -> Explanation:
@@ -36,28 +39,39 @@ def explain(target: object, *args: object, **kwargs: object) -> Explanation:
     first call of its transformer. Nothing is compiled and the model isn't changed.
     """
     module = modules_in(target)[0]
-    if not isinstance(target, nn.Module):
+    if as_module(target) is None:
         args, kwargs = _first_call(target, module, args, kwargs)
+    overrides = REGISTRY.of_module(module).overrides if REGISTRY.has_module(module) else {}
     found: list[tuple[GraphReport, str]] = []
 
     def record(
         gm: fx.GraphModule, example_inputs: Sequence[torch.Tensor], **_: object
     ) -> Callable[..., object]:
-        found.append(_explain_graph(gm))
+        found.append(_explain_graph(gm, overrides))
         return gm.forward
 
-    forward = module.forward
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.compile(forward, backend=record)(*args, **kwargs)
+        torch.compile(_code_of_its_own(cast(FunctionType, _forward)), backend=record)(
+            module, args, kwargs
+        )
     return Explanation(tuple(r for r, _ in found), tuple(code for _, code in found))
 
 
-def _explain_graph(gm: fx.GraphModule) -> tuple[GraphReport, str]:
+def _forward(self: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    return self.forward(*args, **kwargs)
+
+
+def _code_of_its_own(function: FunctionType) -> FunctionType:
+    """A copy that Dynamo takes for another function: it keeps at most eight compilations of one."""
+    return FunctionType(function.__code__.replace(), function.__globals__)
+
+
+def _explain_graph(gm: fx.GraphModule, overrides: Mapping[str, object]) -> tuple[GraphReport, str]:
     cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
         return refused(str(cut)), ""
-    region = resolve().rule.region(cut.trunk.num_blocks)
+    region = resolve(overrides).rule.region(cut.trunk.num_blocks)
     report = graph_report(cut.trunk, num_distinct=len(cut.graphs), region=region)
     return report, cut.to_text()
 

@@ -1,5 +1,6 @@
 """What was compiled and what was decided: as an object, as text, as JSON."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -66,7 +67,7 @@ class Report:
         return tuple(refusal for graph in self.graphs for refusal in graph.refusals)
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return {name: _jsonable(value) for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
         lines = [*self.notes, *(str(graph) for graph in self.graphs)]
@@ -82,6 +83,15 @@ class Report:
         if len(self.steps) > NUM_STEPS_SHOWN:
             lines.append(f"  (the last {NUM_STEPS_SHOWN} of {num_steps} steps; all kept in .steps)")
         return "\n".join(lines)
+
+
+def _jsonable(value: object) -> object:
+    """The same with None for NaN and infinity, which JSON doesn't have."""
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_line(step: Step) -> str:

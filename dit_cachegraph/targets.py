@@ -16,12 +16,8 @@ def modules_in(target: object) -> list[nn.Module]:
     Raises:
         UnknownTarget: it holds none.
     """
-    if isinstance(target, OptimizedModule):
-        return [target._orig_mod]
-    if isinstance(target, nn.Module):
-        return [target]
-    if isinstance(owner := _owner_of_function(target), nn.Module):
-        return [owner]
+    if (module := as_module(target)) is not None:
+        return [module]
     if modules := _transformers_of_pipeline(target):
         return modules
     raise UnknownTarget(
@@ -30,10 +26,16 @@ def modules_in(target: object) -> list[nn.Module]:
     )
 
 
-def _owner_of_function(target: object) -> object:
-    """The module behind `torch.compile(model.forward)`."""
+def as_module(target: object) -> nn.Module | None:
+    """The module that `target` is, or that `torch.compile` was given, or whose `forward` it was
+    given; None for a pipeline and all else."""
+    if isinstance(target, OptimizedModule):
+        return target._orig_mod
     original = getattr(target, "_torchdynamo_orig_callable", target)
-    return getattr(original, "__self__", None)
+    owner = getattr(original, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return owner
+    return target if isinstance(target, nn.Module) else None
 
 
 def _transformers_of_pipeline(target: object) -> list[nn.Module]:
@@ -46,7 +48,8 @@ def _transformers_of_pipeline(target: object) -> list[nn.Module]:
         if isinstance(value, nn.Module)
     }
     named = [m for name, m in modules.items() if name.startswith("transformer")]
-    return named or [m for m in modules.values() if REGISTRY.has_module(m)]
+    found = named or [m for m in modules.values() if REGISTRY.has_module(m)]
+    return list(dict.fromkeys(found))
 
 
 def notes_on(module: nn.Module) -> list[str]:

@@ -131,6 +131,7 @@ def test_the_module_is_as_it_was():
 def test_a_pipeline_with_the_arguments_of_its_call():
     model = build_flux(2, 3)
     pipe = flux_pipeline(model)
+    draw(pipe)  # the pipeline leaves an attribute of its own
     before = traces(model)
     explained = dc.explain(pipe, **call_of_a_pipeline())
     assert [(b.name, b.num_blocks) for b in explained.graphs[0].block_lists] == [
@@ -181,7 +182,7 @@ def test_a_module_that_is_compiled_is_not_affected():
 def test_graph_breaks_are_told():
     explained = dc.explain(BrokenDiT([GatedBlock() for _ in range(5)]), **INPUTS)
     assert [graph.num_blocks for graph in explained.graphs] == [2, 3]
-    assert str(explained).startswith("2 graphs, 1 graph break")
+    assert str(explained).startswith("2 graphs: it breaks")
     assert len(explained.code) == 2 and all("def forward(" in code for code in explained.code)
 
 
@@ -221,7 +222,6 @@ def test_an_error_of_the_model_is_its_own_and_leaves_no_hook():
     assert not failing.components["transformer"]._forward_pre_hooks
 
 
-@pytest.mark.xfail(strict=True, reason="taken for a pipeline: it is run and compiled")
 def test_a_compiled_forward():
     model = gated_dit(4)
     compiled = compile_toy(model.forward)
@@ -230,7 +230,6 @@ def test_a_compiled_forward():
     assert str(dc.summary(model)) == NOT_CALLED
 
 
-@pytest.mark.xfail(strict=True, reason="each call uses up one of Dynamo's eight recompilations")
 def test_many_explanations_do_not_keep_the_model_from_being_compiled():
     model = gated_dit(4)
     for _ in range(10):
@@ -241,7 +240,6 @@ def test_many_explanations_do_not_keep_the_model_from_being_compiled():
     assert [step.hit for step in dc.summary(compiled).steps] == [False, True]
 
 
-@pytest.mark.xfail(strict=True, reason="the defaults are shown, whatever was configured")
 def test_the_region_is_the_one_that_was_configured():
     model = gated_dit(8)
     dc.configure(model, Fn_compute_blocks=3, Bn_compute_blocks=1)

@@ -120,7 +120,6 @@ def test_dict_is_json():
     assert read["state_nbytes"] == 2 * (2 * 6 * 8 * 4)
 
 
-@pytest.mark.xfail(strict=True, reason="`to_dict` hands on a diff that is no number")
 def test_dict_is_json_after_a_nan():
     compiled = compile_toy(adding_dit(1, 2))
     run_steps(compiled, FAR, float("nan"))
@@ -145,14 +144,6 @@ def test_report_goes_on_after_a_thousand_steps():
     assert f"{MAX_STEPS_KEPT + 7} steps: {MAX_STEPS_KEPT + 6} reused, 1 computed" in str(report)
 
 
-def test_a_report_is_of_its_moment():
-    compiled = compile_toy(adding_dit(1, 2))
-    run_steps(compiled, FAR)
-    before = dc.summary(compiled)
-    run_steps(compiled, NEAR)
-    assert (len(before.steps), len(dc.summary(compiled).steps)) == (1, 2)
-
-
 class TestTargets:
     def check(self, *targets: object) -> None:
         """All of them give the same report of one computed and one reused step."""
@@ -172,13 +163,6 @@ class TestTargets:
         compiled = compile_toy(model, residual_diff_threshold=0.6)
         run_steps(compiled, FAR, NEAR)
         self.check(compiled, model)
-
-    def test_a_module_compiled_in_place(self):
-        model = adding_dit(1, 2)
-        options = {"inner_backend": "eager", "residual_diff_threshold": 0.6, "max_warmup_steps": 0}
-        model.compile(backend="cachedit", options=options)
-        run_steps(model, FAR, NEAR)
-        self.check(model)
 
     def test_a_compiled_forward(self):
         model = adding_dit(1, 2)
@@ -287,7 +271,6 @@ class TestLog:
             "INFO image of request #1: 0 of 2 steps reused, 100% of the block work run"
         ]
 
-    @pytest.mark.xfail(strict=True, reason="a NaN that comes last is the smallest diff")
     def test_a_nan_is_not_the_smallest_diff(self, lines):
         compiled = compile_toy(adding_dit(1, 2), residual_diff_threshold=0.4)
         dc.configure(compiled, num_inference_steps=3)
@@ -295,7 +278,6 @@ class TestLog:
         assert lines.of_images[0].endswith("smallest diff 0.5, threshold 0.4")
 
     @pytest.mark.e2e
-    @pytest.mark.xfail(strict=True, reason="a branch that dies with its tensors says nothing")
     def test_every_image_of_a_pipeline_is_told(self, lines):
         """The pipeline makes new conditioning for each image, so no image is another one's next."""
         model = build_flux(2, 2)
@@ -307,7 +289,6 @@ class TestLog:
         assert len(lines.of_images) >= 1
 
 
-@pytest.mark.xfail(strict=True, reason="the history still counts the step of the aborted image")
 def test_steps_are_counted_from_the_second_call_where_the_first_was_an_abort():
     compiled = compile_toy(adding_dit(1, 2), residual_diff_threshold=0.0)
     run_steps(compiled, 60.0, FAR, 60.0, NEAR)

@@ -13,6 +13,7 @@ import inspect
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import fx
@@ -29,7 +30,7 @@ _IN_PLACE_OPERATORS = frozenset(
     )
 )  # fmt: skip
 # Random unless told not to be, with the argument that tells: (its name, its position, its default).
-_RANDOM_IF = {
+_RANDOM_IF = MappingProxyType({
     "dropout": ("training", 2, True),
     "dropout1d": ("training", 2, True),
     "dropout2d": ("training", 2, True),
@@ -41,7 +42,7 @@ _RANDOM_IF = {
     "rrelu": ("training", 3, False),
     "scaled_dot_product_attention": ("dropout_p", 4, 0.0),
     "multi_head_attention_forward": ("training", 14, True),
-}
+})  # fmt: skip
 _RANDOM = frozenset(("gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d"))
 
 

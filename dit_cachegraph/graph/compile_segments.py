@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 from torch import fx
@@ -22,7 +23,9 @@ log = logging.getLogger("dit_cachegraph")
 
 # The driver calls each block with the inputs that it was compiled for, and Dynamo has checked the
 # call's own; on torch 2.11 to 2.13 these checks cost as much as the rest of a host-bound step.
-_UNCHECKED = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+_UNCHECKED = MappingProxyType(
+    {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+)
 
 
 @dataclass(frozen=True, slots=True)

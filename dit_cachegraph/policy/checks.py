@@ -16,12 +16,7 @@ def check_int(name: str, value: object, *, at_least: int, none_is_ok: bool = Fal
 def check_number(name: str, value: object, *, none_is_ok: bool = False) -> None:
     if value is None and none_is_ok:
         return
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value < 0
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise InvalidConfig(f"{name} must be a finite number of at least 0, got {value!r}")
 
 

@@ -150,7 +150,7 @@ class DBCacheConfig:
 
 def batch_diff(moved: Sequence[float], size: Sequence[float], rule: str) -> float:
     """Relative L1 difference of a batch from its samples' `sum|r - p|` and `sum|p|`. Not finite
-    where any sample isn't, or where a sample was zero."""
+    where any sample isn't, or where what it is compared with is zero."""
     if rule == "mean":
         return _ratio(sum(moved), sum(size))
     ratios = [_ratio(m, s) for m, s in zip(moved, size, strict=True)]
@@ -159,6 +159,8 @@ def batch_diff(moved: Sequence[float], size: Sequence[float], rule: str) -> floa
 
 
 def _ratio(moved: float, size: float) -> float:
+    if not math.isfinite(size):
+        return math.nan
     if size == 0:
         return math.nan if moved == 0 or math.isnan(moved) else math.inf
     return moved / size

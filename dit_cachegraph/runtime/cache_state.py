@@ -61,7 +61,8 @@ class ImageTally:
 class BranchTable:
     """All branches of one model, by named request and by the identity of their conditioning."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_forget: Callable[[Branch], None]) -> None:
+        self._on_forget = on_forget
         self._branches: dict[Identity, Branch] = {}
         self._watched: dict[Identity, tuple[weakref.ref[torch.UntypedStorage], ...]] = {}
         self._labels = itertools.count(1)
@@ -93,8 +94,10 @@ class BranchTable:
         return branch
 
     def forget(self, identity: Identity) -> None:
-        self._branches.pop(identity, None)
+        branch = self._branches.pop(identity, None)
         self._watched.pop(identity, None)
+        if branch is not None:
+            self._on_forget(branch)
 
     def drop(self, request_key: Hashable | None = None) -> None:
         """Drop the branches of one request, or all of them."""

@@ -6,6 +6,7 @@ Straight Python over compiled functions; no FX. One driver serves all models, re
 of its graph: what differs between them lies in their state, and weights come with each call.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -22,7 +23,7 @@ from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.region import plan_region
 from dit_cachegraph.runtime.request import Request, current_request
 from dit_cachegraph.runtime.step_log import Step, log_image
-from dit_cachegraph.runtime.trajectory import Moment, advance
+from dit_cachegraph.runtime.trajectory import AMBIGUOUS, Moment, advance
 
 Values = list[object]
 
@@ -148,7 +149,7 @@ class CachedModel:
         assert isinstance(hidden, Tensor) and isinstance(hidden_in, Tensor)
         kept = now.branch.kept.get(self._signature)
         moment, observation, timestep = self._look(values, now, kept, hidden, hidden_in)
-        history = History() if moment.is_new_image else now.branch.history
+        history = _history(now.branch, moment)
         decision = _decide(now, moment, history, observation)
         probe = None if decision.hit else ops.residual(hidden, hidden_in)
         del hidden, hidden_in
@@ -173,9 +174,12 @@ class CachedModel:
             clock, moved_size = self._observe(values, kept, nothing_kept, hidden, hidden_in)
         elif now.request is None:
             clock = self._read_clock(values)
-        clock = self._with_host_clock(values, clock)
+        if self.compiled.roles.host_timesteps:
+            clock = self._with_host_clock(values, clock)
         shape = tuple(t.shape for t in self._latents(values) if isinstance(t, Tensor))
         moment = advance(now.branch.trajectory, clock, shape, now.model.direction)
+        if now.request is not None and moment.doubt == AMBIGUOUS:
+            moment = replace(moment, doubt=None)  # The user's name for it settles whose call it is.
         if moment.is_new_image:
             nothing_kept = "new image"
         half = len(moved_size) // 2
@@ -249,8 +253,7 @@ class CachedModel:
         """The only place where state changes: an exception before it leaves the last step's."""
         branch = now.branch
         if moment.is_new_image:
-            log_image(branch.label, branch.image)
-            branch.image = ImageTally()
+            log_image(branch)
             branch.kept.clear()
         if not decision.hit and kept is not None and not now.region.is_empty:
             branch.kept[self._signature] = kept
@@ -261,8 +264,7 @@ class CachedModel:
         now.model.log.add(_step(history.step, timestep, decision, branch))
         self._tally(now, branch.image, decision)
         if branch.history.step == now.settings.common.num_inference_steps:
-            log_image(branch.label, branch.image)
-            branch.image = ImageTally()
+            log_image(branch)
 
     def _tally(self, now: _Now, image: ImageTally, decision: Decision) -> None:
         num_blocks = self.compiled.trunk.num_blocks
@@ -272,8 +274,9 @@ class CachedModel:
         image.num_blocks += num_blocks
         image.num_blocks_run += num_blocks - skipped
         image.threshold = now.settings.rule.threshold
-        if decision.diff is not None:
-            image.smallest_diff = min(decision.diff, image.smallest_diff or decision.diff)
+        if decision.diff is not None and math.isfinite(decision.diff):
+            known = image.smallest_diff
+            image.smallest_diff = decision.diff if known is None else min(decision.diff, known)
 
 
 def _gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:
@@ -301,9 +304,15 @@ def _why_nothing(kept: Kept | None, region: Region, hidden: Tensor) -> str | Non
 def _decide(now: _Now, moment: Moment, history: History, seen: Observation) -> Decision:
     if now.region.is_empty:
         return Decision(False, "empty region")
-    if not moment.is_certain:
-        return Decision(False, "direction of the schedule unknown")
+    if moment.doubt is not None:
+        return Decision(False, moment.doubt)
     return now.settings.rule.decide(history, seen)
+
+
+def _history(branch: Branch, moment: Moment) -> History:
+    if moment.restarts_at is None:
+        return branch.history
+    return History(step=moment.restarts_at)
 
 
 def _step(index: int, timestep: float | None, decision: Decision, branch: Branch) -> Step:

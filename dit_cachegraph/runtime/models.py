@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_cachegraph.runtime.cache_state import BranchTable
-from dit_cachegraph.runtime.step_log import StepLog
+from dit_cachegraph.runtime.step_log import StepLog, log_image
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -24,7 +24,7 @@ class ModelState:
     """
 
     overrides: dict[str, object] = field(default_factory=dict)
-    branches: BranchTable = field(default_factory=BranchTable)
+    branches: BranchTable = field(default_factory=lambda: BranchTable(log_image))
     log: StepLog = field(default_factory=StepLog)
     direction: int = 0
     graphs: dict[int, object] = field(default_factory=dict)

@@ -6,16 +6,25 @@ whose clock goes against the direction begins a new image:
     1000 900 800 | 1000 900 ...       descending; the second 1000 is a new image
     1000 | 1000 900 ...               a repeat of the first clock is a new image (an abort) ...
     1000 900 900 800 800              ... a later repeat is a step (Heun evaluates twice)
+
+Two images at once under one conditioning can't be told apart by their clocks. What can be told is
+where it might be so: an image that was left at 800 may go on at 700, just when the one after it
+gets there. Such a call is uncertain, and computes.
+
+    1000 900 800 | 1000 900 800 700?  the first image going on, or the second
 """
 
 from dataclasses import dataclass, replace
 
 Clock = tuple[float, ...]
+MAX_OPEN_ENDS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """Where an image stands. `direction` is -1, +1, or 0 while unknown."""
+    """Where an image stands. `direction` is -1, +1, or 0 while unknown. `open_ends` are the last
+    clocks of earlier images of the branch that this one hasn't passed; `is_contested`: it passed
+    one, `is_lost`: it can't be told from another image any more."""
 
     first: Clock | None = None
     last: Clock | None = None
@@ -23,15 +32,28 @@ class Trajectory:
     num_calls: int = 0
     direction: int = 0
     is_direction_sure: bool = False
+    open_ends: tuple[Clock, ...] = ()
+    is_contested: bool = False
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What one call is: does it begin an image, and is that certain?"""
+    """What one call is. `restarts_at`: 0 for the first step of an image, 1 where the call before
+    turns out to have been that, None for a further step. `doubt` says why the call must compute
+    whatever the rule says, or is None."""
 
     trajectory: Trajectory
-    is_new_image: bool
-    is_certain: bool = True
+    restarts_at: int | None = None
+    doubt: str | None = None
+
+    @property
+    def is_new_image(self) -> bool:
+        return self.restarts_at == 0
+
+
+UNKNOWN_DIRECTION = "direction of the schedule unknown"
+AMBIGUOUS = "ambiguous request: name it with request(key)"
 
 
 def advance(
@@ -43,32 +65,57 @@ def advance(
     what earlier images of this model went by, 0 if there were none.
     """
     if before.num_calls == 0 or before.shape != shape:
-        return Moment(_begin(clock, shape, known_direction), is_new_image=True)
+        return Moment(_begin(before, clock, shape, known_direction), 0)
     if clock is None or before.last is None:
-        return Moment(_go_on(before, clock, before.direction), is_new_image=False)
+        return Moment(_go_on(before, clock, before.direction))
     moved = _compare(clock, before.last)
-    direction = before.direction or known_direction
+    if moved == 0 and before.num_calls == 1:
+        return Moment(_begin(before, clock, shape, known_direction), 0)
     if moved == 0:
-        is_new = before.num_calls == 1
-        after = (
-            _begin(clock, shape, known_direction) if is_new else _go_on(before, clock, direction)
-        )
-        return Moment(after, is_new)
+        return _repeat(before, clock)
+    direction = before.direction or known_direction
+    if moved == direction or (direction == 0 and moved < 0):
+        return _forward(before, clock, moved)
     if direction == 0:
         # Ascending from the first call: an ascending schedule, or an image that was aborted after
-        # one step. Computing is right for both; the next call tells.
-        return Moment(_go_on(before, clock, moved), is_new_image=False, is_certain=moved < 0)
-    if moved == direction:
-        return Moment(_go_on(before, clock, moved, is_sure=True), is_new_image=False)
-    if before.num_calls == 2 and not before.is_direction_sure and before.direction > 0:
+        # one step. Computing is right for both; a later call tells.
+        return Moment(_go_on(before, clock, moved), doubt=UNKNOWN_DIRECTION)
+    if _is_unsure(before):
         # It was an abort: the call before this one was step 0.
         late = replace(before, first=before.last, num_calls=1)
-        return Moment(_go_on(late, clock, moved, is_sure=True), is_new_image=False)
-    return Moment(_begin(clock, shape, known_direction or direction), is_new_image=True)
+        return Moment(_go_on(late, clock, moved), restarts_at=1)
+    return Moment(_begin(before, clock, shape, known_direction), 0)
 
 
-def _begin(clock: Clock | None, shape: tuple[object, ...], direction: int) -> Trajectory:
-    return Trajectory(clock, clock, shape, 1, direction, direction != 0)
+def _is_unsure(trajectory: Trajectory) -> bool:
+    """True while all that was seen is an ascent, of a model whose direction isn't known."""
+    return trajectory.direction > 0 and not trajectory.is_direction_sure
+
+
+def _repeat(before: Trajectory, clock: Clock) -> Moment:
+    after = _go_on(before, clock, before.direction)
+    if _is_unsure(before):
+        return Moment(after, doubt=UNKNOWN_DIRECTION)
+    if before.is_contested:
+        after = replace(after, is_lost=True)
+    return Moment(after, doubt=AMBIGUOUS if after.is_lost else None)
+
+
+def _forward(before: Trajectory, clock: Clock, direction: int) -> Moment:
+    after = _go_on(before, clock, direction, is_sure=before.num_calls > 1)
+    left = tuple(end for end in before.open_ends if _compare(clock, end) != direction)
+    is_passing = len(left) < len(before.open_ends)
+    if is_passing:
+        after = replace(after, open_ends=left, is_contested=True)
+    return Moment(after, doubt=AMBIGUOUS if is_passing or before.is_lost else None)
+
+
+def _begin(
+    before: Trajectory, clock: Clock | None, shape: tuple[object, ...], direction: int
+) -> Trajectory:
+    ends = before.open_ends if before.last is None else (*before.open_ends, before.last)
+    ends = tuple(dict.fromkeys(ends))[-MAX_OPEN_ENDS:]
+    return Trajectory(clock, clock, shape, 1, direction, direction != 0, ends)
 
 
 def _go_on(
@@ -81,6 +128,9 @@ def _go_on(
         before.num_calls + 1,
         direction,
         before.is_direction_sure if is_sure is None else is_sure,
+        before.open_ends,
+        before.is_contested,
+        before.is_lost,
     )
 
 
