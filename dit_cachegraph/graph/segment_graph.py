@@ -29,25 +29,9 @@ from dit_cachegraph.graph.fx_utils import (
 )
 from dit_cachegraph.graph.match_pattern import Pattern
 from dit_cachegraph.graph.observe_graph import observe_graph
-from dit_cachegraph.graph.structure import Structure, structure_of
+from dit_cachegraph.graph.share_segments import Piece, Shared, share_segments, signature_of
+from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.plan import ArgumentRoles, Segment, Stream, Trunk
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One segment before it is shared: the sizes it is given and computes again, its nodes, and
-    what it must hand on."""
-
-    structure: Structure
-    symbols: tuple[fx.Node, ...]
-    arithmetic: tuple[fx.Node, ...]
-    outputs: tuple[fx.Node, ...]
-
-    @property
-    def places(self) -> dict[fx.Node, int]:
-        """Where each result lies: size arithmetic before the nodes, at negative places."""
-        own = {node: i - len(self.arithmetic) for i, node in enumerate(self.arithmetic)}
-        return {**own, **self.structure.places}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +60,7 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
     """Cut `gm` along `assignment`. `gm` itself is left as it is."""
     borders = Borders(assignment, pattern.streams)
     pieces = [_piece(i, assignment, borders) for i in range(assignment.num_segments)]
-    kinds = _share(pieces, assignment)
+    kinds = share_segments(pieces)
     slots = _number_slots(assignment, pieces)
     segments, graphs = [], []
     for shared in kinds:
@@ -88,12 +72,12 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
     trunk = replace(
         _trunk(assignment, segments, slots, pattern, borders),
         observe_sizes=tuple(slots[n] for n in sizes),
-        signature=_signature(pieces, assignment),
+        signature=signature_of(pieces, assignment),
     )
     return Cut(trunk, pattern.roles, tuple(graphs), observe)
 
 
-def _piece(segment: int, assignment: Assignment, borders: Borders) -> _Piece:
+def _piece(segment: int, assignment: Assignment, borders: Borders) -> Piece:
     segment_of = assignment.segment_of
     structure = structure_of(assignment.nodes_of(segment), borders.fake)
     outputs = [
@@ -109,7 +93,7 @@ def _piece(segment: int, assignment: Assignment, borders: Borders) -> _Piece:
     shapes = [borders.fake(entry) for entry in structure.entries]
     symbols = size_arguments([*sizes, *shapes], assignment)
     outputs += [node for node in wanted if node in arithmetic]
-    return _Piece(structure, symbols, tuple(arithmetic), tuple(outputs))
+    return Piece(structure, symbols, tuple(arithmetic), tuple(outputs))
 
 
 def _size_arithmetic(nodes: Sequence[fx.Node]) -> list[fx.Node]:
@@ -129,95 +113,7 @@ def _size_arithmetic(nodes: Sequence[fx.Node]) -> list[fx.Node]:
     return list(needed)
 
 
-def _signature(pieces: Sequence[_Piece], assignment: Assignment) -> int:
-    """Equal for the graphs that Dynamo makes of one model at several sizes: the same blocks with
-    the same operations, whatever the sizes are."""
-    blocks = [(b.path, b.class_name) for b in assignment.blocks]
-    return hash((*blocks, *(_without_sizes(piece.structure.rows) for piece in pieces[1:-1])))
-
-
-def _without_sizes(row: object) -> object:
-    if isinstance(row, tuple):
-        if len(row) == 2 and row[0] in ("int", "size"):
-            return "size"
-        return tuple(_without_sizes(item) for item in row)
-    return row
-
-
-@dataclass(slots=True)
-class _Shared:
-    """The segments that share one graph; `places[i]` are the outputs member `i` hands on, as
-    node places in the first member's graph."""
-
-    members: list[int]
-    places: dict[int, tuple[int, ...]]
-
-    @property
-    def output_places(self) -> tuple[int, ...]:
-        return tuple(sorted({p for places in self.places.values() for p in places}))
-
-
-def _share(pieces: Sequence[_Piece], assignment: Assignment) -> list[_Shared]:
-    """Group the pieces that one compiled function can stand for, the fullest one first."""
-    by_key: dict[object, _Shared] = {}
-    for i, piece in enumerate(pieces):
-        key = (piece.structure.rows, piece.structure.entry_kinds, piece.symbols)
-        shared = by_key.setdefault(key, _Shared([], {}))
-        shared.members.append(i)
-        shared.places[i] = tuple(piece.places[n] for n in piece.outputs)
-    kinds = list(by_key.values())
-    for short in [k for k in kinds if len(k.members) == 1]:
-        _join_a_longer_one(short, kinds, pieces, assignment)
-    return kinds
-
-
-def _join_a_longer_one(
-    short: _Shared, kinds: list[_Shared], pieces: Sequence[_Piece], assignment: Assignment
-) -> None:
-    """Merge a block that lacks only results nobody reads into the kind of its siblings."""
-    (i,) = short.members
-    if not 0 < i < assignment.num_segments - 1:
-        return
-    for shared in kinds:
-        if shared is short:
-            continue
-        places = _places_in_longer(pieces[i], pieces[shared.members[0]])
-        if places is not None:
-            shared.members.append(i)
-            shared.places[i] = places
-            kinds.remove(short)
-            return
-
-
-def _places_in_longer(short: _Piece, long: _Piece) -> tuple[int, ...] | None:
-    """Where the short piece's outputs lie in the long one, if the long one computes all that the
-    short one does, in the same order from the same kinds of entries, and else only dead ends."""
-    num_long, num_short = len(long.structure.rows), len(short.structure.rows)
-    if not 0 < num_long - num_short <= num_long // 4:
-        return None
-    if (short.structure.entry_kinds, short.symbols) != (long.structure.entry_kinds, long.symbols):
-        return None
-    place_of: dict[int, int] = {}
-    k = 0
-    for place, row in enumerate(long.structure.rows):
-        if k < num_short and _moved(short.structure.rows[k], place_of) == row:
-            place_of[k] = place
-            k += 1
-    if k < num_short:
-        return None
-    return tuple(place_of[short.places[n]] for n in short.outputs)
-
-
-def _moved(row: object, place_of: dict[int, int]) -> object:
-    """A structure row with its node places renumbered."""
-    if isinstance(row, tuple):
-        if len(row) == 2 and row[0] == "node":
-            return ("node", place_of.get(row[1], -1))
-        return tuple(_moved(item, place_of) for item in row)
-    return row
-
-
-def _build(gm: fx.GraphModule, piece: _Piece, shared: _Shared, borders: Borders) -> SegmentGraph:
+def _build(gm: fx.GraphModule, piece: Piece, shared: Shared, borders: Borders) -> SegmentGraph:
     """The graph of one kind, from its first member; placeholders first, outputs as one tuple."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
@@ -251,7 +147,7 @@ def _at_border(graph: fx.Graph, node: fx.Node, copy: fx.Node, borders: Borders) 
     return contiguous
 
 
-def _number_slots(assignment: Assignment, pieces: Sequence[_Piece]) -> dict[fx.Node, int]:
+def _number_slots(assignment: Assignment, pieces: Sequence[Piece]) -> dict[fx.Node, int]:
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]
     slots = {node: i for i, node in enumerate(arguments)}
     for piece in pieces:
@@ -263,8 +159,8 @@ def _number_slots(assignment: Assignment, pieces: Sequence[_Piece]) -> dict[fx.N
 def _segment(
     i: int,
     kind: int,
-    shared: _Shared,
-    piece: _Piece,
+    shared: Shared,
+    piece: Piece,
     slots: dict[fx.Node, int],
     assignment: Assignment,
 ) -> Segment:

@@ -8,10 +8,10 @@ whose clock goes against the direction begins a new image:
     1000 900 900 800 800              ... a later repeat is a step (Heun evaluates twice)
 
 Two images at once under one conditioning can't be told apart by their clocks. What can be told is
-where it might be so: an image that was left at 800 may go on at 700, just when the one after it
-gets there. Such a call is uncertain, and computes.
+where it might be so: an image that was left at 800 may go on at 700, and so may the one after it.
+From there on the calls of that image are in doubt, and compute; those of a named request never are.
 
-    1000 900 800 | 1000 900 800 700?  the first image going on, or the second
+1000 900 800 | 1000 900 800 700?  the first image going on, or the second
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ MAX_OPEN_ENDS = 16
 class Trajectory:
     """Where an image stands. `direction` is -1, +1, or 0 while unknown. `open_ends` are the last
     clocks of earlier images of the branch that this one hasn't passed; `is_contested`: it passed
-    one, `is_lost`: it can't be told from another image any more."""
+    one, and can't be told from that image any more."""
 
     first: Clock | None = None
     last: Clock | None = None
@@ -34,7 +34,6 @@ class Trajectory:
     is_direction_sure: bool = False
     open_ends: tuple[Clock, ...] = ()
     is_contested: bool = False
-    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def advance(
     if _is_unsure(before):
         # It was an abort: the call before this one was step 0.
         late = replace(before, first=before.last, num_calls=1)
-        return Moment(_go_on(late, clock, moved), restarts_at=1)
+        return Moment(_go_on(late, clock, moved), restarts_at=1, doubt=UNKNOWN_DIRECTION)
     return Moment(_begin(before, clock, shape, known_direction), 0)
 
 
@@ -96,18 +95,17 @@ def _repeat(before: Trajectory, clock: Clock) -> Moment:
     after = _go_on(before, clock, before.direction)
     if _is_unsure(before):
         return Moment(after, doubt=UNKNOWN_DIRECTION)
-    if before.is_contested:
-        after = replace(after, is_lost=True)
-    return Moment(after, doubt=AMBIGUOUS if after.is_lost else None)
+    return Moment(after, doubt=AMBIGUOUS if after.is_contested else None)
 
 
 def _forward(before: Trajectory, clock: Clock, direction: int) -> Moment:
-    after = _go_on(before, clock, direction, is_sure=before.num_calls > 1)
+    is_sure = before.is_direction_sure or before.num_calls > 1
+    after = _go_on(before, clock, direction, is_sure)
     left = tuple(end for end in before.open_ends if _compare(clock, end) != direction)
     is_passing = len(left) < len(before.open_ends)
     if is_passing:
         after = replace(after, open_ends=left, is_contested=True)
-    return Moment(after, doubt=AMBIGUOUS if is_passing or before.is_lost else None)
+    return Moment(after, doubt=AMBIGUOUS if after.is_contested else None)
 
 
 def _begin(
@@ -130,7 +128,6 @@ def _go_on(
         before.is_direction_sure if is_sure is None else is_sure,
         before.open_ends,
         before.is_contested,
-        before.is_lost,
     )
 
 
