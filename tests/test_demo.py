@@ -114,9 +114,9 @@ def test_missing_package_is_one_sentence(monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
-def test_missing_compiler_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    assert cli.main(["demo"]) == 2
+def test_missing_compiler_is_one_sentence(capsys):
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert cli.main(["demo"]) == 2
     assert capsys.readouterr().err == f"error: {needs.NO_COMPILER}\n"
 
 

@@ -120,6 +120,7 @@ def eager(model, kwargs):
 
 
 def assert_replay_equals_computing(compiled, steps) -> None:
+    dc.reset(compiled)
     dc.configure(compiled, residual_diff_threshold=0.5, max_warmup_steps=2)
     # The last step again, as Heun does: the same input, so the same output.
     computed, again = run_all(compiled, [*steps[:2], steps[1]])[1:]
@@ -129,6 +130,7 @@ def assert_replay_equals_computing(compiled, steps) -> None:
 
 def assert_region_matters(compiled, model, steps) -> None:
     """A replay at another input differs: else the tests of replays would pass anything."""
+    dc.reset(compiled)
     dc.configure(compiled, residual_diff_threshold=1.0, max_warmup_steps=1)
     moved = {**steps[3], "hidden_states": -steps[0]["hidden_states"]}
     ran = run_all(compiled, [steps[0], moved])[1]
@@ -279,15 +281,15 @@ class CutGraphs(expecttest.TestCase):
             self.outline_of(DIT, 2),
             """\
 0: prologue
-  in: l_hidden_states_ + 3 weights
+  in: l_kwargs_hidden_states_ + 3 weights
   ops: contiguous 1, conv2d 1, flatten 1, to 1, transpose 1
   out: (contiguous,)
 1: transformer_blocks.0 (and 1 more)
-  in: l_timestep_, l_class_labels_, hidden_states + 19 weights
+  in: l_kwargs_timestep_, l_kwargs_class_labels_, hidden_states + 19 weights
   ops: arange 1, cat 2, chunk 1, cos 1, dropout 2, embedding 1, exp 1, float 1, gelu 1, layer_norm 2, linear 9, reshape 1, scaled_dot_product_attention 1, silu 2, sin 1, to 2, transpose 4, unsqueeze 2, view 3
   out: (hidden_states_12,)
 2: epilogue
-  in: l_timestep_, l_class_labels_, hidden_states_24 + 9 weights
+  in: l_kwargs_timestep_, l_kwargs_class_labels_, hidden_states_24 + 9 weights
   ops: arange 1, cat 2, chunk 1, cos 1, einsum 1, embedding 1, exp 1, float 1, layer_norm 1, linear 4, reshape 2, silu 2, sin 1, to 1
   out: (output,)""",
         )
