@@ -86,7 +86,9 @@ def test_bad_setting_of_options_is_raised_by_the_first_call(
 def test_value_at_the_border_is_taken(name: str) -> None:
     model = adding_dit(1, 2)
     dc.configure(model, **{name: GOOD_VALUES[name]})
-    dc.request("one", **{name: GOOD_VALUES[name]})
+    with dc.request("one", **{name: GOOD_VALUES[name]}):
+        run(compile_toy(model), toy_inputs(90.0))
+    assert dc.summary(model).num_computed == 1
 
 
 @pytest.mark.parametrize("name", ["inner_backend", "mode", "inductor"])

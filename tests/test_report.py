@@ -123,7 +123,8 @@ def test_dict_is_json():
 def test_dict_is_json_after_a_nan():
     compiled = compile_toy(adding_dit(1, 2))
     run_steps(compiled, FAR, float("nan"))
-    json.dumps(dc.summary(compiled).to_dict(), allow_nan=False)
+    told = json.loads(json.dumps(dc.summary(compiled).to_dict(), allow_nan=False))
+    assert told["steps"][-1]["timestep"] is None
 
 
 def test_log_keeps_a_thousand_steps_and_counts_all():

@@ -9,9 +9,7 @@ of its graph: what differs between them lies in their state, and weights come wi
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 
-import torch
 from torch import Tensor
 
 from dit_cachegraph import ops
@@ -23,9 +21,8 @@ from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.region import plan_region
 from dit_cachegraph.runtime.request import Request, current_request
 from dit_cachegraph.runtime.step_log import Step, log_image
+from dit_cachegraph.runtime.step_reader import StepReader, Values, gatherer
 from dit_cachegraph.runtime.trajectory import AMBIGUOUS, Moment, advance
-
-Values = list[object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +56,12 @@ class CachedModel:
         self._signature = trunk.signature
         self._calls = tuple(self._prepare(i) for i in range(len(trunk.segments)))
         self._blank = [None] * (trunk.num_slots - trunk.num_arguments)
-        self._weights = _gatherer(compiled.roles.trunk_parameters)
-        self._first_weight = next(iter(compiled.roles.trunk_parameters), 0)
-        self._conditioning = _gatherer(compiled.roles.conditioning)
-        self._latents = _gatherer(compiled.roles.latents)
-        self._timesteps = _gatherer(compiled.roles.timesteps)
-        self._observe_sizes = _gatherer(trunk.observe_sizes)
+        self._weights = gatherer(compiled.roles.trunk_parameters)
+        self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
+        self._conditioning = gatherer(compiled.roles.conditioning)
+        self._latents = gatherer(compiled.roles.latents)
+        self._reader = StepReader(compiled)
+        self._weightless = ModelState()
         self._regions: dict[tuple[int, int], Region] = {}
         self._resolved: dict[object, Settings] = {}
 
@@ -77,7 +74,7 @@ class CachedModel:
             if trunk.last_use[slot] == i
         ]
         function = self.compiled.functions[segment.kind]
-        return _Call(function, _gatherer(segment.inputs), tuple(dead), segment.outputs)
+        return _Call(function, gatherer(segment.inputs), tuple(dead), segment.outputs)
 
     def __call__(self, *args: object) -> tuple[object, ...]:
         values: Values = [*args, *self._blank]
@@ -89,9 +86,7 @@ class CachedModel:
     def _now(self, values: Values) -> _Now:
         """Whose call this is, and by which settings it goes: read once a step."""
         request = current_request()
-        model = REGISTRY.by_weight(values[self._first_weight])
-        if model is None:
-            model = REGISTRY.of_weights(self._weights(values))
+        model = self._model(values)
         model.graphs.setdefault(id(self), self)
         key = None if request is None else request.key
         branch = model.branches.find(key, self._conditioning(values))
@@ -102,6 +97,13 @@ class CachedModel:
             region = plan_region(self.compiled.trunk, start, stop)
             self._regions[start, stop] = region
         return _Now(request, model, branch, settings, region)
+
+    def _model(self, values: Values) -> ModelState:
+        """The state of the model whose weights these are; one of the graph's own without any."""
+        if self._first_weight is None:
+            return self._weightless
+        found = REGISTRY.by_weight(values[self._first_weight])
+        return found if found is not None else REGISTRY.of_weights(self._weights(values))
 
     def _settings(self, model: ModelState, request: Request | None) -> Settings:
         if not model.overrides and (request is None or not request.overrides):
@@ -168,53 +170,20 @@ class CachedModel:
     ) -> tuple[Moment, Observation, float | None]:
         """Read timestep and diff, in one copy to the host, and say which step this is."""
         nothing_kept = _why_nothing(kept, now.region, hidden)
-        moved_size: tuple[float, ...] = ()
-        clock: tuple[float, ...] | None = None
+        # With nothing to compare with, only the clocks are read from what comes back.
+        previous = hidden if nothing_kept is not None or kept is None else kept.probe
         if now.settings.rule.needs_diff:
-            clock, moved_size = self._observe(values, kept, nothing_kept, hidden, hidden_in)
-        elif now.request is None:
-            clock = self._read_clock(values)
-        if self.compiled.roles.host_timesteps:
-            clock = self._with_host_clock(values, clock)
+            seen = self._reader.read_all(values, hidden, hidden_in, previous)
+        else:
+            seen = self._reader.read_clock(values, is_named=now.request is not None)
         shape = tuple(t.shape for t in self._latents(values) if isinstance(t, Tensor))
-        moment = advance(now.branch.trajectory, clock, shape, now.model.direction)
+        moment = advance(now.branch.trajectory, seen.clock, shape, now.model.direction)
         if now.request is not None and moment.doubt == AMBIGUOUS:
             moment = replace(moment, doubt=None)  # The user's name for it settles whose call it is.
         if moment.is_new_image:
             nothing_kept = "new image"
-        half = len(moved_size) // 2
-        observation = Observation(moved_size[:half], moved_size[half:], nothing_kept)
-        return moment, observation, clock[0] if clock else None
-
-    def _observe(
-        self,
-        values: Values,
-        kept: Kept | None,
-        nothing_kept: str | None,
-        hidden: Tensor,
-        hidden_in: Tensor,
-    ) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
-        timesteps = self._timesteps(values)
-        # With nothing to compare with, only the clocks are read from what comes back.
-        previous = hidden if nothing_kept is not None or kept is None else kept.probe
-        sizes = self._observe_sizes(values)
-        (seen,) = self.compiled.observe([*sizes, hidden, hidden_in, previous, *timesteps])
-        assert isinstance(seen, Tensor)
-        numbers = seen.tolist()
-        num_clocks = 2 * len(timesteps)
-        return tuple(numbers[:num_clocks]) or None, tuple(numbers[num_clocks:])
-
-    def _read_clock(self, values: Values) -> tuple[float, ...] | None:
-        clocks = [ops.clock(t) for t in self._timesteps(values) if isinstance(t, Tensor)]
-        return tuple(torch.cat(clocks).tolist()) if clocks else None
-
-    def _with_host_clock(
-        self, values: Values, clock: tuple[float, ...] | None
-    ) -> tuple[float, ...] | None:
-        """Timesteps on another device than the stream come first: reading them is no wait."""
-        host = [values[i] for i in self.compiled.roles.host_timesteps]
-        numbers = [n for t in host if isinstance(t, Tensor) for n in ops.clock(t).tolist()]
-        return (*numbers, *(clock or ())) or None
+        observation = Observation(seen.moved, seen.size, nothing_kept)
+        return moment, observation, seen.clock[0] if seen.clock else None
 
     def _compute(self, values: Values, region: Region, probe: Tensor | None) -> Kept:
         """Run the region and keep its effect on every value that leaves it."""
@@ -277,16 +246,6 @@ class CachedModel:
         if decision.diff is not None and math.isfinite(decision.diff):
             known = image.smallest_diff
             image.smallest_diff = decision.diff if known is None else min(decision.diff, known)
-
-
-def _gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:
-    """`values` at `slots`, as a tuple."""
-    if len(slots) > 1:
-        return itemgetter(*slots)
-    if slots:
-        only = slots[0]
-        return lambda values: (values[only],)
-    return lambda values: ()
 
 
 def _why_nothing(kept: Kept | None, region: Region, hidden: Tensor) -> str | None:
