@@ -75,7 +75,7 @@ class BranchTable:
             if isinstance(value, Tensor):
                 storage = value.untyped_storage()
                 storages.append(storage)
-                parts.append((id(storage), value.storage_offset(), value.shape, value.stride()))
+                parts.append((id(storage), value.storage_offset(), value.shape))
         identity = (request_key, *parts)
         branch = self._branches.get(identity)
         if branch is None:

@@ -8,7 +8,8 @@ of its graph: what differs between them lies in their state, and weights come wi
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from dit_cachegraph.runtime.step_log import Step, log_image
 from dit_cachegraph.runtime.step_reader import StepReader, Values, gatherer
 from dit_cachegraph.runtime.trajectory import AMBIGUOUS, Moment, advance
 
+MAX_SETTINGS_KEPT = 256
+
 
 @dataclass(frozen=True, slots=True)
 class _Call:
@@ -35,8 +38,7 @@ class _Call:
     outputs: tuple[int | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Now:
+class _Now(NamedTuple):
     """What a step knows of itself before it decides."""
 
     request: Request | None
@@ -62,8 +64,7 @@ class CachedModel:
         self._latents = gatherer(compiled.roles.latents)
         self._reader = StepReader(compiled)
         self._weightless = ModelState()
-        self._regions: dict[tuple[int, int], Region] = {}
-        self._resolved: dict[object, Settings] = {}
+        self._resolved: dict[object, tuple[Settings, Region]] = {}
 
     def _prepare(self, i: int) -> _Call:
         trunk = self.compiled.trunk
@@ -90,12 +91,7 @@ class CachedModel:
         model.graphs.setdefault(id(self), self)
         key = None if request is None else request.key
         branch = model.branches.find(key, self._conditioning(values))
-        settings = self._settings(model, request)
-        start, stop = settings.rule.region(self.compiled.trunk.num_blocks)
-        region = self._regions.get((start, stop))
-        if region is None:
-            region = plan_region(self.compiled.trunk, start, stop)
-            self._regions[start, stop] = region
+        settings, region = self._settings(model, request)
         return _Now(request, model, branch, settings, region)
 
     def _model(self, values: Values) -> ModelState:
@@ -105,20 +101,25 @@ class CachedModel:
         found = REGISTRY.by_weight(values[self._first_weight])
         return found if found is not None else REGISTRY.of_weights(self._weights(values))
 
-    def _settings(self, model: ModelState, request: Request | None) -> Settings:
+    def _settings(self, model: ModelState, request: Request | None) -> tuple[Settings, Region]:
+        """The settings of this call and the region that they ask for."""
         if not model.overrides and (request is None or not request.overrides):
             return self._resolve_once((), {})
         overrides = {**model.overrides, **(request.overrides if request is not None else {})}
         return self._resolve_once(tuple(overrides.items()), overrides)
 
-    def _resolve_once(self, key: object, overrides: Mapping[str, object]) -> Settings:
-        settings = self._resolved.get(key)
-        if settings is None:
+    def _resolve_once(
+        self, key: object, overrides: Mapping[str, object]
+    ) -> tuple[Settings, Region]:
+        found = self._resolved.get(key)
+        if found is None:
+            trunk = self.compiled.trunk
             settings = resolve(self.options, overrides)
-            if len(self._resolved) > 256:
+            found = settings, plan_region(trunk, *settings.rule.region(trunk.num_blocks))
+            if len(self._resolved) > MAX_SETTINGS_KEPT:
                 self._resolved.clear()
-            self._resolved[key] = settings
-        return settings
+            self._resolved[key] = found
+        return found
 
     def _run(self, values: Values, start: int, stop: int) -> None:
         """Run segments `start..stop-1`, dropping each value after its last use."""
@@ -137,7 +138,7 @@ class CachedModel:
         branch = now.branch
         branch.kept.clear()
         self._run(values, 0, len(self._calls))
-        branch.history = replace(branch.history, step=branch.history.step + 1)
+        branch.history = branch.history._replace(step=branch.history.step + 1)
         decision = Decision(False, "disabled")
         now.model.log.add(_step(branch.history.step - 1, None, decision, branch))
         return self._results(values)
@@ -176,10 +177,10 @@ class CachedModel:
             seen = self._reader.read_all(values, hidden, hidden_in, previous)
         else:
             seen = self._reader.read_clock(values, is_named=now.request is not None)
-        shape = tuple(t.shape for t in self._latents(values) if isinstance(t, Tensor))
+        shape = tuple([t.shape for t in self._latents(values) if isinstance(t, Tensor)])
         moment = advance(now.branch.trajectory, seen.clock, shape, now.model.direction)
         if now.request is not None and moment.doubt == AMBIGUOUS:
-            moment = replace(moment, doubt=None)  # The user's name for it settles whose call it is.
+            moment = moment._replace(doubt=None)  # The user's name for it settles whose call it is.
         if moment.is_new_image:
             nothing_kept = "new image"
         observation = Observation(seen.moved, seen.size, nothing_kept)

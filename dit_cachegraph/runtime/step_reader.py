@@ -1,8 +1,8 @@
 """What a step reads from the device: timestep and diff, in one copy to the host."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from dit_cachegraph.plan import CompiledTrunk
 Values = list[object]
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """The clock, or None where there is no timestep or it was not read; per sample `sum|r - p|`
     and `sum|p|`, empty where no diff was asked for."""
 

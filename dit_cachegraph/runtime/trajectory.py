@@ -14,14 +14,13 @@ From there on the calls of that image are in doubt, and compute; those of a name
 1000 900 800 | 1000 900 800 700?  the first image going on, or the second
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 Clock = tuple[float, ...]
 MAX_OPEN_ENDS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Trajectory:
+class Trajectory(NamedTuple):
     """Where an image stands. `direction` is -1, +1, or 0 while unknown. `open_ends` are the last
     clocks of earlier images of the branch that this one hasn't passed; `is_contested`: it passed
     one, and can't be told from that image any more."""
@@ -36,8 +35,7 @@ class Trajectory:
     is_contested: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """What one call is. `restarts_at`: 0 for the first step of an image, 1 where the call before
     turns out to have been that, None for a further step. `doubt` says why the call must compute
     whatever the rule says, or is None."""
@@ -81,7 +79,7 @@ def advance(
         return Moment(_go_on(before, clock, moved), doubt=UNKNOWN_DIRECTION)
     if _is_unsure(before):
         # It was an abort: the call before this one was step 0.
-        late = replace(before, first=before.last, num_calls=1)
+        late = before._replace(first=before.last, num_calls=1)
         return Moment(_go_on(late, clock, moved), restarts_at=1, doubt=UNKNOWN_DIRECTION)
     return Moment(_begin(before, clock, shape, known_direction), 0)
 
@@ -104,7 +102,7 @@ def _forward(before: Trajectory, clock: Clock, direction: int) -> Moment:
     left = tuple(end for end in before.open_ends if _compare(clock, end) != direction)
     is_passing = len(left) < len(before.open_ends)
     if is_passing:
-        after = replace(after, open_ends=left, is_contested=True)
+        after = after._replace(open_ends=left, is_contested=True)
     return Moment(after, doubt=AMBIGUOUS if after.is_contested else None)
 
 
