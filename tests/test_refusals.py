@@ -188,6 +188,13 @@ def test_diffusers_own_cache_is_named() -> None:
     assert "disable_cache()" in str(dc.summary(compiled))
 
 
+def test_cache_dits_cache_is_named() -> None:
+    model = gated_dit(2)
+    assert "cache_dit" not in str(dc.summary(model))
+    model._is_cached = True  # what cache_dit.enable_cache leaves on a transformer (1.5.3)
+    assert "call `cache_dit.disable_cache(pipe)` before you compile" in str(dc.summary(model))
+
+
 @pytest.mark.e2e
 def test_diffusers_own_cache_is_not_doubled() -> None:
     model, plain = FLUX.build(4), FLUX.build(4)

@@ -236,6 +236,16 @@ class TestLog:
         run_steps(compiled, FAR, NEAR)
         assert lines.found == ["INFO compiling 3 segments of 4 blocks", "INFO compiled in X s"]
 
+    @pytest.mark.parametrize(
+        "options",
+        [{"mode": "reduce-overhead"}, {"inductor": {"triton.cudagraphs": True}}],
+        ids=["mode", "option"],
+    )
+    def test_cuda_graphs_that_are_left_out(self, lines, options):
+        run_steps(compile_toy(adding_dit(1, 2, 3, 4), **options), FAR)
+        (line,) = [found for found in lines.found if "CUDA graphs" in found]
+        assert "the cache runs without Inductor's CUDA graphs: they overwrite what it" in line
+
     def test_an_image_is_told_when_the_next_one_begins(self, lines):
         compiled = compile_toy(adding_dit(1, 2, 3, 4), residual_diff_threshold=1.0)
         run_steps(compiled, FAR, NEAR, 10.0)
