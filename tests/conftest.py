@@ -1,5 +1,12 @@
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples at every run, however slow the machine is at the moment.
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
