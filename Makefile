@@ -25,7 +25,7 @@ export CXX
 endif
 
 # Two workers that each use one thread: more threads only fight over two cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: help demo test test-all check bench clean host
 .DEFAULT_GOAL := help

@@ -145,6 +145,8 @@ def outline(code: str) -> str:
     for text in code.split("# segment ")[1:]:
         lines = text.splitlines()
         signature = next(line for line in lines if line.strip().startswith("def forward"))
+        # Torch before 2.13 names arguments by `_self_modules_`.
+        signature = signature.replace("_self_dict_modules_", "_self_modules_")
         names = [a.split(":")[0].strip() for a in signature[signature.index("(") :].split(",")[1:]]
         values = [n.strip(" )") for n in names if "_parameters_" not in n and "_buffers_" not in n]
         num_weights = len(names) - len(values)
@@ -263,7 +265,7 @@ class CutGraphs(expecttest.TestCase):
             self.outline_of(QWEN, 2),
             """\
 0: prologue
-  in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_encoder_hidden_states_, l_self_dict_modules_pos_embed_pos_freqs, l_self_dict_modules_pos_embed_neg_freqs + 9 weights
+  in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_encoder_hidden_states_, l_self_modules_pos_embed_pos_freqs, l_self_modules_pos_embed_neg_freqs + 9 weights
   ops: arange 1, cat 6, clone 1, contiguous 1, cos 1, exp 1, expand 3, float 1, linear 4, mean 1, pow 1, reshape 1, rsqrt 1, silu 1, sin 1, split 2, to 7, view 3
   out: (hidden_states, encoder_hidden_states, sample_2, txt_freqs, vid_freqs)
 1: transformer_blocks.0 (and 1 more)
