@@ -20,7 +20,7 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment, segment_name
-from dit_cachegraph.graph.fx_utils import storages_of
+from dit_cachegraph.graph.fx_utils import storages_of, target_name
 
 _IN_PLACE_OPERATORS = frozenset(
     getattr(operator, name)
@@ -58,7 +58,7 @@ def check_effects(assignment: Assignment) -> None:
         if 1 <= segment <= len(assignment.blocks) and _is_random(node):
             raise CannotCut(
                 f"{segment_name(segment, assignment.blocks)} draws random numbers "
-                f"(`{_name(node)}`{_line(node)}): a reused step would draw none; "
+                f"(`{target_name(node)}`{_line(node)}): a reused step would draw none; "
                 "call `eval()` on the model, or draw them before the blocks"
             )
 
@@ -117,19 +117,13 @@ def _is_in_place_name(node: fx.Node) -> bool:
     """True for `add_`, `torch.relu_`, `masked_fill_`, ...: torch's mark of an in-place function."""
     if node.op not in ("call_method", "call_function") or not node.args:
         return False
-    name = _name(node)
+    name = target_name(node)
     return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-
-
-def _name(node: fx.Node) -> str:
-    if isinstance(node.target, str):
-        return node.target
-    return getattr(node.target, "__name__", str(node.target))
 
 
 def _is_random(node: fx.Node) -> bool:
     """True for what draws random numbers: by torch's own tag on the operator of that name."""
-    name = _name(node).removesuffix(".default")
+    name = target_name(node).removesuffix(".default")
     if name in _RANDOM_IF:
         argument, position, default = _RANDOM_IF[name]
         told = node.args[position] if len(node.args) > position else node.kwargs.get(argument)
@@ -193,7 +187,7 @@ def _check_write(
         else "a value of " + segment_name(origin, assignment.blocks)
     )
     raise CannotCut(
-        f"{_where(segment, i, assignment)} writes in place (`{_name(node)}`"
+        f"{_where(segment, i, assignment)} writes in place (`{target_name(node)}`"
         f"{_line(node)}) to `{written.name}`, {where}, which a reused step would leave "
         "unwritten; write `x = x + y` instead of `x += y` there"
     )

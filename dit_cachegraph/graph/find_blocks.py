@@ -18,10 +18,10 @@ from torch import fx
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.check_effects import written_by
 from dit_cachegraph.graph.fx_utils import (
-    is_parameter,
-    layout_key,
+    is_weight,
     module_stack,
     num_elements_hint,
+    shape_key,
     tensors_in,
     value_of,
 )
@@ -183,7 +183,7 @@ def _hands_over(
 
 
 def _entering(block: Block, nodes: list[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
-    handed_on = {_shape_key(node) for node in _leaving(block, nodes, order)}
+    handed_on = {shape_key(node) for node in _leaving(block, nodes, order)}
     inside = nodes[block.first : block.last + 1]
     found = dict.fromkeys(
         arg for node in inside for arg in node.all_input_nodes if order[arg] < block.first
@@ -191,9 +191,9 @@ def _entering(block: Block, nodes: list[fx.Node], order: dict[fx.Node, int]) -> 
     return [
         arg
         for arg in found
-        if not (arg.op == "placeholder" and is_parameter(arg))
+        if not is_weight(arg)
         and max(order[user] for user in arg.users) <= block.last
-        and _shape_key(arg) in handed_on
+        and shape_key(arg) in handed_on
     ]
 
 
@@ -204,11 +204,6 @@ def _leaving(block: Block, nodes: list[fx.Node], order: dict[fx.Node, int]) -> l
         if any(order[user] > block.last for user in node.users)
         and any(True for _ in tensors_in(value_of(node)))
     ]
-
-
-def _shape_key(node: fx.Node) -> object:
-    key = layout_key(value_of(node))
-    return (key[1], key[3]) if key[0] == "tensor" else key
 
 
 def _num_elements(nodes: Iterable[fx.Node]) -> int:

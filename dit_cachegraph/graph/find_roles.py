@@ -14,8 +14,10 @@ from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
 from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import (
     is_parameter,
+    is_weight,
     num_elements_hint,
     source_name,
+    target_name,
     value_of,
 )
 from dit_cachegraph.plan import ArgumentRoles
@@ -76,7 +78,7 @@ def _user_tensors(assignment: Assignment) -> list[fx.Node]:
 def _trunk_weights(assignment: Assignment) -> list[fx.Node]:
     """The weights that the blocks read; all weights, where the blocks have none."""
     last = assignment.num_segments - 1
-    weights = [n for n in assignment.nodes if n.op == "placeholder" and is_parameter(n)]
+    weights = [n for n in assignment.nodes if is_weight(n)]
     in_trunk = [
         n
         for n in weights
@@ -141,22 +143,18 @@ def _is_embedded_by_sinusoid(argument: fx.Node) -> bool:
     while stack:
         node = stack.pop()
         inputs = node.all_input_nodes
-        if any(i in periodic for i in inputs) and any(_is_weight(i) for i in inputs):
+        if any(i in periodic for i in inputs) and any(is_weight(i) for i in inputs):
             return True
         if not all(i in pure or _is_constant(i) for i in inputs):
             continue
         pure.add(node)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        name = target_name(node)
         if name in _PERIODIC or any(i in periodic for i in inputs):
             periodic.add(node)
         # A node may have been met before all of its inputs were known to be pure.
         stack += [u for u in node.users if u not in pure and (u not in seen or u.op != "output")]
         seen.update(node.users)
     return False
-
-
-def _is_weight(node: fx.Node) -> bool:
-    return node.op == "placeholder" and is_parameter(node)
 
 
 def _is_constant(node: fx.Node) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from dit_cachegraph.graph.assign_nodes import Assignment
-from dit_cachegraph.graph.fx_utils import is_parameter, layout_key, value_of
+from dit_cachegraph.graph.fx_utils import is_weight, shape_key, target_name, value_of
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.plan import Block
 
@@ -65,14 +65,14 @@ def find_streams(assignment: Assignment) -> tuple[StreamNodes, ...]:
     labels = _UnionFind()
     for end in ends:
         for k, entry in enumerate(end.entries):
-            if not (entry.op == "placeholder" and is_parameter(entry)):
+            if not is_weight(entry):
                 labels.union(entry, ("entry", end.kind, k))
         for node, place in end.exits.items():
             labels.union(node, ("exit", end.kind, place))
     _join_through_glue(ends, assignment, labels)
     for end in ends:
         _join_entries_with_exits(end, labels)
-    return _streams(ends, assignment, labels, order)
+    return _streams(ends, assignment, labels)
 
 
 def _ends_of(block: Block, nodes: Sequence[fx.Node], order: dict[fx.Node, int]) -> _Ends:
@@ -141,29 +141,15 @@ def _residual_entries(node: fx.Node, entries: set[fx.Node]) -> list[fx.Node]:
         current = stack.pop()
         if current in entries:
             found.append(current)
-        elif _target_name(current) in ("add", "iadd", "to", "contiguous", "type_as", "clip"):
+        elif target_name(current) in ("add", "iadd", "to", "contiguous", "type_as", "clip"):
             stack += [a for a in current.all_input_nodes if shape_key(a) == shape_key(node)]
     return found
-
-
-def _target_name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
-def is_weight(node: fx.Node) -> bool:
-    return node.op == "placeholder" and is_parameter(node)
-
-
-def shape_key(node: fx.Node) -> object:
-    key = layout_key(value_of(node))
-    return (key[1], key[3]) if key[0] == "tensor" else None
 
 
 def _streams(
     ends: Sequence[_Ends],
     assignment: Assignment,
     labels: _UnionFind,
-    order: dict[fx.Node, int],
 ) -> tuple[StreamNodes, ...]:
     carried = dict.fromkeys(labels.find(n) for end in ends for n in end.exits)
     entered = dict.fromkeys(labels.find(n) for n in ends[0].entries)

@@ -74,6 +74,18 @@ def is_parameter(placeholder: fx.Node) -> bool:
     return "_dynamo_static_input_type" in tensor_dict
 
 
+def is_weight(node: fx.Node) -> bool:
+    """True for the arguments that are parameters or buffers."""
+    return node.op == "placeholder" and is_parameter(node)
+
+
+def target_name(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    if isinstance(node.target, str):
+        return node.target
+    return getattr(node.target, "__name__", str(node.target))
+
+
 def free_symbols(values: Iterable[object]) -> set[sympy.Symbol]:
     """The shape symbols that occur in sizes and strides of tensors and in SymInts."""
     found: set[sympy.Symbol] = set()
@@ -96,6 +108,12 @@ def layout_key(value: object) -> tuple[object, ...]:
     if isinstance(value, torch.SymInt):
         return ("int", str(value.node.expr))
     return (type(value).__name__, repr(value))
+
+
+def shape_key(node: fx.Node) -> object:
+    """Type and sizes of a value: what a stream keeps from block to block (strides it need not)."""
+    key = layout_key(value_of(node))
+    return (key[1], key[3]) if key[0] == "tensor" else key
 
 
 def _size_key(size: int | torch.SymInt) -> object:

@@ -14,8 +14,8 @@ from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.block_source import return_order
 from dit_cachegraph.graph.find_roles import choose_probe, find_roles
-from dit_cachegraph.graph.find_streams import StreamNodes, find_streams, is_weight
-from dit_cachegraph.graph.fx_utils import value_of
+from dit_cachegraph.graph.find_streams import StreamNodes, find_streams
+from dit_cachegraph.graph.fx_utils import is_weight, value_of
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.plan import ArgumentRoles, BlockListReport, BlockSequence
 
