@@ -24,6 +24,14 @@ ifneq ($(CXX),)
 export CXX
 endif
 
+# CUDA builds of torch bring the Triton that they need; on the CPU, where the tests run the kernels in
+# Triton's interpreter, any will do. There are wheels for Linux alone; elsewhere these tests skip.
+ifeq ($(shell uname -s),Linux)
+INSTALL_TRITON := $(BIN)/python -m pip install -qq --no-deps triton==3.7.1
+else
+INSTALL_TRITON := true
+endif
+
 # Two workers that each use one thread: more threads only fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
@@ -74,5 +82,6 @@ $(STAMP): pyproject.toml requirements/pinned.txt $(wildcard kernels/*/__init__.p
 	@CUDA='$(CUDA)' $(BIN)/python scripts/check_environment.py choice '$(TORCH)'
 	@$(BIN)/python -m pip install -qq --requirement requirements/pinned.txt '$(TORCH)'
 	@$(BIN)/python scripts/check_environment.py torch
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(INSTALL_TRITON)
 	@$(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -1,7 +1,7 @@
-"""The arithmetic of the cache path, in plain PyTorch: one function an operation.
+"""The arithmetic of the cache path: one function an operation.
 
-`observe` is traced and compiled with the segments, so that it is one pass over three tensors; the
-others are a single kernel each as they stand.
+`observe` is traced and compiled with the segments, so that it is one pass over three tensors;
+replay and residual are a single kernel each. On a GPU they are those of `dit_cachegraph_kernels`.
 """
 
 from collections.abc import Sequence
@@ -9,31 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def residual_diff(
-    hidden: Tensor, hidden_in: Tensor, previous: Tensor, batch_dim: int | None = 0
-) -> Tensor:
-    """Per sample `sum|r - p|` and `sum|p|` of `r = hidden - hidden_in` against `p = previous`.
-
-    The three tensors have one shape, with the samples along `batch_dim` (None: one sample).
-    Returns [2, B] float32; accumulated in float32 whatever the dtype, so that bfloat16 streams give
-    the decisions that float32 ones do.
-    """
-    return torch.stack(_residual_sums(hidden, hidden_in, previous, batch_dim))
+SKETCH_SIZE = 256
+_SPREAD = 2654435761  # odd and large: neighbours in the sketch are far apart in the latents
 
 
-def _residual_sums(
-    hidden: Tensor, hidden_in: Tensor, previous: Tensor, batch_dim: int | None
-) -> list[Tensor]:
-    p = previous.float()
-    moved = (hidden.float() - hidden_in.float() - p).abs()
-    return [_sum_per_sample(moved, batch_dim), _sum_per_sample(p.abs(), batch_dim)]
-
-
-def _sum_per_sample(x: Tensor, batch_dim: int | None) -> Tensor:
-    if batch_dim is None:
-        return x.sum().reshape(1)
-    return x.movedim(batch_dim, 0).flatten(1).sum(1)
+def load_kernels() -> None:
+    """Register `torch.ops.dit_cachegraph`, before anything is traced. Not when the package is
+    imported, since Triton takes its time."""
+    import dit_cachegraph_kernels  # noqa: F401, PLC0415
 
 
 def clock(timestep: Tensor) -> Tensor:
@@ -47,24 +30,53 @@ def _clock(timestep: Tensor) -> list[Tensor]:
     return [flat.amax().reshape(1), flat.sum().reshape(1)]
 
 
+def sketch(latents: Tensor) -> Tensor:
+    """`SKETCH_SIZE` elements from all over the latents, [SKETCH_SIZE] float32: enough to tell
+    whether two calls are steps of one image."""
+    picked = torch.arange(SKETCH_SIZE, device=latents.device) * _SPREAD % latents.numel()
+    return latents.reshape(-1)[picked].float()
+
+
+def content(tensor: Tensor) -> Tensor:
+    """Two numbers that tensors of equal shape and content share, [2] float64: a sum, and one in
+    which each element has a weight of its own."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    flat = real.reshape(-1).double()
+    places = torch.arange(flat.numel(), device=flat.device, dtype=torch.float64)
+    return torch.stack([flat.sum(), flat.dot(torch.cos(places))])
+
+
 def observe(
     hidden: Tensor,
     hidden_in: Tensor,
     previous: Tensor,
     timesteps: Sequence[Tensor],
+    latents: Tensor | None = None,
     batch_dim: int | None = 0,
 ) -> Tensor:
-    """Everything that a decision reads, in one vector for one copy to the host:
-    [2 * len(timesteps) + 2 * B] float32, first the clocks, then `residual_diff`."""
+    """Everything that a decision reads, in one vector for one copy to the host, float32:
+
+    [(max, sum) of each timestep..., (sum|r - p|, sum|p|) of each sample..., sketch of the latents],
+
+    with the residual `r = hidden - hidden_in` and `p = previous`, all of one shape, and the samples
+    along `batch_dim` (None: one sample)."""
+    diff = torch.ops.dit_cachegraph.residual_diff(hidden, hidden_in, previous, batch_dim)
     clocks = [number for t in timesteps for number in _clock(t)]
-    return torch.cat([*clocks, *_residual_sums(hidden, hidden_in, previous, batch_dim)])
+    sketches = [] if latents is None else [sketch(latents)]
+    return torch.cat([*clocks, diff.reshape(-1), *sketches])
 
 
 def residual(hidden: Tensor, hidden_in: Tensor) -> Tensor:
     """What a region added to a stream, in a storage of its own."""
-    return torch.sub(hidden, hidden_in)
+    if not hidden.is_cuda:
+        return torch.sub(hidden, hidden_in)
+    kept = torch.empty_like(hidden)
+    torch.ops.dit_cachegraph.residual_store(hidden, hidden_in, kept)
+    return kept
 
 
-def residual_apply(hidden_in: Tensor, kept: Tensor) -> Tensor:
-    """The replay of a region: its last computed effect on the fresh input."""
-    return torch.add(hidden_in, kept)
+def residual_apply(hidden_in: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The replay of a region, for all its streams: its last computed effect on the fresh input."""
+    if not hidden_in or not hidden_in[0].is_cuda:
+        return [torch.add(x, effect) for x, effect in zip(hidden_in, kept, strict=True)]
+    return torch.ops.dit_cachegraph.residual_apply(hidden_in, kept)
