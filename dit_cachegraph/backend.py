@@ -17,6 +17,7 @@ from dit_cachegraph.graph.compile_segments import (
     inner_compiler,
 )
 from dit_cachegraph.graph.find_blocks import find_blocks
+from dit_cachegraph.graph.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.fx_utils import weight_arguments
 from dit_cachegraph.graph.match_pattern import match_pattern
 from dit_cachegraph.graph.segment_graph import Cut, segment_graph
@@ -76,5 +77,5 @@ def _run_uncached(
     refusal: Uncacheable,
 ) -> UncachedModel:
     warnings.warn(str(refusal), NotCachedWarning, stacklevel=2)
-    weights = weight_arguments(gm)
-    return UncachedModel(compiler.whole(gm, example_inputs), refusal, weights)
+    weights, roles = weight_arguments(gm), find_fragment_roles(gm)
+    return UncachedModel(compiler.whole(gm, example_inputs), refusal, weights, roles)

@@ -24,12 +24,17 @@ class CommonSettings:
     """False runs every block and keeps nothing."""
 
     num_inference_steps: int | None = None
-    """Steps of an image, where known. Nothing depends on it but that the line about an image is
-    logged at its last step and not at the next image's first."""
+    """Calls that one image makes of the transformer on each guidance branch, where known: its state
+    is freed after the last of them. Else that is learned from the images before."""
+
+    max_state_bytes: int | None = None
+    """A bound on what is kept between the steps of all requests of a model. Over it, the least
+    recently used requests lose their state, and their next steps compute."""
 
     def __post_init__(self) -> None:
         check_bool("enabled", self.enabled)
         check_int("num_inference_steps", self.num_inference_steps, at_least=1, none_is_ok=True)
+        check_int("max_state_bytes", self.max_state_bytes, at_least=0, none_is_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

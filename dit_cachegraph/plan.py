@@ -106,6 +106,9 @@ class ArgumentRoles:
     """What the call's arguments are, by index: who tells the model, the step and the request.
 
     `host_timesteps` lie on another device than the stream: reading them waits for nothing.
+    `sketched` are the latents that continuity is read off, None where they are no floats.
+    `embeds_timestep`: False for a fragment that gets the timestep from one before it, or for models
+    without one.
     """
 
     trunk_parameters: tuple[int, ...]
@@ -113,6 +116,17 @@ class ArgumentRoles:
     timesteps: tuple[int, ...]
     conditioning: tuple[int, ...]
     host_timesteps: tuple[int, ...]
+    sketched: int | None
+    embeds_timestep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentRoles:
+    """What the arguments of a fragment without blocks are, by index."""
+
+    timesteps: tuple[int, ...]
+    latents: tuple[int, ...]
+    conditioning: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ OPTIONS: Mapping[str, tuple[list[object], list[object], str]] = MappingProxyType
     {
         "enabled": ([True, False], [None, 0, 1, "yes", []], "True or False"),
         "num_inference_steps": ([None, 1, 50], [0, -1, *NOT_INTS], "an integer of at least 1"),
+        "max_state_bytes": ([None, 0, 2**40], [-1, *NOT_INTS], "an integer of at least 0"),
         "Fn_compute_blocks": ([None, 1, 57], [0, -1, *NOT_INTS], "an integer of at least 1"),
         "Bn_compute_blocks": ([0, 57], [None, -1, *NOT_INTS], "an integer of at least 0"),
         "residual_diff_threshold": (

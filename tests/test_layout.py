@@ -12,7 +12,7 @@ from tiny_models import DIT, FLUX, QWEN, SD3, WAN, build_flux, trajectory
 
 pytestmark = pytest.mark.e2e
 
-SETTINGS = {"residual_diff_threshold": 0.4, "max_warmup_steps": 2, "Fn_compute_blocks": 1}
+SETTINGS = {"residual_diff_threshold": 0.8, "max_warmup_steps": 2, "Fn_compute_blocks": 1}
 # Inductor asserts sizes and strides of every input of every segment.
 CHECKED = {"size_asserts": True, "alignment_asserts": True}
 

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from running import compile_cached, relative_error, run_all
-from tiny_models import DIT, FLUX, QWEN, SD3, SD35, WAN, TinyModel, trajectory
+from tiny_models import DIT, FLUX, QWEN, SD3, SD35, WAN, TinyModel, build_flux, trajectory
 
 pytestmark = pytest.mark.e2e
 
@@ -114,6 +114,17 @@ def test_computing_and_replaying(found):
         assert_region_matters(compiled, model, steps)
 
 
+@pytest.mark.parametrize("depth", [4, 8])
+def test_controls_that_enter_between_blocks_make_no_block_of_its_own(depth):
+    """diffusers computes with NumPy which of ControlNet's residuals comes where."""
+    model = build_flux(1, depth - 1)
+    inputs = inputs_of(FLUX, model)
+    control = torch.randn(*inputs["hidden_states"].shape[:2], model.inner_dim)
+    inputs["controlnet_single_block_samples"] = [control + i for i in range(depth - 1)]
+    (graph,) = dc.explain(model, **inputs).graphs
+    assert (graph.num_blocks, graph.num_compiled) == (depth, 5)
+
+
 def eager(model, kwargs):
     with torch.no_grad():
         return model(**kwargs)[0]
@@ -132,7 +143,8 @@ def assert_region_matters(compiled, model, steps) -> None:
     """A replay at another input differs: else the tests of replays would pass anything."""
     dc.reset(compiled)
     dc.configure(compiled, residual_diff_threshold=1.0, max_warmup_steps=1)
-    moved = {**steps[3], "hidden_states": -steps[0]["hidden_states"]}
+    halfway = torch.lerp(steps[0]["hidden_states"], steps[3]["hidden_states"], 0.5)
+    moved = {**steps[3], "hidden_states": halfway}
     ran = run_all(compiled, [steps[0], moved])[1]
     assert ran.hit
     assert relative_error(ran.output, eager(model, moved)) > 1e-2

@@ -15,7 +15,7 @@ import dit_cachegraph as dc
 from dit_cachegraph.runtime.step_log import MAX_STEPS_KEPT, Step, StepLog
 from tiny_models import POOLED_DIM, TEXT_DIM, build_flux
 from toy_dits import adding_dit, toy_inputs
-from toy_runs import compile_toy, run
+from toy_runs import compile_toy, run, toy_steps
 
 NOT_CALLED = "not called yet: nothing is compiled before the first call"
 # The residual of the first block is the sine of the timestep: 1 at 90 degrees, 0.5 at 30.
@@ -302,5 +302,6 @@ class TestLog:
 
 def test_steps_are_counted_from_the_second_call_where_the_first_was_an_abort():
     compiled = compile_toy(adding_dit(1, 2), residual_diff_threshold=0.0)
-    run_steps(compiled, 60.0, FAR, 60.0, NEAR)
+    for inputs in toy_steps([60.0, FAR, 60.0, NEAR]):
+        run(compiled, inputs)
     assert [s.step for s in dc.summary(compiled).steps][2:] == [1, 2]

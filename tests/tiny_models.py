@@ -69,7 +69,8 @@ def trajectory(
     """
     start = inputs["hidden_states"]
     assert isinstance(start, Tensor)
-    generator = torch.Generator().manual_seed(seed)
+    # The latents of `inputs` may have been drawn from `seed` as well.
+    generator = torch.Generator().manual_seed(10_000 + seed)
     end = torch.randn(start.shape, generator=generator).to(start)
     strides = torch.exp(torch.empty(num_steps).uniform_(-2.2, 2.2, generator=generator))
     # Whole timesteps, where a model wants them, must fall as well, hence strides of at least one.
@@ -89,7 +90,7 @@ def _as_passed(timestep: Tensor, latents: Tensor, divisor: int) -> Tensor:
 
 
 @torch.no_grad()
-def _finish(model: nn.Module, seed: int) -> nn.Module:
+def finish(model: nn.Module, seed: int) -> nn.Module:
     """Give every parameter a seeded value under which every block matters."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -140,7 +141,7 @@ def build_flux(num_double: int, num_single: int, seed: int = 0) -> nn.Module:
         guidance_embeds=True,
         axes_dims_rope=ROPE_DIMS,
     )
-    return _finish(model, seed)
+    return finish(model, seed)
 
 
 def _flux_of_depth(depth: int) -> nn.Module:
@@ -181,7 +182,7 @@ def build_sd3(depth: int, num_dual: int = 0, seed: int = 0) -> nn.Module:
         dual_attention_layers=tuple(range(num_dual)),
         qk_norm="rms_norm" if num_dual else None,
     )
-    return _finish(model, seed)
+    return finish(model, seed)
 
 
 def _sd35_of_depth(depth: int) -> nn.Module:
@@ -211,7 +212,7 @@ def build_wan(depth: int, seed: int = 0) -> nn.Module:
         num_layers=depth,
         rope_max_seq_len=32,
     )
-    return _finish(model, seed)
+    return finish(model, seed)
 
 
 def _wan_inputs(model: nn.Module, *, batch: int, size: int, text_tokens: int, seed: int) -> Inputs:
@@ -236,7 +237,7 @@ def build_qwen(depth: int, seed: int = 0) -> nn.Module:
         joint_attention_dim=TEXT_DIM,
         axes_dims_rope=ROPE_DIMS,
     )
-    return _finish(model, seed)
+    return finish(model, seed)
 
 
 def _qwen_inputs(model: nn.Module, *, batch: int, size: int, text_tokens: int, seed: int) -> Inputs:
@@ -265,7 +266,7 @@ def build_dit(depth: int, seed: int = 0) -> nn.Module:
         sample_size=8,
         num_embeds_ada_norm=NUM_CLASSES,
     )
-    return _finish(model, seed)
+    return finish(model, seed)
 
 
 def _dit_inputs(model: nn.Module, *, batch: int, size: int, text_tokens: int, seed: int) -> Inputs:

@@ -20,10 +20,16 @@ def compile_toy(model: nn.Module, **settings: object) -> nn.Module:
 
 
 def toy_steps(timesteps: Sequence[float]) -> list[dict[str, Tensor]]:
-    """Inputs of the steps of one image: other latents at each, and the very same text."""
-    text = toy_inputs(0.0)["encoder_hidden_states"]
-    steps = [toy_inputs(timestep, seed=i) for i, timestep in enumerate(timesteps)]
-    return [{**step, "encoder_hidden_states": text} for step in steps]
+    """Inputs of the steps of one image: latents that move a little, and the very same text."""
+    first, last = toy_inputs(0.0), toy_inputs(0.0, seed=1)
+    return [
+        {
+            **toy_inputs(timestep),
+            "hidden_states": torch.lerp(first["hidden_states"], last["hidden_states"], i / 10),
+            "encoder_hidden_states": first["encoder_hidden_states"],
+        }
+        for i, timestep in enumerate(timesteps)
+    ]
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 latents       feed the probe stream where it enters the trunk, and are shaped like the output
 timestep      reach a sine or cosine before any weight, and a weight after it
+controls      shaped like the probe stream, and no part of it at its entry (ControlNet's residuals):
+              they are made anew at each step, and say nothing of whose step it is
 conditioning  every other tensor of the user
 """
 
@@ -23,6 +25,7 @@ from dit_cachegraph.graph.fx_utils import (
 from dit_cachegraph.plan import ArgumentRoles
 
 _PERIODIC = frozenset(("sin", "cos", "polar"))
+_AS_ANOTHER = frozenset(("type_as", "to", "expand_as", "view_as", "reshape_as"))
 
 
 def choose_probe(streams: Sequence[StreamNodes], assignment: Assignment) -> StreamNodes | None:
@@ -56,14 +59,17 @@ def find_roles(assignment: Assignment, probe: StreamNodes) -> ArgumentRoles:
     best = max((_likeness(n, assignment) for n in feeding), default=0)
     latents = [n for n in feeding if _likeness(n, assignment) == best]
     timesteps = _timesteps([n for n in users if n not in latents])
-    conditioning = [n for n in users if n not in latents and n not in timesteps]
+    controls = [n for n in users if n not in behind and _sizes(n) == _sizes(entry)]
+    told = {*latents, *timesteps, *controls}
     device = _device(entry)
     return ArgumentRoles(
         trunk_parameters=tuple(index[n] for n in _trunk_weights(assignment)),
         latents=tuple(index[n] for n in latents),
         timesteps=tuple(index[n] for n in timesteps if _device(n) == device),
         host_timesteps=tuple(index[n] for n in timesteps if _device(n) != device),
-        conditioning=tuple(index[n] for n in conditioning),
+        conditioning=tuple(index[n] for n in users if n not in told),
+        embeds_timestep=any(is_embedded_by_sinusoid(n) for n in timesteps),
+        sketched=next((index[n] for n in latents if _can_be_sketched(n)), None),
     )
 
 
@@ -117,10 +123,20 @@ def _likeness(node: fx.Node, assignment: Assignment) -> int:
 def _timesteps(candidates: Sequence[fx.Node]) -> list[fx.Node]:
     """Named ones first: where several arguments reach a sinusoid (timestep, guidance), the order
     only breaks ties; the one that moves is read as the clock."""
-    found = [n for n in candidates if _is_embedded_by_sinusoid(n)]
+    found = [n for n in candidates if is_embedded_by_sinusoid(n)]
     if not found:
         found = [n for n in candidates if _dim(n) <= 1]
     return sorted(found, key=lambda n: "time" not in source_name(n).lower())
+
+
+def _sizes(node: fx.Node) -> tuple[str, ...]:
+    value = value_of(node)
+    return tuple(map(str, value.shape)) if isinstance(value, torch.Tensor) else ()
+
+
+def _can_be_sketched(node: fx.Node) -> bool:
+    value = value_of(node)
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _device(node: fx.Node) -> torch.device | None:
@@ -133,7 +149,7 @@ def _dim(node: fx.Node) -> int:
     return value.dim() if isinstance(value, torch.Tensor) else 99
 
 
-def _is_embedded_by_sinusoid(argument: fx.Node) -> bool:
+def is_embedded_by_sinusoid(argument: fx.Node) -> bool:
     """True if a sinusoid of this argument alone (and constants) is multiplied with a weight."""
     if _dim(argument) > 2:
         return False
@@ -142,7 +158,7 @@ def _is_embedded_by_sinusoid(argument: fx.Node) -> bool:
     seen = set(stack)
     while stack:
         node = stack.pop()
-        inputs = node.all_input_nodes
+        inputs = _values_read(node)
         if any(i in periodic for i in inputs) and any(is_weight(i) for i in inputs):
             return True
         if not all(i in pure or _is_constant(i) for i in inputs):
@@ -155,6 +171,13 @@ def _is_embedded_by_sinusoid(argument: fx.Node) -> bool:
         stack += [u for u in node.users if u not in pure and (u not in seen or u.op != "output")]
         seen.update(node.users)
     return False
+
+
+def _values_read(node: fx.Node) -> list[fx.Node]:
+    """The inputs whose values a node reads; of some it reads the type, device or shape alone."""
+    if target_name(node) in _AS_ANOTHER and isinstance(node.args[0], fx.Node):
+        return [node.args[0]]
+    return node.all_input_nodes
 
 
 def _is_constant(node: fx.Node) -> bool:

@@ -53,9 +53,16 @@ def storages_of(node: fx.Node) -> set[int]:
     numbers mean aliases. Only meaningful while the fake values are alive."""
     return {
         StorageWeakRef(t.untyped_storage()).cdata
-        for t in tensors_in(value_of(node))
+        for t in map(_behind_vmap, tensors_in(value_of(node)))
         if t.layout == torch.strided
     }
+
+
+def _behind_vmap(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that has the storage: a value inside `torch.vmap` is a view of it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def source_name(placeholder: fx.Node) -> str:
@@ -84,6 +91,19 @@ def target_name(node: fx.Node) -> str:
     if isinstance(node.target, str):
         return node.target
     return getattr(node.target, "__name__", str(node.target))
+
+
+def target_key(node: fx.Node) -> object:
+    """Equal for nodes that call or name the same thing. Dynamo wraps a function of NumPy's anew at
+    every call, and names anew the graph of one that is handed on (flex attention's mask)."""
+    if type(node.target).__module__ == "torch._dynamo.utils":
+        return repr(node.target)
+    owner = node.graph.owning_module
+    if node.op == "get_attr" and owner is not None:
+        graph = dict(owner.named_children()).get(str(node.target))
+        if isinstance(graph, fx.GraphModule) and not graph.graph.find_nodes(op="get_attr"):
+            return graph.code
+    return node.target
 
 
 def free_symbols(values: Iterable[object]) -> set[sympy.Symbol]:
@@ -166,4 +186,12 @@ def size_expression(node: fx.Node) -> str | None:
     value = value_of(node)
     if isinstance(value, torch.SymInt) and (is_size_argument(node) or is_size_arithmetic(node)):
         return str(value.node.expr)
+    return None
+
+
+def pinned_size(node: fx.Node) -> int | None:
+    """The number that a size argument or size arithmetic was pinned to by a guard, if it was."""
+    value = value_of(node)
+    if isinstance(value, torch.SymInt) and value.node.expr.is_Integer:
+        return int(value.node.expr)
     return None

@@ -1,7 +1,7 @@
 """The graph of the fused diff (`ops.observe`), for the layout of the probe stream.
 
-Inputs: size arguments, hidden, hidden_in, previous, timesteps. It is compiled with the segments
-and serves every `Fn`, since the stream has one layout at every border.
+Inputs: size arguments, hidden, hidden_in, previous, timesteps, latents. It is compiled with the
+segments and serves every `Fn`, since the stream has one layout at every border.
 """
 
 from typing import cast
@@ -23,27 +23,37 @@ def observe_graph(
 ) -> tuple[tuple[fx.Node, ...], SegmentGraph]:
     """(size arguments, graph) of the diff.
 
-    hidden, hidden_in, previous, timestep -> cat([max(t), sum(t), sum|r-p|..., sum|p|...])
+    hidden, hidden_in, previous, timestep, latents
+    -> cat([max(t), sum(t), sum|r-p|..., sum|p|..., some of the latents...])
     """
+    ops.load_kernels()
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]
     entry = probe.at[0]
     assert entry is not None
     hidden = borders.fake(entry)
     timesteps = [value_of(arguments[i]) for i in roles.timesteps]
+    sketched = [] if roles.sketched is None else [value_of(arguments[roles.sketched])]
     latents = value_of(arguments[roles.latents[0]]) if roles.latents else None
-    sizes = size_arguments([hidden, *timesteps], assignment)
+    sizes = size_arguments([hidden, *timesteps, *sketched], assignment)
     graph = fx.Graph()
     tracer = GraphAppendingTracer(graph)
     for node in sizes:
         graph.placeholder(node.name)
     names = ["hidden", "hidden_in", "previous", *(f"timestep_{i}" for i in range(len(timesteps)))]
+    names += ["latents"] * len(sketched)
     # While it is traced, a Proxy stands for each tensor.
     inputs = [cast(torch.Tensor, fx.Proxy(graph.placeholder(name), tracer)) for name in names]
-    batch_dim = batch_dim_of(hidden, latents)
-    observed = ops.observe(inputs[0], inputs[1], inputs[2], inputs[3:], batch_dim)
+    observed = ops.observe(
+        inputs[0],
+        inputs[1],
+        inputs[2],
+        inputs[3 : 3 + len(timesteps)],
+        latents=inputs[-1] if sketched else None,
+        batch_dim=batch_dim_of(hidden, latents),
+    )
     graph.output((cast(fx.Proxy, observed).node,))
     module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")
-    values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps)
+    values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps, *sketched)
     return sizes, SegmentGraph(module, values)
 
 

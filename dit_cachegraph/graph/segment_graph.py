@@ -24,6 +24,7 @@ from dit_cachegraph.graph.fx_utils import (
     is_size_argument,
     is_size_arithmetic,
     layout_key,
+    pinned_size,
     size_expression,
     value_of,
 )
@@ -123,9 +124,13 @@ def _build(gm: fx.GraphModule, piece: Piece, shared: Shared, borders: Borders) -
         env[node].meta["example_value"] = borders.fake(node)
     holders = {size_expression(node): env[node] for node in piece.symbols}
 
-    def moved(node: fx.Node) -> fx.Node:
-        # Two size arguments may have been found equal: the one that was passed stands for both.
-        return env[node] if node in env else holders[size_expression(node)]
+    def moved(node: fx.Node) -> fx.node.Argument:
+        if node in env:
+            return env[node]
+        # A size argument may have been pinned to a number by a guard, or found equal to another
+        # one: then the one that was passed stands for both.
+        number = pinned_size(node)
+        return holders[size_expression(node)] if number is None else number
 
     for node in (*piece.arithmetic, *piece.structure.nodes):
         env[node] = graph.node_copy(node, moved)

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import is_size_arithmetic, layout_key, size_expression, value_of
+from dit_cachegraph.graph.fx_utils import (
+    is_size_arithmetic,
+    layout_key,
+    size_expression,
+    target_key,
+    value_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ def structure_of(
                 return ("node", places[arg])
             return ("entry", entries[arg]) if arg in entries else ("size", size_expression(arg))
 
-        rows.append((node.op, node.target, _freeze(node.args, ref), _freeze(node.kwargs, ref)))
+        rows.append((node.op, target_key(node), _freeze(node.args, ref), _freeze(node.kwargs, ref)))
     kinds = tuple(layout_key(layout_of(entry)) for entry in entries)
     if layout_of is value_of:
         kinds = tuple(k[:2] + (k[3],) if k[0] == "tensor" else k for k in kinds)

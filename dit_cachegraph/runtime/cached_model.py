@@ -6,24 +6,30 @@ Straight Python over compiled functions; no FX. One driver serves all models, re
 of its graph: what differs between them lies in their state, and weights come with each call.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.config import Settings, resolve
 from dit_cachegraph.plan import CompiledSegment, CompiledTrunk, Region
-from dit_cachegraph.policy.rule import Decision, History, Observation
-from dit_cachegraph.runtime.cache_state import Branch, ImageTally, Kept
+from dit_cachegraph.policy.rule import Decision, Observation
+from dit_cachegraph.runtime.cache_state import Image, Kept
+from dit_cachegraph.runtime.call_note import CallNote, current_note
+from dit_cachegraph.runtime.commit_step import Now, Outcome, commit_step, history_of
+from dit_cachegraph.runtime.conditioning import latents_identity
+from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.region import plan_region
 from dit_cachegraph.runtime.request import Request, current_request
-from dit_cachegraph.runtime.step_log import Step, log_image
-from dit_cachegraph.runtime.step_reader import StepReader, Values, gatherer
-from dit_cachegraph.runtime.trajectory import AMBIGUOUS, Moment, advance
+from dit_cachegraph.runtime.step_reader import (
+    Seen,
+    StepReader,
+    Values,
+    gatherer,
+    read_clock_of,
+)
 
 MAX_SETTINGS_KEPT = 256
 
@@ -36,16 +42,6 @@ class _Call:
     gather: Callable[[Values], Sequence[object]]
     dead: tuple[int, ...]
     outputs: tuple[int | None, ...]
-
-
-class _Now(NamedTuple):
-    """What a step knows of itself before it decides."""
-
-    request: Request | None
-    model: ModelState
-    branch: Branch
-    settings: Settings
-    region: Region
 
 
 class CachedModel:
@@ -84,15 +80,25 @@ class CachedModel:
             return self._run_uncached(values, now)
         return self._run_step(values, now)
 
-    def _now(self, values: Values) -> _Now:
+    def _now(self, values: Values) -> Now:
         """Whose call this is, and by which settings it goes: read once a step."""
         request = current_request()
         model = self._model(values)
         model.graphs.setdefault(id(self), self)
         key = None if request is None else request.key
-        branch = model.branches.find(key, self._conditioning(values))
+        note = None if self.compiled.roles.embeds_timestep else current_note()
+        told = self._conditioning(values) if note is None else note.conditioning
         settings, region = self._settings(model, request)
-        return _Now(request, model, branch, settings, region)
+        branch = model.branches.find(key, told)
+        guess = branch.images[-1] if branch.images else None
+        partner = None
+        if len(branch.images) > 1:
+            latents = latents_identity(self._latents_of(values, note))
+            partner = find_partner(branch, model.branches.called_with(latents))
+        return Now(request, model, branch, settings, region, partner or guess, partner, note)
+
+    def _latents_of(self, values: Values, note: CallNote | None) -> Sequence[object]:
+        return self._latents(values) if note is None else note.latents
 
     def _model(self, values: Values) -> ModelState:
         """The state of the model whose weights these are; one of the graph's own without any."""
@@ -134,26 +140,23 @@ class CachedModel:
     def _results(self, values: Values) -> tuple[object, ...]:
         return tuple(values[slot] for slot in self.compiled.trunk.results)
 
-    def _run_uncached(self, values: Values, now: _Now) -> tuple[object, ...]:
-        branch = now.branch
-        branch.kept.clear()
+    def _run_uncached(self, values: Values, now: Now) -> tuple[object, ...]:
+        sight = self._sight(values, now, self._read_clock(values, now))
+        match = find_image(now.branch.images, sight, now.model.known, now.partner)
         self._run(values, 0, len(self._calls))
-        branch.history = branch.history._replace(step=branch.history.step + 1)
-        decision = Decision(False, "disabled")
-        now.model.log.add(_step(branch.history.step - 1, None, decision, branch))
+        outcome = Outcome(sight, match, Decision(False, "disabled"), None)
+        commit_step(now, outcome, self.compiled.trunk.num_blocks)
         return self._results(values)
 
-    def _run_step(self, values: Values, now: _Now) -> tuple[object, ...]:
+    def _run_step(self, values: Values, now: Now) -> tuple[object, ...]:
         region, num_blocks = now.region, self.compiled.trunk.num_blocks
         self._run(values, 0, 1)
         hidden_in = values[region.probe_in]
         self._run(values, 1, region.probe_boundary + 1)
         hidden = values[region.probe_out]
         assert isinstance(hidden, Tensor) and isinstance(hidden_in, Tensor)
-        kept = now.branch.kept.get(self._signature)
-        moment, observation, timestep = self._look(values, now, kept, hidden, hidden_in)
-        history = _history(now.branch, moment)
-        decision = _decide(now, moment, history, observation)
+        sight, match, observation, kept = self._look(values, now, hidden, hidden_in)
+        decision = _decide(now, match, observation)
         probe = None if decision.hit else ops.residual(hidden, hidden_in)
         del hidden, hidden_in
         self._run(values, region.probe_boundary + 1, region.start + 1)
@@ -163,28 +166,48 @@ class CachedModel:
         else:
             kept = self._compute(values, region, probe)
         self._run(values, region.stop + 1, num_blocks + 2)
-        self._commit(now, moment, history, decision, kept, timestep)
+        commit_step(now, Outcome(sight, match, decision, kept), num_blocks)
         return self._results(values)
 
     def _look(
-        self, values: Values, now: _Now, kept: Kept | None, hidden: Tensor, hidden_in: Tensor
-    ) -> tuple[Moment, Observation, float | None]:
-        """Read timestep and diff, in one copy to the host, and say which step this is."""
-        nothing_kept = _why_nothing(kept, now.region, hidden)
-        # With nothing to compare with, only the clocks are read from what comes back.
-        previous = hidden if nothing_kept is not None or kept is None else kept.probe
+        self, values: Values, now: Now, hidden: Tensor, hidden_in: Tensor
+    ) -> tuple[Sight, Match, Observation, Kept | None]:
+        """Read timestep, sketch and diff, in one copy to the host, and say whose step it is. A
+        second copy is needed only where it is not that of the image that was guessed."""
+        kept, why_nothing = self._usable(now.guess, now.region, hidden)
+        seen = self._read(values, now, kept, hidden, hidden_in)
+        sight = self._sight(values, now, seen)
+        match = find_image(now.branch.images, sight, now.model.known, now.partner)
+        if match.image is not now.guess:
+            kept, why_nothing = self._usable(match.image, now.region, hidden)
+            if kept is not None:
+                seen = self._read(values, now, kept, hidden, hidden_in)
+        return sight, match, Observation(seen.moved, seen.size, why_nothing), kept
+
+    def _read(
+        self, values: Values, now: Now, kept: Kept | None, hidden: Tensor, hidden_in: Tensor
+    ) -> Seen:
         if now.settings.rule.needs_diff:
+            # With nothing to compare with, what comes back as the diff is not looked at.
+            previous = hidden if kept is None else kept.probe
             seen = self._reader.read_all(values, hidden, hidden_in, previous)
-        else:
-            seen = self._reader.read_clock(values, is_named=now.request is not None)
-        shape = tuple([t.shape for t in self._latents(values) if isinstance(t, Tensor)])
-        moment = advance(now.branch.trajectory, seen.clock, shape, now.model.direction)
-        if now.request is not None and moment.doubt == AMBIGUOUS:
-            moment = moment._replace(doubt=None)  # The user's name for it settles whose call it is.
-        if moment.is_new_image:
-            nothing_kept = "new image"
-        observation = Observation(seen.moved, seen.size, nothing_kept)
-        return moment, observation, seen.clock[0] if seen.clock else None
+            if now.note is None:
+                return seen
+            told = self._read_clock(values, now)
+            return seen._replace(clock=told.clock, sketch=told.sketch)
+        if now.request is not None:
+            return self._reader.read_host_clock(values)
+        return self._read_clock(values, now)
+
+    def _read_clock(self, values: Values, now: Now) -> Seen:
+        if now.note is None:
+            return self._reader.read_clock(values)
+        return read_clock_of(now.note.timesteps, now.note.latents)
+
+    def _sight(self, values: Values, now: Now, seen: Seen) -> Sight:
+        latents = self._latents_of(values, now.note)
+        shape = tuple([t.shape for t in latents if isinstance(t, Tensor)])
+        return Sight(seen.clock, seen.sketch, shape, latents_identity(latents), self._signature)
 
     def _compute(self, values: Values, region: Region, probe: Tensor | None) -> Kept:
         """Run the region and keep its effect on every value that leaves it."""
@@ -199,81 +222,49 @@ class CachedModel:
             else:
                 effects.append(out.clone())
         assert probe is not None
-        return Kept((region.start, region.stop, region.probe_boundary), probe, tuple(effects))
+        span = (region.start, region.stop, region.probe_boundary)
+        return Kept(self._signature, span, probe, tuple(effects))
 
     def _replay(self, values: Values, region: Region, kept: Kept) -> None:
+        live_ins, residuals, outs = [], [], []
         for replay, effect in zip(region.replays, kept.effects, strict=True):
             live_in = None if replay.live_in is None else values[replay.live_in]
             if isinstance(live_in, Tensor):
-                values[replay.live_out] = ops.residual_apply(live_in, effect)
+                live_ins.append(live_in)
+                residuals.append(effect)
+                outs.append(replay.live_out)
             else:
                 values[replay.live_out] = effect.clone()
+        for slot, value in zip(outs, ops.residual_apply(live_ins, residuals), strict=True):
+            values[slot] = value
         for slot in region.dead_on_hit:
             values[slot] = None
 
-    def _commit(
-        self,
-        now: _Now,
-        moment: Moment,
-        history: History,
-        decision: Decision,
-        kept: Kept | None,
-        timestep: float | None,
-    ) -> None:
-        """The only place where state changes: an exception before it leaves the last step's."""
-        branch = now.branch
-        if moment.is_new_image:
-            log_image(branch)
-            branch.kept.clear()
-        if not decision.hit and kept is not None and not now.region.is_empty:
-            branch.kept[self._signature] = kept
-        branch.trajectory = moment.trajectory
-        branch.history = history.after(decision)
-        if moment.trajectory.is_direction_sure:
-            now.model.direction = moment.trajectory.direction
-        now.model.log.add(_step(history.step, timestep, decision, branch))
-        self._tally(now, branch.image, decision)
-        if branch.history.step == now.settings.common.num_inference_steps:
-            log_image(branch)
-
-    def _tally(self, now: _Now, image: ImageTally, decision: Decision) -> None:
-        num_blocks = self.compiled.trunk.num_blocks
-        skipped = now.region.stop - now.region.start if decision.hit else 0
-        image.num_hits += decision.hit
-        image.num_computed += not decision.hit
-        image.num_blocks += num_blocks
-        image.num_blocks_run += num_blocks - skipped
-        image.threshold = now.settings.rule.threshold
-        if decision.diff is not None and math.isfinite(decision.diff):
-            known = image.smallest_diff
-            image.smallest_diff = decision.diff if known is None else min(decision.diff, known)
+    def _usable(
+        self, image: Image | None, region: Region, hidden: Tensor
+    ) -> tuple[Kept | None, str | None]:
+        """What is kept of an image, if this step can use it; else why not."""
+        kept = None if image is None else image.kept
+        if image is None:
+            reason = "new image"
+        elif region.is_empty:
+            reason = "empty region"
+        elif kept is None:
+            reason = image.lost or "nothing kept"
+        elif kept.signature != self._signature:
+            reason = "the graph changed"
+        elif kept.region != (region.start, region.stop, region.probe_boundary):
+            reason = "region changed"
+        elif kept.probe.shape != hidden.shape:
+            reason = "new shape"
+        else:
+            return kept, None
+        return None, reason
 
 
-def _why_nothing(kept: Kept | None, region: Region, hidden: Tensor) -> str | None:
-    if region.is_empty:
-        return "empty region"
-    if kept is None:
-        return "nothing kept"
-    if kept.region != (region.start, region.stop, region.probe_boundary):
-        return "region changed"
-    if kept.probe.shape != hidden.shape:
-        return "new shape"
-    return None
-
-
-def _decide(now: _Now, moment: Moment, history: History, seen: Observation) -> Decision:
+def _decide(now: Now, match: Match, seen: Observation) -> Decision:
     if now.region.is_empty:
         return Decision(False, "empty region")
-    if moment.doubt is not None:
-        return Decision(False, moment.doubt)
-    return now.settings.rule.decide(history, seen)
-
-
-def _history(branch: Branch, moment: Moment) -> History:
-    if moment.restarts_at is None:
-        return branch.history
-    return History(step=moment.restarts_at)
-
-
-def _step(index: int, timestep: float | None, decision: Decision, branch: Branch) -> Step:
-    return Step(index, timestep, decision.hit, decision.reason, decision.diff, branch.label)
+    if match.moment.doubt is not None:
+        return Decision(False, match.moment.doubt)
+    return now.settings.rule.decide(history_of(match), seen)

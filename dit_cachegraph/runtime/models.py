@@ -6,14 +6,17 @@ is their weights, which come with every call. The registry may be filled before 
 """
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dit_cachegraph.runtime.cache_state import BranchTable
+from dit_cachegraph.runtime.branch_table import BranchTable
+from dit_cachegraph.runtime.cache_state import Image
+from dit_cachegraph.runtime.life import Schedules
 from dit_cachegraph.runtime.step_log import StepLog, log_image
+from dit_cachegraph.runtime.trajectory import Known
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -24,17 +27,21 @@ class ModelState:
     """
 
     overrides: dict[str, object] = field(default_factory=dict)
-    branches: BranchTable = field(default_factory=lambda: BranchTable(log_image))
+    schedules: Schedules = field(default_factory=Schedules)
+    branches: BranchTable = field(init=False)
     log: StepLog = field(default_factory=StepLog)
-    direction: int = 0
+    known: Known = field(default_factory=Known)
     graphs: dict[int, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.branches = BranchTable(_at_the_end_of_an_image(self.schedules))
 
     def absorb(self, other: "ModelState") -> None:
         """Take over what was seen of the same model by another of its graphs."""
         self.overrides = {**other.overrides, **self.overrides}
         other.branches.drop()  # Their next steps compute.
         self.log.absorb(other.log)
-        self.direction = self.direction or other.direction
+        self.known = self.known if self.known.direction else other.known
         self.graphs.update(other.graphs)
 
 
@@ -55,6 +62,8 @@ class ModelRegistry:
         own = self._by_module.get(module)
         known = [own, *(self._by_weight.get(tensor) for tensor in tensors)]
         states = list(dict.fromkeys(state for state in known if state is not None))
+        # That of the fragment with the trunk has the requests under way.
+        states.sort(key=lambda state: -len(state.branches))
         state = states[0] if states else ModelState()
         for other in states[1:]:
             state.absorb(other)
@@ -100,6 +109,14 @@ class ModelRegistry:
 
     def states_of(self, modules: Iterable[nn.Module]) -> list[ModelState]:
         return [self.of_module(module) for module in modules]
+
+
+def _at_the_end_of_an_image(schedules: Schedules) -> Callable[[Image], None]:
+    def end(image: Image) -> None:
+        log_image(image)
+        schedules.learn(image)
+
+    return end
 
 
 def _tensors_of(module: nn.Module) -> Iterable[Tensor]:

@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 
-from dit_cachegraph.runtime.cache_state import Branch, ImageTally
+from dit_cachegraph.runtime.cache_state import Image, ImageTally
 
 log = logging.getLogger("dit_cachegraph")
 MAX_STEPS_KEPT = 1000
@@ -43,16 +43,16 @@ class StepLog:
         self.num_computed += other.num_computed
 
 
-def log_image(branch: Branch) -> None:
+def log_image(image: Image) -> None:
     """The line that tells a user, without being asked, whether the cache did anything: at the last
     step of an image where that is known, else when its state goes, or the next image begins."""
-    tally = branch.image
+    tally = image.tally
     num_steps = tally.num_hits + tally.num_computed
     if num_steps == 0:
         return
     share = tally.num_blocks_run / max(tally.num_blocks, 1)
-    branch.image = ImageTally()
-    text = f"image of request {branch.label}: {tally.num_hits} of {num_steps} steps reused, "
+    image.tally = ImageTally()
+    text = f"image of request {image.branch.label}: {tally.num_hits} of {num_steps} steps reused, "
     text += f"{share:.0%} of the block work run"
     if tally.num_hits == 0 and tally.smallest_diff is not None and tally.threshold is not None:
         text += f"; smallest diff {tally.smallest_diff:.3g}, threshold {tally.threshold:g}"

@@ -1,4 +1,4 @@
-"""What a step reads from the device: timestep and diff, in one copy to the host."""
+"""What a step reads from the device: timestep, diff and sketch, in one copy to the host."""
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -9,15 +9,18 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.runtime.sketch import Sketch
+from dit_cachegraph.runtime.trajectory import Clock
 
 Values = list[object]
 
 
 class Seen(NamedTuple):
-    """The clock, or None where there is no timestep or it was not read; per sample `sum|r - p|`
-    and `sum|p|`, empty where no diff was asked for."""
+    """The clock, or None where there is no timestep or it was not read; the sketch of the latents;
+    per sample `sum|r - p|` and `sum|p|`, empty where no diff was asked for."""
 
-    clock: tuple[float, ...] | None
+    clock: Clock | None = None
+    sketch: Sketch | None = None
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
 
@@ -26,33 +29,53 @@ class StepReader:
     """Reads the numbers that a decision needs out of the values of one call."""
 
     def __init__(self, compiled: CompiledTrunk) -> None:
+        roles = compiled.roles
         self._observe = compiled.observe
         self._sizes = gatherer(compiled.trunk.observe_sizes)
-        self._timesteps = gatherer(compiled.roles.timesteps)
-        self._host_timesteps = compiled.roles.host_timesteps
+        self._timesteps = gatherer(roles.timesteps)
+        self._num_clock = 2 * len(roles.timesteps)
+        self._host_timesteps = roles.host_timesteps
+        self._sketched = gatherer(() if roles.sketched is None else (roles.sketched,))
+        self._num_sketch = 0 if roles.sketched is None else ops.SKETCH_SIZE
 
     def read_all(self, values: Values, hidden: Tensor, hidden_in: Tensor, previous: Tensor) -> Seen:
-        """Clock and diff: one compiled pass over the three tensors, one copy."""
-        timesteps = self._timesteps(values)
-        (seen,) = self._observe([*self._sizes(values), hidden, hidden_in, previous, *timesteps])
+        """Clock, diff and sketch: one compiled pass over the tensors, one copy."""
+        inputs = [*self._sizes(values), hidden, hidden_in, previous]
+        (seen,) = self._observe([*inputs, *self._timesteps(values), *self._sketched(values)])
         assert isinstance(seen, Tensor)
-        numbers = seen.tolist()
-        first = 2 * len(timesteps)
-        half = (first + len(numbers)) // 2
+        seen = seen.cpu()
+        end = len(seen) - self._num_sketch
+        numbers = seen[:end].tolist()
+        first = self._num_clock
         clock = (*self._host_clock(values), *numbers[:first])
-        return Seen(clock or None, tuple(numbers[first:half]), tuple(numbers[half:]))
+        sketch = seen.numpy()[end:] if self._num_sketch else None
+        return Seen(clock or None, sketch, tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2]))
 
-    def read_clock(self, values: Values, *, is_named: bool) -> Seen:
-        """The clock alone; nothing at all from the device inside a named request."""
-        on_device = () if is_named else self._timesteps(values)
-        clocks = [ops.clock(t) for t in on_device if isinstance(t, Tensor)]
-        numbers = torch.cat(clocks).tolist() if clocks else []
-        return Seen((*self._host_clock(values), *numbers) or None)
+    def read_clock(self, values: Values) -> Seen:
+        """Clock and sketch, in one copy."""
+        seen = read_clock_of(self._timesteps(values), self._sketched(values))
+        clock = (*self._host_clock(values), *(seen.clock or ()))
+        return Seen(clock or None, seen.sketch)
+
+    def read_host_clock(self, values: Values) -> Seen:
+        """Nothing from the device."""
+        return Seen(tuple(self._host_clock(values)) or None)
 
     def _host_clock(self, values: Values) -> list[float]:
         """Timesteps on another device than the stream: reading them waits for nothing."""
         host = [values[i] for i in self._host_timesteps]
         return [n for t in host if isinstance(t, Tensor) for n in ops.clock(t).tolist()]
+
+
+def read_clock_of(timesteps: Sequence[object], latents: Sequence[object]) -> Seen:
+    """Clock of the timesteps and sketch of the first latents, in one copy."""
+    clocks = [ops.clock(t) for t in timesteps if isinstance(t, Tensor)]
+    sketched = [t for t in latents if isinstance(t, Tensor) and t.is_floating_point()][:1]
+    if not clocks and not sketched:
+        return Seen()
+    seen = torch.cat([*clocks, *map(ops.sketch, sketched)]).cpu()
+    end = 2 * len(clocks)
+    return Seen(tuple(seen[:end].tolist()) or None, seen.numpy()[end:] if sketched else None)
 
 
 def gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:

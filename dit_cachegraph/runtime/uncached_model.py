@@ -2,24 +2,30 @@
 
 from collections.abc import Callable, Sequence
 
-from dit_cachegraph.plan import Uncacheable
+from dit_cachegraph.plan import FragmentRoles, Uncacheable
+from dit_cachegraph.runtime.call_note import leave_note
 from dit_cachegraph.runtime.models import REGISTRY
 
 
 class UncachedModel:
-    """The compiled graph, with its refusal for the report of whichever model calls it."""
+    """The compiled graph, with its refusal for the report of whichever model calls it. `roles` are
+    what it notes for a later fragment of the call."""
 
     def __init__(
         self,
         function: Callable[..., object],
         refusal: Uncacheable,
         weights: Sequence[int],
+        roles: FragmentRoles | None,
     ) -> None:
         self.refusal = refusal
         self._function = function
         self._weights = tuple(weights)
+        self._roles = roles
 
     def __call__(self, *args: object) -> object:
         model = REGISTRY.of_any_weight([args[i] for i in self._weights])
         model.graphs.setdefault(id(self), self)
+        if self._roles is not None:
+            leave_note(self._roles, args)
         return self._function(*args)

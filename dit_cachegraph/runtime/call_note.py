@@ -1,0 +1,49 @@
+"""What one fragment of a call hands on to the next: the user's tensors, where Dynamo broke the
+graph between the embedding of the timestep and the blocks."""
+
+import weakref
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dit_cachegraph.plan import FragmentRoles
+
+
+class CallNote(NamedTuple):
+    """The user's tensors of the call under way."""
+
+    timesteps: tuple[Tensor, ...]
+    latents: tuple[Tensor, ...]
+    conditioning: tuple[Tensor, ...]
+
+
+class _Left(NamedTuple):
+    timesteps: tuple["weakref.ref[Tensor]", ...]
+    latents: tuple["weakref.ref[Tensor]", ...]
+    conditioning: tuple["weakref.ref[Tensor]", ...]
+
+
+_left: ContextVar[_Left | None] = ContextVar("dit_cachegraph_call_note", default=None)
+
+
+def leave_note(roles: FragmentRoles, args: Sequence[object]) -> None:
+    """Note the arguments of a fragment. They are held weakly: the caller has them until it is
+    given the result."""
+
+    def refs(indices: Sequence[int]) -> tuple["weakref.ref[Tensor]", ...]:
+        return tuple(weakref.ref(a) for i in indices if isinstance(a := args[i], Tensor))
+
+    _left.set(_Left(refs(roles.timesteps), refs(roles.latents), refs(roles.conditioning)))
+
+
+def current_note() -> CallNote | None:
+    """What was noted in this call; None where nothing was, or it is gone."""
+    left = _left.get()
+    if left is None:
+        return None
+    found = [[ref() for ref in refs] for refs in left]
+    if any(tensor is None for tensors in found for tensor in tensors):
+        return None
+    return CallNote(*(tuple(t for t in tensors if t is not None) for tensors in found))

@@ -1,0 +1,78 @@
+"""Who a call belongs to, read off the tensors that are neither latents nor timestep.
+
+identity   their storages, offsets and shapes: the very same objects, or slices of them made anew
+content    sums over their elements, for callers that rebuild their conditioning at every call
+"""
+
+import math
+import weakref
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dit_cachegraph import ops
+
+
+def identity_of(
+    request_key: Hashable | None, conditioning: Sequence[object]
+) -> tuple[Hashable, list[torch.UntypedStorage]]:
+    """A key for the conditioning objects of a call, good while their storages live; and these."""
+    storages: list[torch.UntypedStorage] = []
+    parts: list[object] = []
+    for value in conditioning:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            storages.append(storage)
+            parts.append((id(storage), value.storage_offset(), value.shape))
+    return (request_key, *parts), storages
+
+
+class Content:
+    """What conditioning says: sums over each tensor, left on its device until they are compared, so
+    that a request whose conditioning lives on waits for nothing."""
+
+    def __init__(self, request_key: Hashable | None, conditioning: Sequence[object]) -> None:
+        tensors = [value for value in conditioning if isinstance(value, Tensor)]
+        self._kind = (request_key, tuple((tensor.shape, tensor.dtype) for tensor in tensors))
+        self._sums = [ops.content(tensor) for tensor in tensors]
+        self._numbers: tuple[float, ...] | None = None
+
+    def is_that_of(self, other: "Content") -> bool:
+        """True for equal tensors of one request, or of callers without a name; NaN equals nothing.
+        Reads the sums of either, once."""
+        return self._kind == other._kind and self.numbers() == other.numbers() != ()
+
+    def numbers(self) -> tuple[float, ...]:
+        """The sums, in one copy to the host for each device; none where they aren't finite."""
+        if self._numbers is None:
+            by_device: dict[torch.device, list[Tensor]] = {}
+            for sums in self._sums:
+                by_device.setdefault(sums.device, []).append(sums)
+            read = [n for sums in by_device.values() for n in torch.cat(sums).cpu().tolist()]
+            self._numbers = tuple(read) if all(map(math.isfinite, read)) else ()
+        return self._numbers
+
+
+class LatentsIdentity(NamedTuple):
+    """The object that a call took as latents. The passes of guidance share it within a step."""
+
+    storage: "weakref.ref[torch.UntypedStorage]"
+    offset: int | torch.SymInt
+    shape: torch.Size
+
+    def is_that_of(self, other: "LatentsIdentity | None") -> bool:
+        if other is None or self.offset != other.offset or self.shape != other.shape:
+            return False
+        storage = self.storage()
+        return storage is not None and storage is other.storage()
+
+
+def latents_identity(latents: Sequence[object]) -> LatentsIdentity | None:
+    """The object that a call took as latents: the first of them."""
+    first = next(iter(latents), None)
+    if not isinstance(first, Tensor):
+        return None
+    storage = first.untyped_storage()
+    return LatentsIdentity(weakref.ref(storage), first.storage_offset(), first.shape)

@@ -1,0 +1,203 @@
+"""Which image a call goes on with: sketches of latents, and the choice between images under way."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dit_cachegraph import ops
+from dit_cachegraph.runtime.cache_state import Branch, Image
+from dit_cachegraph.runtime.conditioning import Content, latents_identity
+from dit_cachegraph.runtime.find_image import AMBIGUOUS, Sight, find_image
+from dit_cachegraph.runtime.sketch import MIN_CORRELATION, closeness
+from dit_cachegraph.runtime.trajectory import Known, advance
+
+KNOWN = Known(direction=-1, forgets_start=False)
+SHAPE = (torch.Size([1, 4, 16]),)
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(256).astype(np.float32)
+
+
+def sketch_of(image: int, progress: float) -> np.ndarray:
+    """From the noise of an image towards what it draws."""
+    return (1 - progress) * noise(image) + progress * noise(100 + image)
+
+
+def sight_of(image: int, step: int, signature: int = 0) -> Sight:
+    clock = (1 - step / 10, 2 - step / 5)
+    return Sight(clock, sketch_of(image, step / 10), SHAPE, None, signature)
+
+
+class Caller:
+    """A branch on which images are called; says which image each call was taken for."""
+
+    def __init__(self) -> None:
+        self.branch = Branch("#1", None, Content(None, []))
+
+    def call(self, sight: Sight, partner: Image | None = None) -> tuple[Image, str | None]:
+        match = find_image(self.branch.images, sight, KNOWN, partner)
+        image = match.image
+        if image is None:
+            image = Image(self.branch)
+            self.branch.images.append(image)
+        image.trajectory, image.sketch = match.moment.trajectory, sight.sketch
+        image.signature = sight.signature
+        return image, match.moment.doubt
+
+
+@given(st.lists(st.integers(0, 3), max_size=30))
+def test_images_in_any_order_are_each_their_own(turns):
+    caller, known = Caller(), {}
+    for i, turn in enumerate(turns):
+        step = turns[:i].count(turn)
+        if step == 10:
+            break
+        image, doubt = caller.call(sight_of(turn, step))
+        assert image is known.setdefault(turn, image)
+        assert doubt is None
+
+
+def test_latents_that_could_be_of_either_image_are_in_doubt():
+    caller = Caller()
+    first, _ = caller.call(sight_of(0, 0))
+    caller.call(sight_of(0, 0)._replace(sketch=sketch_of(0, 0) + 0.3 * noise(7)))
+    between = sight_of(0, 1)._replace(sketch=sketch_of(0, 0.1) + 0.15 * noise(7))
+    _, doubt = caller.call(between)
+    assert doubt == AMBIGUOUS
+
+
+def test_the_partner_decides_where_latents_do_not():
+    caller = Caller()
+    images = [
+        caller.call(sight_of(0, 0)._replace(sketch=sketch_of(0, 0) + 0.3 * i * noise(7)))[0]
+        for i in range(2)
+    ]
+    between = sight_of(0, 1)._replace(sketch=sketch_of(0, 0.1) + 0.15 * noise(7))
+    for image in images:
+        match = find_image(caller.branch.images, between, KNOWN, image)
+        assert (match.image, match.moment.doubt) == (image, None)
+
+
+def test_without_latents_two_images_are_in_doubt_and_one_is_not():
+    caller = Caller()
+    caller.call(sight_of(0, 0)._replace(sketch=None))
+    assert caller.call(sight_of(0, 1)._replace(sketch=None))[1] is None
+    caller.call(sight_of(1, 0)._replace(sketch=None))
+    assert caller.call(sight_of(0, 2)._replace(sketch=None))[1] == AMBIGUOUS
+
+
+def test_another_trunk_on_the_same_latents_is_an_image_of_its_own():
+    caller = Caller()
+    for step in range(4):
+        images = [caller.call(sight_of(0, step, signature)) for signature in (0, 1)]
+        assert [doubt for _, doubt in images] == [None, None]
+        assert [image.signature for image, _ in images] == [0, 1]
+    assert len(caller.branch.images) == 2
+
+
+def test_another_trunk_on_other_latents_goes_on_with_the_image():
+    """The graph changed in mid-run: a control ended."""
+    caller = Caller()
+    image, _ = caller.call(sight_of(0, 0))
+    caller.call(sight_of(0, 1))
+    assert caller.call(sight_of(0, 2, signature=1)) == (image, None)
+
+
+def test_one_seed_again_with_another_guidance_scale_is_a_new_image():
+    """The timestep stands where it stood, and so do the latents; only a constant has moved."""
+    caller = Caller()
+    sight = sight_of(0, 0)._replace(clock=(1.0, 2.0, 5.0, 10.0))
+    first, _ = caller.call(sight)
+    again, _ = caller.call(sight._replace(clock=(1.0, 2.0, 3.5, 7.0)))
+    assert again is not first
+
+
+def test_closeness_ignores_what_stands_still():
+    """An edit's source picture lies beside the latents in one tensor."""
+    still = noise(5)[:200]
+    a, b = (np.concatenate([still, noise(i)[:56]]) for i in (0, 1))
+    assert closeness(a, b) == pytest.approx(closeness(noise(0)[:56], noise(1)[:56]), abs=1e-6)
+    assert closeness(a, a) == 1.0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_closeness_of_values_that_are_not_finite_is_not_known(bad):
+    broken = noise(0)
+    broken[3] = bad
+    assert closeness(broken, noise(0)) is None
+    assert closeness(broken, noise(1)) is None
+    assert closeness(noise(1), broken) is None
+
+
+def test_closeness_of_other_sizes_and_of_nothing():
+    assert closeness(noise(0), noise(0)[:100]) == 0.0
+    assert closeness(None, noise(0)) is None
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 128, 128), (2, 4096, 64), (2, 16, 5, 30, 52), (3, 5)])
+def test_sketches_of_independent_latents_are_apart(shape):
+    """For shapes whose sizes are powers of two as well: the sample is from all over the tensor."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, *shape, generator=generator)
+    sketches = [ops.sketch(x).numpy() for x in (a, b, 0.9 * a + 0.1 * b)]
+    assert sketches[0].shape == (256,)
+    if a.numel() > 1000:
+        assert abs(closeness(sketches[0], sketches[1])) < MIN_CORRELATION
+        columns = {float(x) for x in sketches[0]}
+        assert len(columns) > 250
+    assert closeness(sketches[0], sketches[2]) > 0.9
+
+
+def test_a_sketch_is_of_the_logical_elements_whatever_the_strides():
+    latents = torch.randn(2, 6, 8, 10)
+    permuted = latents.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(ops.sketch(latents), ops.sketch(permuted))
+
+
+def test_latents_identity_tells_storage_offset_and_shape():
+    base = torch.zeros(4, 3)
+    one = latents_identity([base[:2]])
+    assert one is not None
+    assert one.is_that_of(latents_identity([base[:2]]))
+    for other in (base[1:3], base[:3], torch.zeros(2, 3)):
+        assert not one.is_that_of(latents_identity([other]))
+    assert not one.is_that_of(None)
+    assert latents_identity([]) is None
+
+
+def test_content_tells_tensors_apart_by_what_they_hold():
+    text = torch.randn(1, 5, 8)
+    content = Content(None, [text, torch.ones(3, dtype=torch.bool)])
+    assert content.is_that_of(Content(None, [text.clone(), torch.ones(3, dtype=torch.bool)]))
+    swapped = text.flip(1)
+    for key, tensors in [
+        (None, [swapped, torch.ones(3, dtype=torch.bool)]),
+        (None, [text, torch.ones(3)]),
+        (None, [text[:, :4], torch.ones(3, dtype=torch.bool)]),
+        ("a", [text, torch.ones(3, dtype=torch.bool)]),
+    ]:
+        assert not content.is_that_of(Content(key, tensors))
+    broken = Content(None, [text * torch.nan])
+    assert not broken.is_that_of(broken)
+    assert not Content(None, []).is_that_of(Content(None, []))
+
+
+def test_content_of_complex_and_empty_tensors():
+    rope = torch.polar(torch.ones(4, 3), torch.randn(4, 3))
+    assert Content(None, [rope]).is_that_of(Content(None, [rope.clone()]))
+    assert not Content(None, [rope]).is_that_of(Content(None, [rope.conj().resolve_conj()]))
+    assert Content(None, [torch.empty(0)]).is_that_of(Content(None, [torch.empty(0)]))
+
+
+def test_advance_is_what_the_choice_goes_by():
+    """A call that fits no image begins one, with the moment that `advance` gives it."""
+    sight = sight_of(3, 0)
+    match = find_image([], sight, KNOWN, None)
+    assert match.image is None and match.moment.is_new_image
+    going_on = sight_of(3, 1)
+    moment = advance(match.moment.trajectory, going_on.clock, SHAPE, KNOWN)
+    assert moment.trajectory.num_calls == 2
