@@ -1,0 +1,49 @@
+"""Every transformer that diffusers ships, found by walking it: images here, videos and sound in
+`test_zoo_videos`."""
+
+import importlib
+import inspect
+import pkgutil
+
+import diffusers.models.transformers
+import pytest
+from diffusers import ModelMixin
+
+from models.checks import check
+from models.zoo import IMAGES, VIDEOS, params_of
+
+pytestmark = pytest.mark.e2e
+
+MIN_SHARE_CACHED = 0.95
+
+
+def transformers_with_block_loops() -> dict[str, type[ModelMixin]]:
+    """Every model class of diffusers' transformers whose source builds a list of modules."""
+    package = diffusers.models.transformers
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        for name, cls in vars(importlib.import_module(info.name)).items():
+            is_own = inspect.isclass(cls) and cls.__module__ == info.name
+            if is_own and issubclass(cls, ModelMixin) and "ModuleList" in inspect.getsource(cls):
+                found[name] = cls
+    return found
+
+
+def test_every_class_has_an_entry():
+    found = transformers_with_block_loops()
+    assert len(found) >= 60
+    covered = {entry.model for entry in (*IMAGES, *VIDEOS)}
+    missing = [name for name, cls in found.items() if cls not in covered]
+    assert not missing, f"{', '.join(missing)}: a ModuleList of blocks and no entry in the zoo"
+
+
+def test_nearly_all_entries_are_cached():
+    entries = (*IMAGES, *VIDEOS)
+    num_cached = sum(entry.refusal is None for entry in entries)
+    assert num_cached / len(entries) >= MIN_SHARE_CACHED
+    assert len({entry.name for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize("entry", params_of(IMAGES), ids=str)
+def test_images(entry):
+    check(entry)

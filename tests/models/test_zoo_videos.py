@@ -1,0 +1,13 @@
+"""The zoo's models of video, of sound, and of neither."""
+
+import pytest
+
+from models.checks import check
+from models.zoo import VIDEOS, params_of
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("entry", params_of(VIDEOS), ids=str)
+def test_videos(entry):
+    check(entry)
