@@ -13,9 +13,9 @@ from bench._engines import CACHE_SETTINGS, force_decision
 from bench._flux import Depth, Preset, build_model, image_after_image, make_image
 from bench._steps import Spread, seconds_each, spread_of
 from dit_cachegraph.backend import cachedit
-from dit_cachegraph.policy.rule import Decision
+from dit_cachegraph.policy.rule import Decision, Observation
 from dit_cachegraph.runtime.cached_model import CachedModel
-from dit_cachegraph.runtime.commit_step import Outcome, commit_step
+from dit_cachegraph.runtime.commit_step import Done, Outcome, commit_step, history_of
 from dit_cachegraph.runtime.find_image import find_image
 
 NUM_CALLS = 50
@@ -83,12 +83,12 @@ def _state_of(driver: CachedModel, arguments: Sequence[object]) -> Callable[[], 
     """What a computed step does for its state, of an image that goes on."""
     values = [*arguments, *driver._blank]
     now = driver._now(values)
-    seen = driver._reader.read_clock(values)
+    seen = driver._observer.read_clock(values, now)
     clock, sketched, kept = seen.clock, seen.sketch, now.branch.images[-1].kept
     if clock is None or sketched is None or kept is None:
         raise RuntimeError("the step that was captured read no clock or kept nothing")
     moves = itertools.count(1)
-    decision = Decision(False, "warmup")
+    done = (Done(Decision(False, "warmup"), Observation(), kept.regions[0], None),)
 
     def state() -> None:
         now = driver._now(values)
@@ -97,6 +97,7 @@ def _state_of(driver: CachedModel, arguments: Sequence[object]) -> Callable[[], 
         moved = seen._replace(clock=tuple(c - move for c in clock), sketch=sketch)
         sight = driver._sight(values, now, moved)
         match = find_image(now.branch.images, sight, now.model.known, now.partner)
-        commit_step(now, Outcome(sight, match, decision, kept), driver.compiled.trunk.num_blocks)
+        outcome = Outcome(sight, match, history_of(match), done, kept)
+        commit_step(now, outcome, driver.compiled.trunk, ())
 
     return state

@@ -1,9 +1,10 @@
 """What users call beside `torch.compile(..., backend="cachedit")`."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 
-from dit_cachegraph.config import frozen, resolve
+from dit_cachegraph.config import resolve
+from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.report import Report, report_of
 from dit_cachegraph.runtime.cached_model import CachedModel
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
@@ -22,12 +23,12 @@ def configure(target: object, **settings: object) -> None:
         InvalidConfig: an unknown name or a bad value, or more first and last blocks than there are.
         UnknownTarget: `target` holds no transformer.
     """
-    given = frozen(settings)
     states = REGISTRY.states_of(modules_in(target))
-    for state in states:
-        _check(state, {**state.overrides, **given})
-    for state in states:
-        state.overrides = {**state.overrides, **given}
+    changed = [add_layer(state.overrides, settings) for state in states]
+    for state, overrides in zip(states, changed, strict=True):
+        _check(state, overrides)
+    for state, overrides in zip(states, changed, strict=True):
+        state.overrides = overrides
 
 
 def summary(target: object) -> Report:
@@ -55,14 +56,12 @@ def request(key: Hashable, **settings: object) -> AbstractContextManager[None]:
     """
     if key is None:
         raise TypeError("request(key): the key names the request and can't be None")
-    overrides = frozen(settings)
-    resolve(overrides)
-    return entered(Request(key, overrides))
+    resolve(settings)
+    return entered(Request(key, add_layer((), settings) if settings else ()))
 
 
-def _check(state: ModelState, overrides: Mapping[str, object]) -> None:
-    resolve(overrides)
+def _check(state: ModelState, overrides: Layers) -> None:
+    resolve(*map(dict, overrides))
     for graph in list(state.graphs.values()):
         if isinstance(graph, CachedModel):
-            rule = resolve(graph.options, overrides).rule
-            rule.region(graph.compiled.trunk.num_blocks)
+            graph.plans.plan(overrides, ())

@@ -2,18 +2,24 @@
 
 Settings come in layers: `options` of `torch.compile`, then `configure`, then `request`; a later
 layer wins, name by name. None of them is in the compiled code, so none of them recompiles.
+
+    preset=      a rule and a predictor with their options; "balanced" if nothing else is said
+    rule=        when to reuse, by name or as an object
+    predictor=   what to replay, by name or as an object
+    an option    of a rule or predictor selects it, with its own defaults and nothing of a preset
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import cast
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.checks import check_bool, check_int
-from dit_cachegraph.policy.dbcache import DBCacheConfig
+from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS, Overrides, build, frozen, merge
+from dit_cachegraph.policy.checks import check_bool, check_int, check_number
+from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.presets import DEFAULT_PRESET
 from dit_cachegraph.policy.rule import Rule
-
-Overrides = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +37,28 @@ class CommonSettings:
     """A bound on what is kept between the steps of all requests of a model. Over it, the least
     recently used requests lose their state, and their next steps compute."""
 
+    observe_error: bool = False
+    """At each computed step, measure what a reuse would have missed, and report it."""
+
+    max_observed_error: float | None = None
+    """End the reuse of an image once such an error is larger than this share of its streams."""
+
     def __post_init__(self) -> None:
         check_bool("enabled", self.enabled)
         check_int("num_inference_steps", self.num_inference_steps, at_least=1, none_is_ok=True)
         check_int("max_state_bytes", self.max_state_bytes, at_least=0, none_is_ok=True)
+        check_bool("observe_error", self.observe_error)
+        check_number("max_observed_error", self.max_observed_error, none_is_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one step goes by."""
+    """What one step goes by: the guard, when to reuse, and what to replay."""
 
     common: CommonSettings
     rule: Rule
+    predictor: Predictor
+    observes_error: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +84,6 @@ class CompileOptions:
 
 
 _COMMON = frozenset(f.name for f in fields(CommonSettings))
-_RULE = frozenset(f.name for f in fields(DBCacheConfig))
 _COMPILE = frozenset(f.name for f in fields(CompileOptions))
 
 
@@ -76,35 +91,32 @@ def resolve(*layers: Overrides) -> Settings:
     """The settings that the layers add up to.
 
     Raises:
-        InvalidConfig: an unknown name (with the nearest known one) or a bad value.
+        InvalidConfig: an unknown name (with the nearest known one), a bad value, or options of two
+            rules at once.
     """
     merged: dict[str, object] = {}
     for layer in layers:
-        merged.update(layer)
-    _check_names(merged, _COMMON | _RULE)
-    common = {name: value for name, value in merged.items() if name in _COMMON}
-    rule = {name: value for name, value in merged.items() if name in _RULE}
-    return Settings(
-        CommonSettings(**common),  # type: ignore[arg-type]  # checked in __post_init__
-        DBCacheConfig(**rule),  # type: ignore[arg-type]
-    )
+        _check_names(layer, _known())
+        merged = merge(merged, layer)
+    rule = cast(Rule, build(RULE_KINDS, merged, DEFAULT_PRESET))
+    predictor = cast(Predictor, build(PREDICTOR_KINDS, merged, DEFAULT_PRESET))
+    common = CommonSettings(**{n: v for n, v in merged.items() if n in _COMMON})  # type: ignore[arg-type]
+    observes = common.observe_error or common.max_observed_error is not None or rule.needs_error
+    return Settings(common, rule, predictor, observes)
 
 
 def split_options(options: Overrides) -> tuple[CompileOptions, dict[str, object]]:
     """`torch.compile`'s options: what the compilation needs, and the settings of the cache."""
-    _check_names(options, _COMMON | _RULE | _COMPILE)
+    _check_names(options, _known() | _COMPILE)
     compile_options = {name: value for name, value in options.items() if name in _COMPILE}
     settings = frozen({name: value for name, value in options.items() if name not in _COMPILE})
     resolve(settings)
     return CompileOptions(**compile_options), settings  # type: ignore[arg-type]
 
 
-def frozen(settings: Overrides) -> dict[str, object]:
-    """The settings with their sequences as tuples: a list that changes later changes nothing."""
-    return {
-        name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        for name, value in settings.items()
-    }
+def _known() -> frozenset[str]:
+    chosen = frozenset({"preset", "rule", "predictor"})
+    return _COMMON | chosen | RULE_KINDS.options | PREDICTOR_KINDS.options
 
 
 def _check_names(given: Overrides, known: frozenset[str]) -> None:

@@ -11,9 +11,11 @@ from torch import fx, nn
 
 from dit_cachegraph.backend import cut_graph
 from dit_cachegraph.config import resolve
+from dit_cachegraph.layers import Layers
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.report import GraphReport, graph_report, refused
 from dit_cachegraph.runtime.models import REGISTRY
+from dit_cachegraph.runtime.region import plan_regions
 from dit_cachegraph.targets import as_module, modules_in
 
 
@@ -41,7 +43,7 @@ def explain(target: object, *args: object, **kwargs: object) -> Explanation:
     module = modules_in(target)[0]
     if as_module(target) is None:
         args, kwargs = _first_call(target, module, args, kwargs)
-    overrides = REGISTRY.of_module(module).overrides if REGISTRY.has_module(module) else {}
+    overrides = REGISTRY.of_module(module).overrides if REGISTRY.has_module(module) else ()
     found: list[tuple[GraphReport, str]] = []
 
     def record(
@@ -67,12 +69,15 @@ def _code_of_its_own(function: FunctionType) -> FunctionType:
     return FunctionType(function.__code__.replace(), function.__globals__)
 
 
-def _explain_graph(gm: fx.GraphModule, overrides: Mapping[str, object]) -> tuple[GraphReport, str]:
+def _explain_graph(gm: fx.GraphModule, overrides: Layers) -> tuple[GraphReport, str]:
     cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
         return refused(str(cut)), ""
-    region = resolve(overrides).rule.region(cut.trunk.num_blocks)
-    report = graph_report(cut.trunk, num_distinct=len(cut.graphs), region=region)
+    spans = resolve(*map(dict, overrides)).rule.spans(cut.trunk.list_sizes)
+    regions = tuple(
+        (region.start, region.stop) for region in plan_regions(cut.trunk, cut.roles, spans)
+    )
+    report = graph_report(cut.trunk, num_distinct=len(cut.graphs), regions=regions)
     return report, cut.to_text()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SKETCH_SIZE = 256
+MAX_FACTORS = 5  # of one `taylor_apply`
 _SPREAD = 2654435761  # odd and large: neighbours in the sketch are far apart in the latents
 
 
@@ -64,6 +65,57 @@ def observe(
     clocks = [number for t in timesteps for number in _clock(t)]
     sketches = [] if latents is None else [sketch(latents)]
     return torch.cat([*clocks, diff.reshape(-1), *sketches])
+
+
+def probe_sums(
+    hidden: Tensor,
+    hidden_in: Tensor | None,
+    previous: Tensor,
+    batch_dim: int | None,
+    downsample_factor: int = 1,
+    important_condition_threshold: float = 0.0,
+) -> Tensor:
+    """Per sample `sum|v - p|` and `sum|p|` of `v = hidden - hidden_in` (or `hidden` itself) against
+    `p = previous`, which has every `downsample_factor`-th channel: [B, 2] float32."""
+    load_kernels()
+    if hidden_in is None:
+        hidden_in = hidden.new_zeros(()).expand(hidden.shape)
+    sums: Tensor = torch.ops.dit_cachegraph.residual_diff(
+        hidden, hidden_in, previous, batch_dim, None, downsample_factor,
+        important_condition_threshold,
+    )  # fmt: skip
+    return sums
+
+
+def distance(value: Tensor, reference: Tensor, batch_dim: int | None) -> Tensor:
+    """Per sample `sum|v - r|` and `sum|r|`: [B, 2] float32."""
+    load_kernels()
+    (sums,) = torch.ops.dit_cachegraph.block_diff([value], [reference], batch_dim)
+    return sums
+
+
+def probe_value(hidden: Tensor, hidden_in: Tensor | None, downsample_factor: int) -> Tensor:
+    """What is kept of a probe, in a storage of its own: every so many channels of it."""
+    if downsample_factor > 1:
+        hidden = hidden[..., ::downsample_factor]
+        hidden_in = None if hidden_in is None else hidden_in[..., ::downsample_factor]
+    return hidden.clone() if hidden_in is None else residual(hidden, hidden_in)
+
+
+def forecast(base: Tensor | None, snapshots: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """`base` plus the weighted sum of the snapshots, added in float32; in a storage of its own."""
+    load_kernels()
+    weights = list(weights)
+    if base is None:
+        # The sum needs something to begin with: the last snapshot, whose weight is less by one.
+        base = snapshots[-1]
+        weights[-1] -= 1.0
+    pairs = [(s, w) for s, w in zip(snapshots, weights, strict=True) if w != 0.0]
+    out = base
+    for i in range(0, len(pairs), MAX_FACTORS):
+        some, their = zip(*pairs[i : i + MAX_FACTORS], strict=True)
+        out = torch.ops.dit_cachegraph.taylor_apply(out, list(some), 0.0, list(their))
+    return out.clone() if out is base else out
 
 
 def residual(hidden: Tensor, hidden_in: Tensor) -> Tensor:

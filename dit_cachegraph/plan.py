@@ -80,8 +80,9 @@ class Trunk:
 
     `made_by[slot]` is the segment that makes the value (-1 for arguments), `last_use[slot]` the
     last one that reads it (`num_blocks + 2` for a value that the call returns). `observe_sizes`
-    are the size arguments that the fused diff takes first. `signature` is equal for trunks that
-    differ in sizes alone: what one keeps, the other may use.
+    are the size arguments that the fused diff takes first; `batch_dim` is that of the probe stream,
+    None where samples are folded into another. `signature` is equal for trunks that differ in sizes
+    alone: what one keeps, the other may use.
     """
 
     segments: tuple[Segment, ...]
@@ -94,11 +95,16 @@ class Trunk:
     probe_stream: int
     block_lists: tuple[BlockListReport, ...]
     observe_sizes: tuple[int, ...]
+    batch_dim: int | None
     signature: int
 
     @property
     def num_blocks(self) -> int:
         return len(self.segments) - 2
+
+    @property
+    def list_sizes(self) -> tuple[int, ...]:
+        return tuple(blocks.num_blocks for blocks in self.block_lists)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,26 +148,26 @@ class CompiledTrunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
-    """How one value that leaves a region is remade on a hit: `live_in + residual`, or, with no
-    live-in of its shape, the cached value itself."""
+class Effect:
+    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, with
+    no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that is probed."""
 
     live_out: int
     live_in: int | None
+    is_hidden: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The blocks `start..stop-1` behind one guard, with what a hit has to remake."""
+    """The blocks `start..stop-1` behind one guard, with what a hit has to remake. `probe_out` is
+    what is compared, at boundary `probe_boundary`; what it was at boundary `probe_from`,
+    `probe_in`, is subtracted. Both are None where nothing is."""
 
     start: int
     stop: int
+    probe_from: int
     probe_boundary: int
-    probe_in: int
-    probe_out: int
-    replays: tuple[Replay, ...]
+    probe_in: int | None
+    probe_out: int | None
+    effects: tuple[Effect, ...]
     dead_on_hit: tuple[int, ...]
-
-    @property
-    def is_empty(self) -> bool:
-        return self.stop <= self.start

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import BlockListReport, Trunk
 from dit_cachegraph.runtime.cached_model import CachedModel
@@ -24,7 +23,7 @@ class GraphReport:
     num_streams: int
     num_segments: int
     num_compiled: int
-    region: tuple[int, int] | None
+    regions: tuple[tuple[int, int], ...]
     compile_seconds: float | None
     refusals: tuple[str, ...]
 
@@ -38,12 +37,20 @@ class GraphReport:
         if self.compile_seconds is not None:
             compiled += f", compiled in {self.compile_seconds:.1f} s"
         lines.append(f"  {compiled}")
-        if self.region is not None:
-            start, stop = self.region
+        if len(self.regions) == 1:
+            ((start, stop),) = self.regions
             lines.append(
                 f"  Fn={start}, Bn={self.num_blocks - stop}: a hit skips {stop - start} blocks"
             )
+        elif self.regions:
+            num_blocks = sum(stop - start for start, stop in self.regions)
+            lines.append(f"  {len(self.regions)} regions, of {num_blocks} blocks in all")
         return "\n".join(lines)
+
+    @property
+    def region(self) -> tuple[int, int] | None:
+        """The region, where there is one."""
+        return self.regions[0] if len(self.regions) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +128,24 @@ def _graph(graph: object, state: ModelState) -> GraphReport:
     return graph_report(
         trunk,
         num_distinct=graph.compiled.num_compiled,
-        region=_region(graph, state, trunk.num_blocks),
+        regions=_regions(graph, state),
         compile_seconds=graph.compiled.compile_seconds,
     )
 
 
-def _region(graph: CachedModel, state: ModelState, num_blocks: int) -> tuple[int, int] | None:
+def _regions(graph: CachedModel, state: ModelState) -> tuple[tuple[int, int], ...]:
     try:
-        return resolve(graph.options, state.overrides).rule.region(num_blocks)
+        plan = graph.plans.plan(state.overrides, ())
     except InvalidConfig:
-        return None
+        return ()
+    return tuple((region.start, region.stop) for region in plan.regions)
 
 
 def graph_report(
     trunk: Trunk,
     *,
     num_distinct: int,
-    region: tuple[int, int] | None = None,
+    regions: tuple[tuple[int, int], ...] = (),
     compile_seconds: float | None = None,
 ) -> GraphReport:
     """The report of a trunk that was cut."""
@@ -147,7 +155,7 @@ def graph_report(
         num_streams=len(trunk.streams),
         num_segments=len(trunk.segments),
         num_compiled=num_distinct,
-        region=region,
+        regions=regions,
         compile_seconds=compile_seconds,
         refusals=(),
     )
@@ -155,4 +163,4 @@ def graph_report(
 
 def refused(reason: str) -> GraphReport:
     """The report of a graph that isn't cached."""
-    return GraphReport((), 0, 0, 0, 0, None, None, (reason,))
+    return GraphReport((), 0, 0, 0, 0, (), None, (reason,))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_cachegraph import DBCacheConfig
-from dit_cachegraph.policy.dbcache import batch_diff
+from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Observation
 
 NAN, INF = math.nan, math.inf
@@ -25,8 +25,16 @@ def decide(
 ) -> tuple[bool, str]:
     """What a step says, without warm-up and with a threshold of 0.5 unless `options` say else."""
     config = DBCacheConfig(**{"max_warmup_steps": 0, "residual_diff_threshold": 0.5, **options})
-    decision = config.decide(history or History(step=step), seen)
+    decision = decision_of(config, history or History(step=step), seen)
     return decision.hit, decision.reason
+
+
+def decision_of(
+    config: DBCacheConfig, history: History, seen: Observation, noise: float | None = None
+) -> Decision:
+    """What the driver makes of the rule's answers."""
+    reason = config.why_compute(history, seen.earlier, noise)
+    return config.decide(history, seen) if reason is None else Decision(False, reason)
 
 
 def hits_of(num_steps: int, **options: object) -> list[bool]:
@@ -34,8 +42,8 @@ def hits_of(num_steps: int, **options: object) -> list[bool]:
     config = DBCacheConfig(**{"max_warmup_steps": 0, "residual_diff_threshold": 0.5, **options})
     history, hits = History(), []
     for step in range(num_steps):
-        decision = config.decide(history, QUARTER if step else NOTHING)
-        history = history.after(decision)
+        decision = decision_of(config, history, QUARTER if step else NOTHING)
+        history = history.after([decision])
         hits.append(decision.hit)
     return hits
 
@@ -104,13 +112,13 @@ def test_nothing_kept_computes_and_says_why(why, threshold):
 )
 def test_diff_against_threshold(moved, threshold, expected):
     config = DBCacheConfig(max_warmup_steps=0, residual_diff_threshold=threshold)
-    assert config.decide(History(step=1), Observation((moved,), (4.0,))) == expected
+    assert decision_of(config, History(step=1), Observation((moved,), (4.0,))) == expected
 
 
 @pytest.mark.parametrize("threshold", [0.5, 1.0])
 def test_a_nan_computes_and_is_not_recorded(threshold):
     config = DBCacheConfig(max_warmup_steps=0, residual_diff_threshold=threshold)
-    decision = config.decide(History(step=1), Observation((NAN,), (4.0,)))
+    decision = decision_of(config, History(step=1), Observation((NAN,), (4.0,)))
     assert (decision.hit, decision.reason, decision.is_recorded) == (False, "diff is nan", False)
 
 
@@ -232,9 +240,9 @@ def test_history_counts_hits_and_their_run():
     hit, computed = Decision(True, "hit"), Decision(False, "compute")
     history = History()
     for decision in (computed, hit, hit):
-        history = history.after(decision)
+        history = history.after([decision])
     assert history == History(step=3, num_hits=2, num_hits_in_a_row=2)
-    assert history.after(computed) == History(step=4, num_hits=2, num_hits_in_a_row=0)
+    assert history.after([computed]) == History(step=4, num_hits=2, num_hits_in_a_row=0)
 
 
 @pytest.mark.parametrize("hit", [True, False])
@@ -243,7 +251,7 @@ def test_history_counts_hits_and_their_run():
     [(0.25, True, 1.25), (0.25, False, 1.0), (None, True, 1.0), (-0.5, True, 1.0)],
 )
 def test_history_adds_up_recorded_diffs_of_computed_steps_too(hit, diff, is_recorded, expected):
-    after = History(accumulated_diff=1.0).after(Decision(hit, "", diff, is_recorded))
+    after = History(accumulated_diff=1.0).after([Decision(hit, "", diff, is_recorded)])
     assert after.accumulated_diff == expected
 
 

@@ -64,7 +64,7 @@ def test_text_says_what_is_found():
         "blocks x 4: 4 blocks\n"
         "  blocks: Pattern_3 (h -> h)\n"
         "  6 segments, 3 distinct\n"
-        "  Fn=1, Bn=0: a hit skips 3 blocks"
+        "  Fn=0, Bn=0: a hit skips 4 blocks"
     )
 
 

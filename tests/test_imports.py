@@ -20,6 +20,7 @@ ORDER = (
     ("exc", "plan"),
     ("ops",),
     ("policy",),
+    ("layers",),
     ("config",),
     ("graph", "runtime"),
     ("report",),

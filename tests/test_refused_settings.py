@@ -30,7 +30,10 @@ BAD_VALUES = [
     ({"batch_rule": "min"}, "batch_rule must be one of 'max', 'mean', got 'min'"),
     ({"residual_treshold": 0.1}, "unknown option residual_treshold: did you mean residual_diff_t"),
     ({"Fn": 1, "zzzz": 1}, "unknown option Fn: "),
-    ({"zzzz": 1}, "unknown option zzzz: known: Bn_compute_blocks, Fn_compute_blocks"),
+    (
+        {"zzzz": 1},
+        "unknown option zzzz: known: Bn_compute_blocks, Bn_compute_blocks_ids, Fn_compute_blocks",
+    ),
 ]
 GOOD_VALUES = {
     "enabled": True,
@@ -158,4 +161,4 @@ def test_as_many_first_and_last_blocks_as_there_are_compute() -> None:
     for inputs in toy_steps([90.0, 80.0]):
         torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
     assert [step.hit for step in dc.summary(compiled).steps] == [False, False]
-    assert dc.summary(compiled).graphs[0].region == (2, 2)
+    assert dc.summary(compiled).graphs[0].regions == ()

@@ -110,11 +110,13 @@ def test_dict_is_json():
         "reason": "hit 0.5",
         "diff": pytest.approx(0.5),
         "request": "#1",
+        "skipped": [[1, 4]],
+        "observed_error": None,
     }
     (graph,) = read["graphs"]
     (blocks,) = graph["block_lists"]
     assert blocks == {"name": "blocks", "num_blocks": 4, "pattern": "Pattern_3 (h -> h)"}
-    assert (graph["num_blocks"], graph["num_segments"], graph["region"]) == (4, 6, [1, 4])
+    assert (graph["num_blocks"], graph["num_segments"], graph["regions"]) == (4, 6, [[1, 4]])
     assert (read["num_hits"], read["num_computed"], read["num_branches"]) == (1, 1, 1)
     # The probe and a residual, each of 2 x 6 x 8 float32.
     assert read["state_nbytes"] == 2 * (2 * 6 * 8 * 4)

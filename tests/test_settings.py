@@ -120,7 +120,8 @@ def test_configure_before_the_first_call_and_on_what_compile_returned():
     ("num_blocks", "expected"), [(2, 1), (5, 1), (8, 2), (18, 4), (32, 8), (57, 8)]
 )
 def test_the_default_of_Fn_is_at_most_a_quarter(num_blocks, expected):  # noqa: N802
-    assert dc.DBCacheConfig().region(num_blocks) == (expected, num_blocks)
+    (span,) = dc.DBCacheConfig().spans([num_blocks])
+    assert (span.start, span.stop) == (expected, num_blocks)
 
 
 def test_how_often_a_step_reads_from_the_device(monkeypatch):

@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 import dit_cachegraph.runtime.cached_model as cached_model
 import dit_cachegraph.runtime.find_image as find_image
 from dit_cachegraph.runtime.cached_model import CachedModel
-from dit_cachegraph.runtime.commit_step import commit_step, history_of
+from dit_cachegraph.runtime.commit_step import commit_step
 from explored_asks import NUM_WORDS, SETTINGS, Ask
 from explored_dit import DIM, ExploredDiT
 from explored_requests import Image, Request, condition
@@ -89,8 +89,8 @@ def no_check_of_the_region(monkeypatch):
     """What is kept is used for any region."""
     usable = CachedModel._usable
 
-    def use(self, image, region, hidden):
-        kept, reason = usable(self, image, region, hidden)
+    def use(self, image, now):
+        kept, reason = usable(self, image, now)
         return (image.kept, None) if reason == "region changed" else (kept, reason)
 
     monkeypatch.setattr(CachedModel, "_usable", use)
@@ -98,22 +98,23 @@ def no_check_of_the_region(monkeypatch):
 
 def state_committed_early(monkeypatch):
     """A step is counted when it is decided on, before its blocks have run."""
-    decide, before = cached_model._decide, {}
+    decide, before = CachedModel._decide, {}
 
-    def decide_and_count(now, match, seen):
-        decision = decide(now, match, seen)
-        if match.image is not None:
-            before[match.image] = match.image.history
-            match.image.history = history_of(match).after(decision)
-        return decision
+    def decide_and_count(self, values, now, look, done, *probed):
+        decided = decide(self, values, now, look, done, *probed)
+        image = look.match.image
+        if image is not None:
+            before[image] = image.history
+            image.history = look.history.after([decided.decision])
+        return decided
 
-    def commit(now, outcome, num_blocks):
+    def commit(now, outcome, *others):
         image = outcome.match.image
         if image in before:
             image.history = before.pop(image)
-        commit_step(now, outcome, num_blocks)
+        commit_step(now, outcome, *others)
 
-    monkeypatch.setattr(cached_model, "_decide", decide_and_count)
+    monkeypatch.setattr(CachedModel, "_decide", decide_and_count)
     monkeypatch.setattr(cached_model, "commit_step", commit)
 
 

@@ -20,8 +20,8 @@ from dit_cachegraph.plan import ArgumentRoles
 
 def observe_graph(
     assignment: Assignment, borders: Borders, probe: StreamNodes, roles: ArgumentRoles
-) -> tuple[tuple[fx.Node, ...], SegmentGraph]:
-    """(size arguments, graph) of the diff.
+) -> tuple[tuple[fx.Node, ...], int | None, SegmentGraph]:
+    """(size arguments, batch dimension, graph) of the diff.
 
     hidden, hidden_in, previous, timestep, latents
     -> cat([max(t), sum(t), sum|r-p|..., sum|p|..., some of the latents...])
@@ -35,6 +35,7 @@ def observe_graph(
     sketched = [] if roles.sketched is None else [value_of(arguments[roles.sketched])]
     latents = value_of(arguments[roles.latents[0]]) if roles.latents else None
     sizes = size_arguments([hidden, *timesteps, *sketched], assignment)
+    batch_dim = batch_dim_of(hidden, latents)
     graph = fx.Graph()
     tracer = GraphAppendingTracer(graph)
     for node in sizes:
@@ -49,12 +50,12 @@ def observe_graph(
         inputs[2],
         inputs[3 : 3 + len(timesteps)],
         latents=inputs[-1] if sketched else None,
-        batch_dim=batch_dim_of(hidden, latents),
+        batch_dim=batch_dim,
     )
     graph.output((cast(fx.Proxy, observed).node,))
     module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")
     values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps, *sketched)
-    return sizes, SegmentGraph(module, values)
+    return sizes, batch_dim, SegmentGraph(module, values)
 
 
 def batch_dim_of(stream: object, latents: object) -> int | None:

@@ -69,10 +69,11 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
     for i, piece in enumerate(pieces):
         kind = next(k for k, shared in enumerate(kinds) if i in shared.members)
         segments.append(_segment(i, kind, kinds[kind], piece, slots, assignment))
-    sizes, observe = observe_graph(assignment, borders, pattern.probe, pattern.roles)
+    sizes, batch_dim, observe = observe_graph(assignment, borders, pattern.probe, pattern.roles)
     trunk = replace(
         _trunk(assignment, segments, slots, pattern, borders),
         observe_sizes=tuple(slots[n] for n in sizes),
+        batch_dim=batch_dim,
         signature=signature_of(pieces, assignment),
     )
     return Cut(trunk, pattern.roles, tuple(graphs), observe)
@@ -212,6 +213,7 @@ def _trunk(
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
         observe_sizes=(),
+        batch_dim=None,
         signature=0,
     )
 

@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from dit_cachegraph.exc import InvalidConfig
 
 
-def check_int(name: str, value: object, *, at_least: int, none_is_ok: bool = False) -> None:
+def check_int(
+    name: str,
+    value: object,
+    *,
+    at_least: int,
+    at_most: int | None = None,
+    none_is_ok: bool = False,
+) -> None:
     if value is None and none_is_ok:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise InvalidConfig(f"{name} must be an integer of at least {at_least}, got {value!r}")
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or value < at_least or (at_most is not None and value > at_most):  # type: ignore[operator]
+        wanted = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+        raise InvalidConfig(f"{name} must be an integer {wanted}, got {value!r}")
 
 
 def check_number(name: str, value: object, *, none_is_ok: bool = False) -> None:
@@ -43,3 +52,18 @@ def check_mask(name: str, value: object) -> tuple[int, ...] | None:
     ):
         raise InvalidConfig(f"{name} must be a sequence of 0 and 1, one a step, got {value!r}")
     return tuple(int(v) for v in value)
+
+
+def check_ids(name: str, value: object, count: int | None = None) -> tuple[int, ...] | None:
+    """Block numbers, below `count` if that is known, as a tuple; any sequence of them is taken."""
+    if value is None:
+        return None
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in value)
+        or (count is not None and any(v >= count for v in value))
+    ):
+        wanted = "from 0 on" if count is None else f"from 0 to {count - 1}"
+        raise InvalidConfig(f"{name} must be block numbers {wanted}, got {value!r}")
+    return tuple(value)

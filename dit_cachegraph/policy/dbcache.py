@@ -8,16 +8,28 @@ The meaning and the names of the options are cache-dit's; where that is wrong by
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.checks import check_choice, check_int, check_mask, check_number
-from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.policy.checks import (
+    check_choice,
+    check_ids,
+    check_int,
+    check_mask,
+    check_number,
+)
+from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.rule import Decision, History, Observation, Probe, ProbeKind, Rule, Span
+
+POLICIES = ("dynamic", "static")
+REFRESH = ("once", "repeat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DBCacheConfig:
+class DBCacheConfig(Rule):
     """The options of DBCache."""
+
+    name: ClassVar[str] = "dbcache"
 
     Fn_compute_blocks: int | None = None
     """First blocks that always run; their residual is the probe. More is safer and saves less.
@@ -51,46 +63,106 @@ class DBCacheConfig:
     steps_computation_policy: Literal["dynamic", "static"] = "dynamic"
     """What a 0 of the mask means: "dynamic" asks the threshold, "static" reuses."""
 
+    mask_over: Literal["steps", "noise"] = "steps"
+    """What the mask is laid over: "noise" spreads it over the noise range, so that image-to-image
+    and a model that takes over half-way enter it where they are."""
+
+    warmup_noise_fraction: float | None = None
+    """Instead of `max_warmup_steps`: compute while the timestep is in this first part of the noise
+    range, 0 to 1. Image-to-image and a second expert don't warm up again."""
+
+    force_refresh_step_hint: int | None = None
+    """Begin anew at this step: warm-up and mask start over there."""
+
+    force_refresh_step_policy: Literal["once", "repeat"] = "once"
+    """Whether that happens once, or every so many steps."""
+
     batch_rule: Literal["max", "mean"] = "max"
     """How the samples of a batch decide together: "max" reuses only if every sample may (its
     neighbours never cost a sample quality), "mean" by their average, as cache-dit does."""
 
+    l1_hidden_states_diff_threshold: float | None = None
+    """Compare the stream after the first blocks, with this threshold, and not what they added."""
+
+    important_condition_threshold: float = 0.0
+    """Compare only tokens that moved by more than this, where there are any."""
+
+    downsample_factor: int = 1
+    """Compare every so many channels alone."""
+
+    Bn_compute_blocks_ids: tuple[int, ...] | None = None
+    """Which of the last `Bn_compute_blocks` run on a hit, counted from 0; None for all. Each other
+    one is reused by itself, while its input is near that of the last computed step."""
+
+    non_compute_blocks_diff_threshold: float = 0.08
+    """How near that is."""
+
     def __post_init__(self) -> None:
         check_int("Fn_compute_blocks", self.Fn_compute_blocks, at_least=1, none_is_ok=True)
         check_int("Bn_compute_blocks", self.Bn_compute_blocks, at_least=0)
-        check_number("residual_diff_threshold", self.residual_diff_threshold)
-        check_number(
-            "max_accumulated_residual_diff_threshold",
-            self.max_accumulated_residual_diff_threshold,
-            none_is_ok=True,
-        )
+        self._check_thresholds()
         check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)
         check_int("warmup_interval", self.warmup_interval, at_least=1)
         check_int("max_cached_steps", self.max_cached_steps, at_least=-1)
         check_int("max_continuous_cached_steps", self.max_continuous_cached_steps, at_least=-1)
-        check_choice(
-            "steps_computation_policy", self.steps_computation_policy, ("dynamic", "static")
-        )
+        hint = self.force_refresh_step_hint
+        check_int("force_refresh_step_hint", hint, at_least=1, none_is_ok=True)
+        check_choice("force_refresh_step_policy", self.force_refresh_step_policy, REFRESH)
+        check_choice("steps_computation_policy", self.steps_computation_policy, POLICIES)
+        check_choice("mask_over", self.mask_over, ("steps", "noise"))
         check_choice("batch_rule", self.batch_rule, ("max", "mean"))
+        check_int("downsample_factor", self.downsample_factor, at_least=1)
         mask = check_mask("steps_computation_mask", self.steps_computation_mask)
         object.__setattr__(self, "steps_computation_mask", mask)
+        ids = check_ids("Bn_compute_blocks_ids", self.Bn_compute_blocks_ids, self.Bn_compute_blocks)
+        object.__setattr__(self, "Bn_compute_blocks_ids", ids)
+
+    def _check_thresholds(self) -> None:
+        check_number("residual_diff_threshold", self.residual_diff_threshold)
+        check_number("non_compute_blocks_diff_threshold", self.non_compute_blocks_diff_threshold)
+        check_number("important_condition_threshold", self.important_condition_threshold)
+        for name, value in (
+            (
+                "max_accumulated_residual_diff_threshold",
+                self.max_accumulated_residual_diff_threshold,
+            ),
+            ("l1_hidden_states_diff_threshold", self.l1_hidden_states_diff_threshold),
+            ("warmup_noise_fraction", self.warmup_noise_fraction),
+        ):
+            check_number(name, value, none_is_ok=True)
 
     @property
     def needs_diff(self) -> bool:
         return self.steps_computation_mask is None or self.steps_computation_policy == "dynamic"
 
     @property
-    def threshold(self) -> float:
-        return self.residual_diff_threshold
+    def needs_noise(self) -> bool:
+        is_mask_over_noise = self.steps_computation_mask is not None and self.mask_over == "noise"
+        return is_mask_over_noise or self.warmup_noise_fraction is not None
 
-    def region(self, num_blocks: int) -> tuple[int, int]:
-        first = self.num_first_blocks(num_blocks)
-        if first + self.Bn_compute_blocks > num_blocks:
+    @property
+    def threshold(self) -> float:
+        hidden = self.l1_hidden_states_diff_threshold
+        return self.residual_diff_threshold if hidden is None else hidden
+
+    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
+        num_blocks = sum(list_sizes)
+        first, num_last = self.num_first_blocks(num_blocks), self.Bn_compute_blocks
+        if first + num_last > num_blocks:
             raise InvalidConfig(
-                f"Fn_compute_blocks={first} + Bn_compute_blocks={self.Bn_compute_blocks} is more "
+                f"Fn_compute_blocks={first} + Bn_compute_blocks={num_last} is more "
                 f"than the {num_blocks} blocks of this model: lower one of them"
             )
-        return first, num_blocks - self.Bn_compute_blocks
+        last = num_blocks - num_last
+        ids = range(num_last) if self.Bn_compute_blocks_ids is None else self.Bn_compute_blocks_ids
+        alone = [last + i for i in range(num_last) if i not in ids]
+        hidden = Probe(ProbeKind.HIDDEN)
+        return (Span(first, last, self._probe()), *(Span(i, i + 1, hidden) for i in alone))
+
+    def _probe(self) -> Probe:
+        is_hidden = self.l1_hidden_states_diff_threshold is not None
+        kind = ProbeKind.HIDDEN if is_hidden else ProbeKind.RESIDUAL
+        return Probe(kind, self.downsample_factor, self.important_condition_threshold)
 
     def num_first_blocks(self, num_blocks: int) -> int:
         """`Fn_compute_blocks`, or what None stands for with so many blocks."""
@@ -98,12 +170,17 @@ class DBCacheConfig:
             return self.Fn_compute_blocks
         return max(1, min(8, num_blocks // 4))
 
+    def why_compute(
+        self, history: History, earlier: Sequence[Decision], noise: float | None
+    ) -> str | None:
+        if earlier and not earlier[0].hit:
+            return "the region before it computed"
+        return self._why_scheduled(history, noise)
+
     def decide(self, history: History, observation: Observation) -> Decision:
-        reason = self._why_compute(history)
-        if reason is not None:
-            return Decision(False, reason)
-        mask = self.steps_computation_mask
-        is_static = mask is not None and self.steps_computation_policy == "static"
+        is_static = not self.needs_diff
+        if observation.earlier:
+            return self._decide_alone(observation)
         if is_static and observation.nothing_kept is None:
             return Decision(True, "hit mask")
         limit = None if is_static else self._why_limited(history)
@@ -111,18 +188,37 @@ class DBCacheConfig:
             return Decision(False, limit or observation.nothing_kept or "")
         return self._by_diff(observation)
 
-    def _why_compute(self, history: History) -> str | None:
-        step, mask = history.step, self.steps_computation_mask
+    def _why_scheduled(self, history: History, noise: float | None) -> str | None:
+        """Why the step computes whatever is seen of it: warm-up and mask."""
+        step, mask = self._step_since_refresh(history.step), self.steps_computation_mask
+        if step == 0 and history.step > 0:
+            return "refresh"
+        warmup = self._warmup(step, noise)
+        if warmup is not None:
+            return warmup
+        return None if mask is None else self._by_mask(mask, step, noise)
+
+    def _step_since_refresh(self, step: int) -> int:
+        hint = self.force_refresh_step_hint
+        if hint is None or step < hint:
+            return step
+        return step - hint if self.force_refresh_step_policy == "once" else step % hint
+
+    def _warmup(self, step: int, noise: float | None) -> str | None:
+        fraction, mask = self.warmup_noise_fraction, self.steps_computation_mask
+        if fraction is not None and noise is not None:
+            return "warmup" if noise > 1 - fraction else None
         warmup = self.max_warmup_steps
-        if mask is not None:
+        if mask is not None and self.mask_over == "steps":
             warmup = min(warmup, _num_leading_ones(mask))
-        if step < warmup and step % self.warmup_interval == 0:
-            return "warmup"
-        if mask is not None and step >= len(mask):
+        return "warmup" if step < warmup and step % self.warmup_interval == 0 else None
+
+    def _by_mask(self, mask: Sequence[int], step: int, noise: float | None) -> str | None:
+        if self.mask_over == "noise" and noise is not None:
+            step = min(int((1 - noise) * len(mask)), len(mask) - 1)
+        if step >= len(mask):
             return f"past the mask's {len(mask)} steps"
-        if mask is not None and mask[step] == 1:
-            return "mask"
-        return None
+        return "mask" if mask[step] == 1 else None
 
     def _why_limited(self, history: History) -> str | None:
         bound = self.max_accumulated_residual_diff_threshold
@@ -132,38 +228,33 @@ class DBCacheConfig:
             return f"max_continuous {self.max_continuous_cached_steps}"
         if bound is not None and history.accumulated_diff >= bound:
             return f"accumulated diff {history.accumulated_diff:.3g} >= {bound:g}"
-        if self.residual_diff_threshold <= 0:
+        if self.threshold <= 0:
             return "threshold 0"
         return None
 
     def _by_diff(self, observation: Observation) -> Decision:
         diff = batch_diff(observation.moved, observation.size, self.batch_rule)
-        threshold = self.residual_diff_threshold
-        if not math.isfinite(diff):
-            return Decision(False, f"diff is {diff}", diff)
-        if threshold >= 1:
+        if self.threshold >= 1 and math.isfinite(diff):
             return Decision(True, "hit, threshold >= 1", diff)
-        if diff < threshold:
-            return Decision(True, f"hit {diff:.3g}", diff, is_recorded=True)
-        return Decision(False, f"diff {diff:.3g} >= {threshold:g}", diff, is_recorded=True)
+        return by_threshold(diff, self.threshold)
+
+    def _decide_alone(self, observation: Observation) -> Decision:
+        """One of the last blocks, on a hit."""
+        if observation.nothing_kept is not None:
+            return Decision(False, observation.nothing_kept)
+        diff = batch_diff(observation.moved, observation.size, self.batch_rule)
+        return by_threshold(diff, self.non_compute_blocks_diff_threshold)._replace(
+            is_recorded=False
+        )
 
 
-def batch_diff(moved: Sequence[float], size: Sequence[float], rule: str) -> float:
-    """Relative L1 difference of a batch from its samples' `sum|r - p|` and `sum|p|`. Not finite
-    where any sample isn't, or where what it is compared with is zero."""
-    if rule == "mean":
-        return _ratio(sum(moved), sum(size))
-    ratios = [_ratio(m, s) for m, s in zip(moved, size, strict=True)]
-    # `max` ignores a NaN that doesn't come first.
-    return math.nan if any(math.isnan(r) for r in ratios) else max(ratios)
-
-
-def _ratio(moved: float, size: float) -> float:
-    if not math.isfinite(size):
-        return math.nan
-    if size == 0:
-        return math.nan if moved == 0 or math.isnan(moved) else math.inf
-    return moved / size
+def by_threshold(diff: float, threshold: float) -> Decision:
+    """Reuse below the threshold. A diff that isn't finite computes, whatever the threshold."""
+    if not math.isfinite(diff):
+        return Decision(False, f"diff is {diff}", diff)
+    if diff < threshold:
+        return Decision(True, f"hit {diff:.3g}", diff, is_recorded=True)
+    return Decision(False, f"diff {diff:.3g} >= {threshold:g}", diff, is_recorded=True)
 
 
 def _num_leading_ones(mask: Sequence[int]) -> int:

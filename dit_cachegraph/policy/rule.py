@@ -1,37 +1,99 @@
-"""What a rule sees and says: plain frozen data, and the protocol that a rule fulfils.
+"""When to reuse: what a rule sees and says, as plain frozen data, and the protocol that it fulfils.
+
+    spans      the blocks behind each guard, in order, and what is compared from step to step
+    decide     reuse or compute, for one region of one step
+    remember   what the rule itself carries from step to step
 
 Named tuples, since several are made at each step and a frozen dataclass takes three times as long.
 """
 
-from typing import NamedTuple, Protocol
+import enum
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol
+
+
+class ProbeKind(enum.Enum):
+    """What is compared, and with what."""
+
+    RESIDUAL = "what the blocks before the region added to the stream; with the last computed step"
+    HIDDEN = "the stream where the region begins; with the last computed step"
+    SIGNAL = "the first block's input as it is modulated by the timestep; with the last step"
+    LATENTS = "the model's input; with the last step"
+
+
+class Probe(NamedTuple):
+    """What is compared, and how. `downsample_factor`: every k-th channel alone;
+    `important_condition_threshold`: only tokens that moved by more than this, where there are any.
+    """
+
+    kind: ProbeKind
+    downsample_factor: int = 1
+    important_condition_threshold: float = 0.0
+
+    @property
+    def is_of_last_step(self) -> bool:
+        """True where each step is compared with the one before it, also with a reused one."""
+        return self.kind in (ProbeKind.SIGNAL, ProbeKind.LATENTS)
+
+
+class Span(NamedTuple):
+    """Blocks `start..stop-1` behind one guard, with what is compared there: nothing in a mere
+    schedule. A residual that is probed is that of the blocks from `probe_from` on."""
+
+    start: int
+    stop: int
+    probe: Probe | None = None
+    probe_from: int = 0
+
+
+class Sums(NamedTuple):
+    """Per sample `sum|v - a|` and `sum|a|` of a value `v` and its anchor `a`."""
+
+    moved: tuple[float, ...]
+    size: tuple[float, ...]
 
 
 class History(NamedTuple):
-    """What happened so far in one image of one branch. `step` is the index of the current step."""
+    """What happened so far in one image of one branch. `step` is the index of the current step, a
+    step with any reuse is a hit, `memory` is what the rule `owner` remembers, and `largest_error`
+    the largest one that the guard observed."""
 
     step: int = 0
     num_hits: int = 0
     num_hits_in_a_row: int = 0
     accumulated_diff: float = 0.0
+    memory: object = None
+    owner: type | None = None
+    largest_error: float = 0.0
 
-    def after(self, decision: "Decision") -> "History":
-        """The history that the next step sees."""
-        recorded = decision.diff if decision.is_recorded and decision.diff is not None else 0.0
-        return History(
-            self.step + 1,
-            self.num_hits + decision.hit,
-            self.num_hits_in_a_row + 1 if decision.hit else 0,
-            self.accumulated_diff + max(recorded, 0.0),
+    def after(self, decisions: Sequence["Decision"], error: float | None = None) -> "History":
+        """The history that the next step sees, but for the rule's memory."""
+        recorded = [max(d.diff, 0.0) for d in decisions if d.is_recorded and d.diff is not None]
+        is_hit = any(decision.hit for decision in decisions)
+        return self._replace(
+            step=self.step + 1,
+            num_hits=self.num_hits + is_hit,
+            num_hits_in_a_row=self.num_hits_in_a_row + 1 if is_hit else 0,
+            accumulated_diff=self.accumulated_diff + sum(recorded) / max(len(recorded), 1),
+            largest_error=max(self.largest_error, error or 0.0),
         )
+
+    def seen_by(self, rule: "Rule") -> "History":
+        """The same without the memory of another rule."""
+        if self.owner is type(rule):
+            return self
+        return self._replace(memory=None, owner=type(rule))
 
 
 class Observation(NamedTuple):
-    """What a step saw: per sample `sum|r - p|` and `sum|p|` of the probe, or why there is nothing
-    to compare with or to reuse."""
+    """What a step saw of one region: per sample `sum|v - a|` and `sum|a|` of the probe `v` and its
+    anchor `a`, or why there is nothing to compare with or to reuse. `earlier` are the decisions on
+    the regions before it."""
 
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
     nothing_kept: str | None = None
+    earlier: tuple["Decision", ...] = ()
 
 
 class Decision(NamedTuple):
@@ -43,23 +105,69 @@ class Decision(NamedTuple):
     is_recorded: bool = False
 
 
+class StepResult(NamedTuple):
+    """What a step did: a decision for each region, and what was seen of the first one. Where all of
+    it computed and that was measured: `error`, what a reuse would have missed as a share of the
+    streams; `output`, per sample `sum|o - p|` and `sum|p|` of the model's output `o` and that of
+    the last computed step, `p`."""
+
+    decisions: tuple[Decision, ...]
+    seen: Observation
+    error: float | None = None
+    output: Sums | None = None
+
+
 class Rule(Protocol):
-    """When to reuse. A rule is a frozen dataclass: its fields are its options."""
+    """When to reuse. A rule is a frozen dataclass: its fields are its options, checked where it is
+    built. It holds no state: what it remembers of an image is `history.memory`."""
+
+    name: ClassVar[str]
+    """What `rule=` selects it by."""
 
     @property
     def needs_diff(self) -> bool:
-        """False for a schedule: then nothing but the timestep is read from the device."""
-        ...
+        """False where nothing is compared, or what is kept of the probe is not looked at. Then
+        nothing but the timestep is read from the device, and within `request(key)` nothing."""
+        return True
+
+    @property
+    def needs_noise(self) -> bool:
+        """True where decisions depend on the timestep's place in the noise range."""
+        return False
+
+    @property
+    def needs_error(self) -> bool:
+        """True where each computed step measures what a reuse would have missed."""
+        return False
+
+    @property
+    def needs_output(self) -> bool:
+        """True where each computed step measures how far the model's output moved."""
+        return False
 
     @property
     def threshold(self) -> float | None:
         """What a diff is compared with, for the report; None where nothing is compared."""
+        return None
+
+    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
+        """The regions, in order, for block lists of these sizes. Raises `InvalidConfig` where they
+        can't be."""
         ...
 
-    def region(self, num_blocks: int) -> tuple[int, int]:
-        """The blocks `start..stop-1` that a hit skips. Raises `InvalidConfig` if they can't be."""
-        ...
+    def why_compute(
+        self, history: History, earlier: Sequence[Decision], noise: float | None
+    ) -> str | None:
+        """A reason to compute the next region that needs no look at it, if there is one. `earlier`
+        are the decisions on the regions before it; `noise` is the timestep as a share of the noise
+        range, where that was read."""
+        return None
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        """What to do at this step."""
+        """What to do with one region at this step, where nothing says beforehand that it
+        computes."""
         ...
+
+    def remember(self, history: History, result: StepResult) -> object:
+        """The rule's memory after a step; `history` is the one that `decide` saw."""
+        return None

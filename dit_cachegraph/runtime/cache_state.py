@@ -7,34 +7,64 @@ a negative prompt that a server encodes once, or one prompt drawn with several s
 
 import enum
 import weakref
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dit_cachegraph.policy.rule import History
+from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.rule import History, Span
 from dit_cachegraph.runtime.conditioning import Content, LatentsIdentity
 from dit_cachegraph.runtime.sketch import Sketch
 from dit_cachegraph.runtime.trajectory import Trajectory
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a computed step leaves for later ones. All tensors own their storage.
+class RegionKept(NamedTuple):
+    """What computed steps leave for later ones, of one region. All tensors own their storage.
 
-    `signature` is that of the trunk, `region` is (start, stop, probe boundary): another trunk or
-    region can't use it. `effects[i]` belongs to the region's i-th replay: a residual, or the whole
-    value where there was no live-in.
+    `snapshots[i]` are those of the region's i-th effect, the newest last, and `steps` the steps
+    that they are from; `probe` is what the next step is compared with.
     """
 
-    signature: int
-    region: tuple[int, int, int]
-    probe: Tensor
-    effects: tuple[Tensor, ...]
+    probe: Tensor | None
+    steps: tuple[int, ...]
+    snapshots: tuple[tuple[Tensor, ...], ...]
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.probe, *self.effects)
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (tensor for stream in self.snapshots for tensor in stream)
+        if self.probe is not None:
+            yield self.probe
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of all regions. `signature` is that of the trunk: another trunk, other spans or
+    another predictor can't use it. `output` is the model's, where the rule asks for it."""
+
+    signature: int
+    spans: tuple[Span, ...]
+    predictor: Predictor
+    regions: tuple[RegionKept | None, ...]
+    output: Tensor | None = None
+
+    def restarted(self, step: int) -> "Kept":
+        """The same where the last step, which computed, turns out to be `step` of a new image."""
+        regions = [
+            kept
+            if kept is None
+            else RegionKept(kept.probe, (step,), tuple(s[-1:] for s in kept.snapshots))
+            for kept in self.regions
+        ]
+        return replace(self, regions=tuple(regions))
+
+    def tensors(self) -> Iterator[Tensor]:
+        for region in self.regions:
+            if region is not None:
+                yield from region.tensors()
+        if self.output is not None:
+            yield self.output
 
 
 @dataclass(slots=True)

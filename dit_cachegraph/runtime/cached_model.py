@@ -1,6 +1,6 @@
 """The driver: walks the trunk of one Dynamo graph, decides, skips or computes.
 
-    prologue, blocks 0..Fn-1 | observe, decide | Fn..N-Bn-1 or replay | N-Bn..N-1, epilogue
+    prologue, blocks | look, decide | region or its estimate | blocks | decide | ... | epilogue
 
 Straight Python over compiled functions; no FX. One driver serves all models, requests and shapes
 of its graph: what differs between them lies in their state, and weights come with each call.
@@ -8,30 +8,24 @@ of its graph: what differs between them lies in their state, and weights come wi
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dit_cachegraph import ops
-from dit_cachegraph.config import Settings, resolve
-from dit_cachegraph.plan import CompiledSegment, CompiledTrunk, Region
-from dit_cachegraph.policy.rule import Decision, Observation
-from dit_cachegraph.runtime.cache_state import Image, Kept
+from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
+from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.runtime.cache_state import Image, Kept, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote, current_note
-from dit_cachegraph.runtime.commit_step import Now, Outcome, commit_step, history_of
+from dit_cachegraph.runtime.commit_step import Done, Now, Outcome, commit_step, history_of
 from dit_cachegraph.runtime.conditioning import latents_identity
+from dit_cachegraph.runtime.effects import bases_of, error_sums, estimates, kept_after, put
 from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
-from dit_cachegraph.runtime.region import plan_region
-from dit_cachegraph.runtime.request import Request, current_request
-from dit_cachegraph.runtime.step_reader import (
-    Seen,
-    StepReader,
-    Values,
-    gatherer,
-    read_clock_of,
-)
-
-MAX_SETTINGS_KEPT = 256
+from dit_cachegraph.runtime.observe import Observer, fits, noise_of
+from dit_cachegraph.runtime.request import current_request
+from dit_cachegraph.runtime.step_plan import PlanTable
+from dit_cachegraph.runtime.step_reader import Seen, Values, gatherer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +38,24 @@ class _Call:
     outputs: tuple[int | None, ...]
 
 
+class _Look(NamedTuple):
+    """What a step found out about itself: whose it is, what happened before, what it may use."""
+
+    sight: Sight
+    match: Match
+    history: History
+    kept: Kept | None
+    why_nothing: str | None
+    seen: Seen
+
+
 class CachedModel:
     """What Dynamo calls at each step: the compiled trunk with its cache."""
 
     def __init__(self, compiled: CompiledTrunk, options: Mapping[str, object]) -> None:
         trunk = compiled.trunk
         self.compiled = compiled
-        self.options = dict(options)
+        self.plans = PlanTable(compiled, options)
         self._signature = trunk.signature
         self._calls = tuple(self._prepare(i) for i in range(len(trunk.segments)))
         self._blank = [None] * (trunk.num_slots - trunk.num_arguments)
@@ -58,9 +63,8 @@ class CachedModel:
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._latents = gatherer(compiled.roles.latents)
-        self._reader = StepReader(compiled)
+        self._observer = Observer(compiled)
         self._weightless = ModelState()
-        self._resolved: dict[object, tuple[Settings, Region]] = {}
 
     def _prepare(self, i: int) -> _Call:
         trunk = self.compiled.trunk
@@ -76,7 +80,7 @@ class CachedModel:
     def __call__(self, *args: object) -> tuple[object, ...]:
         values: Values = [*args, *self._blank]
         now = self._now(values)
-        if not now.settings.common.enabled:
+        if not now.plan.settings.common.enabled:
             return self._run_uncached(values, now)
         return self._run_step(values, now)
 
@@ -88,14 +92,14 @@ class CachedModel:
         key = None if request is None else request.key
         note = None if self.compiled.roles.embeds_timestep else current_note()
         told = self._conditioning(values) if note is None else note.conditioning
-        settings, region = self._settings(model, request)
+        plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
         branch = model.branches.find(key, told)
         guess = branch.images[-1] if branch.images else None
         partner = None
         if len(branch.images) > 1:
             latents = latents_identity(self._latents_of(values, note))
             partner = find_partner(branch, model.branches.called_with(latents))
-        return Now(request, model, branch, settings, region, partner or guess, partner, note)
+        return Now(request, model, branch, plan, partner or guess, partner, note)
 
     def _latents_of(self, values: Values, note: CallNote | None) -> Sequence[object]:
         return self._latents(values) if note is None else note.latents
@@ -106,26 +110,6 @@ class CachedModel:
             return self._weightless
         found = REGISTRY.by_weight(values[self._first_weight])
         return found if found is not None else REGISTRY.of_weights(self._weights(values))
-
-    def _settings(self, model: ModelState, request: Request | None) -> tuple[Settings, Region]:
-        """The settings of this call and the region that they ask for."""
-        if not model.overrides and (request is None or not request.overrides):
-            return self._resolve_once((), {})
-        overrides = {**model.overrides, **(request.overrides if request is not None else {})}
-        return self._resolve_once(tuple(overrides.items()), overrides)
-
-    def _resolve_once(
-        self, key: object, overrides: Mapping[str, object]
-    ) -> tuple[Settings, Region]:
-        found = self._resolved.get(key)
-        if found is None:
-            trunk = self.compiled.trunk
-            settings = resolve(self.options, overrides)
-            found = settings, plan_region(trunk, *settings.rule.region(trunk.num_blocks))
-            if len(self._resolved) > MAX_SETTINGS_KEPT:
-                self._resolved.clear()
-            self._resolved[key] = found
-        return found
 
     def _run(self, values: Values, start: int, stop: int) -> None:
         """Run segments `start..stop-1`, dropping each value after its last use."""
@@ -141,130 +125,153 @@ class CachedModel:
         return tuple(values[slot] for slot in self.compiled.trunk.results)
 
     def _run_uncached(self, values: Values, now: Now) -> tuple[object, ...]:
-        sight = self._sight(values, now, self._read_clock(values, now))
+        sight = self._sight(values, now, self._observer.read_clock(values, now))
         match = find_image(now.branch.images, sight, now.model.known, now.partner)
         self._run(values, 0, len(self._calls))
-        outcome = Outcome(sight, match, Decision(False, "disabled"), None)
-        commit_step(now, outcome, self.compiled.trunk.num_blocks)
+        history = history_of(match).seen_by(now.plan.rule)
+        done = (Done(Decision(False, "disabled"), Observation(), None, None),)
+        commit_step(now, Outcome(sight, match, history, done, None), self.compiled.trunk)
         return self._results(values)
 
     def _run_step(self, values: Values, now: Now) -> tuple[object, ...]:
-        region, num_blocks = now.region, self.compiled.trunk.num_blocks
+        trunk, look, at = self.compiled.trunk, None, 0
+        done: list[Done] = []
         self._run(values, 0, 1)
-        hidden_in = values[region.probe_in]
-        self._run(values, 1, region.probe_boundary + 1)
-        hidden = values[region.probe_out]
-        assert isinstance(hidden, Tensor) and isinstance(hidden_in, Tensor)
-        sight, match, observation, kept = self._look(values, now, hidden, hidden_in)
-        decision = _decide(now, match, observation)
-        probe = None if decision.hit else ops.residual(hidden, hidden_in)
-        del hidden, hidden_in
-        self._run(values, region.probe_boundary + 1, region.start + 1)
-        if decision.hit:
-            assert kept is not None, "a hit without anything kept"
-            self._replay(values, region, kept)
-        else:
-            kept = self._compute(values, region, probe)
-        self._run(values, region.stop + 1, num_blocks + 2)
-        commit_step(now, Outcome(sight, match, decision, kept), num_blocks)
-        return self._results(values)
+        for i, region in enumerate(now.plan.regions):
+            self._run(values, at + 1, region.probe_from + 1)
+            hidden_in = None if region.probe_in is None else _tensor(values[region.probe_in])
+            self._run(values, region.probe_from + 1, region.probe_boundary + 1)
+            hidden = None if region.probe_out is None else _tensor(values[region.probe_out])
+            if look is None:
+                look = self._look(values, now, hidden, hidden_in)
+            done.append(self._decide(values, now, look, done, hidden, hidden_in))
+            del hidden, hidden_in
+            self._run(values, region.probe_boundary + 1, region.start + 1)
+            done[-1] = self._do(values, now, look, i, done[-1])
+            at = region.stop
+        if look is None:
+            look = self._look(values, now, None, None)
+            done.append(Done(Decision(False, "empty region"), Observation(), None, None))
+        self._run(values, at + 1, trunk.num_blocks + 2)
+        results = self._results(values)
+        outcome = Outcome(look.sight, look.match, look.history, tuple(done), look.kept)
+        commit_step(now, outcome, trunk, results)
+        return results
 
     def _look(
-        self, values: Values, now: Now, hidden: Tensor, hidden_in: Tensor
-    ) -> tuple[Sight, Match, Observation, Kept | None]:
+        self, values: Values, now: Now, hidden: Tensor | None, hidden_in: Tensor | None
+    ) -> _Look:
         """Read timestep, sketch and diff, in one copy to the host, and say whose step it is. A
         second copy is needed only where it is not that of the image that was guessed."""
-        kept, why_nothing = self._usable(now.guess, now.region, hidden)
-        seen = self._read(values, now, kept, hidden, hidden_in)
+        kept, why_nothing = self._usable(now.guess, now)
+        seen = self._observer.read_first(values, now, kept, hidden, hidden_in)
         sight = self._sight(values, now, seen)
         match = find_image(now.branch.images, sight, now.model.known, now.partner)
         if match.image is not now.guess:
-            kept, why_nothing = self._usable(match.image, now.region, hidden)
+            kept, why_nothing = self._usable(match.image, now)
             if kept is not None:
-                seen = self._read(values, now, kept, hidden, hidden_in)
-        return sight, match, Observation(seen.moved, seen.size, why_nothing), kept
-
-    def _read(
-        self, values: Values, now: Now, kept: Kept | None, hidden: Tensor, hidden_in: Tensor
-    ) -> Seen:
-        if now.settings.rule.needs_diff:
-            # With nothing to compare with, what comes back as the diff is not looked at.
-            previous = hidden if kept is None else kept.probe
-            seen = self._reader.read_all(values, hidden, hidden_in, previous)
-            if now.note is None:
-                return seen
-            told = self._read_clock(values, now)
-            return seen._replace(clock=told.clock, sketch=told.sketch)
-        if now.request is not None:
-            return self._reader.read_host_clock(values)
-        return self._read_clock(values, now)
-
-    def _read_clock(self, values: Values, now: Now) -> Seen:
-        if now.note is None:
-            return self._reader.read_clock(values)
-        return read_clock_of(now.note.timesteps, now.note.latents)
+                seen = self._observer.read_first(values, now, kept, hidden, hidden_in)
+        history = history_of(match).seen_by(now.plan.rule)
+        if kept is not None and match.moment.doubt is not None:
+            kept, why_nothing = None, match.moment.doubt
+        if kept is not None and match.moment.restarts_at is not None:
+            kept = kept.restarted(match.moment.restarts_at - 1)
+        return _Look(sight, match, history, kept, why_nothing, seen)
 
     def _sight(self, values: Values, now: Now, seen: Seen) -> Sight:
         latents = self._latents_of(values, now.note)
         shape = tuple([t.shape for t in latents if isinstance(t, Tensor)])
         return Sight(seen.clock, seen.sketch, shape, latents_identity(latents), self._signature)
 
-    def _compute(self, values: Values, region: Region, probe: Tensor | None) -> Kept:
-        """Run the region and keep its effect on every value that leaves it."""
-        live_ins = [None if r.live_in is None else values[r.live_in] for r in region.replays]
-        self._run(values, region.start + 1, region.stop + 1)
-        effects = []
-        for replay, live_in in zip(region.replays, live_ins, strict=True):
-            out = values[replay.live_out]
-            assert isinstance(out, Tensor)
-            if isinstance(live_in, Tensor):
-                effects.append(ops.residual(out, live_in))
-            else:
-                effects.append(out.clone())
-        assert probe is not None
-        span = (region.start, region.stop, region.probe_boundary)
-        return Kept(self._signature, span, probe, tuple(effects))
-
-    def _replay(self, values: Values, region: Region, kept: Kept) -> None:
-        live_ins, residuals, outs = [], [], []
-        for replay, effect in zip(region.replays, kept.effects, strict=True):
-            live_in = None if replay.live_in is None else values[replay.live_in]
-            if isinstance(live_in, Tensor):
-                live_ins.append(live_in)
-                residuals.append(effect)
-                outs.append(replay.live_out)
-            else:
-                values[replay.live_out] = effect.clone()
-        for slot, value in zip(outs, ops.residual_apply(live_ins, residuals), strict=True):
-            values[slot] = value
-        for slot in region.dead_on_hit:
-            values[slot] = None
-
-    def _usable(
-        self, image: Image | None, region: Region, hidden: Tensor
-    ) -> tuple[Kept | None, str | None]:
+    def _usable(self, image: Image | None, now: Now) -> tuple[Kept | None, str | None]:
         """What is kept of an image, if this step can use it; else why not."""
         kept = None if image is None else image.kept
         if image is None:
-            reason = "new image"
-        elif region.is_empty:
-            reason = "empty region"
-        elif kept is None:
-            reason = image.lost or "nothing kept"
-        elif kept.signature != self._signature:
-            reason = "the graph changed"
-        elif kept.region != (region.start, region.stop, region.probe_boundary):
-            reason = "region changed"
-        elif kept.probe.shape != hidden.shape:
-            reason = "new shape"
+            return None, "new image"
+        if kept is None:
+            return None, image.lost or "nothing kept"
+        if kept.signature != self._signature:
+            return None, "the graph changed"
+        if kept.spans != now.plan.spans:
+            return None, "region changed"
+        if kept.predictor != now.plan.predictor:
+            return None, "predictor changed"
+        return kept, None
+
+    def _decide(
+        self,
+        values: Values,
+        now: Now,
+        look: _Look,
+        before: Sequence[Done],
+        hidden: Tensor | None,
+        hidden_in: Tensor | None,
+    ) -> Done:
+        """Reuse or compute the next region, with what it may use, and its probe where that is what
+        the next step is compared with."""
+        rule, probe = now.plan.rule, now.plan.spans[len(before)].probe
+        earlier = tuple([done.decision for done in before])
+        kept, why_nothing = self._of_region(values, now, look, len(before), hidden)
+        reason = self._why_compute(now, look) or rule.why_compute(
+            look.history, earlier, noise_of(look.sight, now)
+        )
+        seen = Observation(look.seen.moved, look.seen.size, why_nothing, earlier)
+        anchor = None if kept is None else kept.probe
+        if before and reason is None and rule.needs_diff and anchor is not None:
+            assert probe is not None and hidden is not None
+            sums = self._observer.read_region(probe, hidden, hidden_in, anchor)
+            seen = seen._replace(moved=sums.moved, size=sums.size)
+        decision = Decision(False, reason) if reason else rule.decide(look.history, seen)
+        if probe is None or hidden is None or (decision.hit and not probe.is_of_last_step):
+            return Done(decision, seen, kept, None)
+        new = ops.probe_value(hidden, hidden_in, probe.downsample_factor)
+        return Done(decision, seen, kept, new)
+
+    def _of_region(
+        self, values: Values, now: Now, look: _Look, i: int, hidden: Tensor | None
+    ) -> tuple[RegionKept | None, str | None]:
+        """What is kept of one region, if this step can use it; else why not."""
+        region, probe = now.plan.regions[i], now.plan.spans[i].probe
+        kept = None if look.kept is None else look.kept.regions[i]
+        if kept is None:
+            return None, look.why_nothing or "nothing kept"
+        if hidden is not None and probe is not None:
+            is_same = fits(kept.probe, hidden, probe)
         else:
-            return kept, None
-        return None, reason
+            is_same = all(
+                effect.live_in is None
+                or _tensor(values[effect.live_in]).shape == snapshots[-1].shape
+                for effect, snapshots in zip(region.effects, kept.snapshots, strict=True)
+            )
+        return (kept, None) if is_same else (None, "new shape")
+
+    def _why_compute(self, now: Now, look: _Look) -> str | None:
+        """Why a step computes whatever the rule says."""
+        bound = now.plan.settings.common.max_observed_error
+        if look.match.moment.doubt is not None:
+            return look.match.moment.doubt
+        if bound is not None and look.history.largest_error > bound:
+            return f"observed error {look.history.largest_error:.3g} > {bound:g}"
+        return None
+
+    def _do(self, values: Values, now: Now, look: _Look, i: int, done: Done) -> Done:
+        """Run a region or put the estimate in its place."""
+        region, predictor, step = now.plan.regions[i], now.plan.predictor, look.history.step
+        kept, probe = done.kept, done.probe
+        bases = bases_of(values, region, predictor)
+        if done.decision.hit:
+            assert kept is not None
+            put(values, region, estimates(kept, bases, predictor, step))
+            return done._replace(kept=kept if probe is None else kept._replace(probe=probe))
+        self._run(values, region.start + 1, region.stop + 1)
+        sums = None
+        if kept is not None and now.plan.settings.observes_error:
+            estimated = estimates(kept, bases, predictor, step)
+            sums = error_sums(values, region, estimated, self.compiled.trunk.batch_dim)
+        new = kept_after(values, region, bases, kept, predictor, step)
+        return done._replace(kept=new._replace(probe=probe), error_sums=sums)
 
 
-def _decide(now: Now, match: Match, seen: Observation) -> Decision:
-    if now.region.is_empty:
-        return Decision(False, "empty region")
-    if match.moment.doubt is not None:
-        return Decision(False, match.moment.doubt)
-    return now.settings.rule.decide(history_of(match), seen)
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value

@@ -2,18 +2,24 @@
 the step before."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from dit_cachegraph.config import Settings
-from dit_cachegraph.plan import Region
-from dit_cachegraph.policy.rule import Decision, History
-from dit_cachegraph.runtime.cache_state import Branch, Image, Kept
+from torch import Tensor
+
+from dit_cachegraph import ops
+from dit_cachegraph.plan import Trunk
+from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult, Sums
+from dit_cachegraph.runtime.cache_state import Branch, Image, Kept, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote
 from dit_cachegraph.runtime.find_image import Match, Sight
 from dit_cachegraph.runtime.life import begin_image, end_step
 from dit_cachegraph.runtime.models import ModelState
 from dit_cachegraph.runtime.request import Request
 from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.step_plan import StepPlan
+from dit_cachegraph.runtime.step_reader import read_sums
 
 
 class Now(NamedTuple):
@@ -24,20 +30,39 @@ class Now(NamedTuple):
     request: Request | None
     model: ModelState
     branch: Branch
-    settings: Settings
-    region: Region
+    plan: StepPlan
     guess: Image | None
     partner: Image | None
     note: CallNote | None
 
 
+class Done(NamedTuple):
+    """What was decided on one region, seen of it and done. `kept` is first what the step may use,
+    and in the end what later steps may; `error_sums` what an estimate would have missed, [B, 2]."""
+
+    decision: Decision
+    seen: Observation
+    kept: RegionKept | None
+    probe: Tensor | None
+    error_sums: Tensor | None = None
+
+
 class Outcome(NamedTuple):
-    """What a step saw and did. `kept` is what later steps may reuse."""
+    """What a step saw and did, region by region. `before` is what it could use."""
 
     sight: Sight
     match: Match
-    decision: Decision
-    kept: Kept | None
+    history: History
+    done: tuple[Done, ...]
+    before: Kept | None
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        return tuple([done.decision for done in self.done])
+
+    @property
+    def is_hit(self) -> bool:
+        return any(done.decision.hit for done in self.done)
 
 
 def history_of(match: Match) -> History:
@@ -47,10 +72,14 @@ def history_of(match: Match) -> History:
     return match.image.history if match.image is not None else History()
 
 
-def commit_step(now: Now, outcome: Outcome, num_blocks: int) -> None:
-    """Write down what a step did, and free what is not needed any more."""
-    model, branch, (sight, match, decision, kept) = now.model, now.branch, outcome
-    history = history_of(match)
+def commit_step(
+    now: Now, outcome: Outcome, trunk: Trunk, results: Sequence[object] | None = None
+) -> None:
+    """Write down what a step did, and free what is not needed any more. `results` are what the
+    model returns, None where nothing is to be kept."""
+    model, branch, (sight, match, history, done, _) = now.model, now.branch, outcome
+    error = _error(outcome)
+    output, output_sums = _output(now, outcome, results)
     image = match.image if match.image is not None else Image(branch)
     if match.image is not None and branch.num_uses == 1:
         model.branches.note_rebuilt(branch)
@@ -59,34 +88,93 @@ def commit_step(now: Now, outcome: Outcome, num_blocks: int) -> None:
         image.is_complete = False
     image.has_successor = False
     image.trajectory = match.moment.trajectory
-    image.history = history.after(decision)
+    result = StepResult(outcome.decisions, done[0].seen, error, output_sums)
+    memory = now.plan.rule.remember(history, result)
+    image.history = history.after(result.decisions, error)._replace(memory=memory)
     image.sketch, image.latents, image.signature = sight.sketch, sight.latents, sight.signature
-    if not decision.hit:
-        image.kept = None if now.region.is_empty else kept
+    if results is None or not now.plan.regions:
+        image.kept = None
+    else:
+        image.kept = _kept(now, outcome, trunk.signature, output)
     model.known = match.moment.known
     if match.image is None:
         begin_image(model.branches, model.schedules, image)
-    model.log.add(_step(history.step, sight, decision, branch))
-    _tally(now, image, decision, num_blocks)
-    common = now.settings.common
+    model.log.add(_step(now, outcome, error))
+    _tally(now, image, outcome, trunk.num_blocks)
+    common = now.plan.settings.common
     end_step(
         model.branches, model.schedules, image, common.num_inference_steps, common.max_state_bytes
     )
 
 
-def _step(index: int, sight: Sight, decision: Decision, branch: Branch) -> Step:
-    timestep = sight.clock[0] if sight.clock else None
-    return Step(index, timestep, decision.hit, decision.reason, decision.diff, branch.label)
+def _kept(now: Now, outcome: Outcome, signature: int, output: Tensor | None) -> Kept:
+    regions = tuple([done.kept for done in outcome.done])
+    return Kept(signature, now.plan.spans, now.plan.predictor, regions, output)
 
 
-def _tally(now: Now, image: Image, decision: Decision, num_blocks: int) -> None:
-    skipped = now.region.stop - now.region.start if decision.hit else 0
+def _error(outcome: Outcome) -> float | None:
+    """What reuse would have missed of the regions that computed, in one copy."""
+    sums = [done.error_sums for done in outcome.done if done.error_sums is not None]
+    if not sums:
+        return None
+    total = sums[0]
+    for other in sums[1:]:
+        total = total + other
+    return batch_diff(*read_sums(total), "max")
+
+
+def _output(
+    now: Now, outcome: Outcome, results: Sequence[object] | None
+) -> tuple[Tensor | None, Sums | None]:
+    """The model's output and how far it moved, where the rule asks for it."""
+    before = None if outcome.before is None else outcome.before.output
+    if not now.plan.rule.needs_output or outcome.is_hit:
+        return before, None
+    output = next(
+        (r for r in results or () if isinstance(r, Tensor) and r.is_floating_point()), None
+    )
+    if output is None:
+        return None, None
+    is_alike = before is not None and before.shape == output.shape
+    sums = read_sums(ops.distance(output, before, 0)) if is_alike and before is not None else None
+    return output.clone(), sums
+
+
+def _step(now: Now, outcome: Outcome, error: float | None) -> Step:
+    clock, decisions = outcome.sight.clock, outcome.decisions
+    diffs = [d.diff for d in decisions if d.diff is not None]
+    spans = zip(now.plan.spans, decisions, strict=False)
+    return Step(
+        step=outcome.history.step,
+        timestep=clock[0] if clock else None,
+        hit=outcome.is_hit,
+        reason=_reason(decisions),
+        diff=sum(diffs) / len(diffs) if diffs else None,
+        request=now.branch.label,
+        skipped=tuple([(span.start, span.stop) for span, decision in spans if decision.hit]),
+        observed_error=error,
+    )
+
+
+def _reason(decisions: Sequence[Decision]) -> str:
+    """One sentence for all regions of a step."""
+    first = decisions[0].reason
+    if len(decisions) == 1 or all(decision.reason == first for decision in decisions):
+        return first
+    num_hits = sum(decision.hit for decision in decisions)
+    return f"{first}; {num_hits} of {len(decisions)} regions reused"
+
+
+def _tally(now: Now, image: Image, outcome: Outcome, num_blocks: int) -> None:
+    spans = zip(now.plan.spans, outcome.decisions, strict=False)
+    num_skipped = sum(span.stop - span.start for span, decision in spans if decision.hit)
     tally = image.tally
-    tally.num_hits += decision.hit
-    tally.num_computed += not decision.hit
+    tally.num_hits += outcome.is_hit
+    tally.num_computed += not outcome.is_hit
     tally.num_blocks += num_blocks
-    tally.num_blocks_run += num_blocks - skipped
-    tally.threshold = now.settings.rule.threshold
-    if decision.diff is not None and math.isfinite(decision.diff):
-        known = tally.smallest_diff
-        tally.smallest_diff = decision.diff if known is None else min(decision.diff, known)
+    tally.num_blocks_run += num_blocks - num_skipped
+    tally.threshold = now.plan.rule.threshold
+    for decision in outcome.decisions:
+        if decision.diff is not None and math.isfinite(decision.diff):
+            known = tally.smallest_diff
+            tally.smallest_diff = decision.diff if known is None else min(decision.diff, known)

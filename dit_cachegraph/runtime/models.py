@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dit_cachegraph.layers import Layers
 from dit_cachegraph.runtime.branch_table import BranchTable
 from dit_cachegraph.runtime.cache_state import Image
 from dit_cachegraph.runtime.life import Schedules
@@ -26,7 +27,7 @@ class ModelState:
     `graphs` holds what `summary` shows of each Dynamo graph, by the driver or refusal it came from.
     """
 
-    overrides: dict[str, object] = field(default_factory=dict)
+    overrides: Layers = ()
     schedules: Schedules = field(default_factory=Schedules)
     branches: BranchTable = field(init=False)
     log: StepLog = field(default_factory=StepLog)
@@ -38,7 +39,7 @@ class ModelState:
 
     def absorb(self, other: "ModelState") -> None:
         """Take over what was seen of the same model by another of its graphs."""
-        self.overrides = {**other.overrides, **self.overrides}
+        self.overrides = (*other.overrides, *self.overrides)
         other.branches.drop()  # Their next steps compute.
         self.log.absorb(other.log)
         self.known = self.known if self.known.direction else other.known

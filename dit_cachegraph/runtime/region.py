@@ -1,41 +1,88 @@
-"""Which values a hit remakes, and how: worked out once for each `start..stop` that is asked for."""
+"""The regions of a trunk: what each compares, which values a hit remakes, and how. Worked out once
+for each set of spans that is asked for."""
 
-from dit_cachegraph.plan import Region, Replay, Trunk
+from collections.abc import Sequence
+
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.plan import ArgumentRoles, Effect, Region, Trunk
+from dit_cachegraph.policy.rule import ProbeKind, Span
 
 
-def plan_region(trunk: Trunk, start: int, stop: int) -> Region:
-    """The region of blocks `start..stop-1` of a trunk.
+def plan_regions(trunk: Trunk, roles: ArgumentRoles, spans: Sequence[Span]) -> tuple[Region, ...]:
+    """The regions of a trunk, without the empty ones.
 
-    Block `i` is segment `i + 1`, so the region's segments are `start + 1 .. stop`.
+    Raises:
+        InvalidConfig: they overlap, lie outside the trunk, or have nothing to compare.
     """
-    probe = trunk.streams[trunk.probe_stream].slots
-    boundary = max(i for i in range(1, start + 1) if probe[i] is not None)
-    probe_in, probe_out = probe[0], probe[boundary]
-    assert probe_in is not None and probe_out is not None, "the backend checked the probe stream"
-    live_outs = [
-        slot
-        for slot in range(trunk.num_arguments, trunk.num_slots)
-        if start < trunk.made_by[slot] <= stop < trunk.last_use[slot]
-    ]
-    dead_on_hit = [
-        slot
-        for slot in range(trunk.num_arguments, trunk.num_slots)
-        if trunk.made_by[slot] <= start < trunk.last_use[slot] <= stop
-    ]
+    regions, end = [], 0
+    for span in spans:
+        if not (end <= span.start and span.stop <= trunk.num_blocks):
+            raise InvalidConfig(
+                f"the blocks {span.start} to {span.stop - 1} can't be a region after {end} of "
+                f"{trunk.num_blocks} blocks"
+            )
+        if span.start < span.stop:
+            regions.append(_plan_region(trunk, roles, span))
+            end = span.stop
+    return tuple(regions)
+
+
+def _plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span) -> Region:
+    """Block `i` is segment `i + 1`, so the region's segments are `start + 1 .. stop`."""
+    start, stop = span.start, span.stop
+    made = range(trunk.num_arguments, trunk.num_slots)
+    live_outs = [s for s in made if start < trunk.made_by[s] <= stop < trunk.last_use[s]]
+    dead_on_hit = [s for s in made if trunk.made_by[s] <= start < trunk.last_use[s] <= stop]
+    probe_from, boundary, probe_in, probe_out = _probe(trunk, roles, span)
     return Region(
         start=start,
         stop=stop,
+        probe_from=probe_from,
         probe_boundary=boundary,
         probe_in=probe_in,
         probe_out=probe_out,
-        replays=tuple(Replay(slot, _live_in(trunk, slot, start)) for slot in live_outs),
+        effects=tuple(_effect(trunk, slot, start) for slot in live_outs),
         dead_on_hit=tuple(dead_on_hit),
     )
 
 
-def _live_in(trunk: Trunk, live_out: int, start: int) -> int | None:
-    """The value of the same stream where the region begins."""
-    for stream in trunk.streams:
+def _probe(
+    trunk: Trunk, roles: ArgumentRoles, span: Span
+) -> tuple[int, int, int | None, int | None]:
+    """Boundaries and slots of what is compared."""
+    start = span.start
+    if span.probe is None:
+        return start, start, None, None
+    if span.probe.kind is ProbeKind.LATENTS:
+        if not roles.latents:
+            raise InvalidConfig("this rule compares the model's input, and this graph has none")
+        return start, start, None, roles.latents[0]
+    if span.probe.kind is ProbeKind.HIDDEN:
+        return start, start, None, _stream_at(trunk, start)
+    slots = trunk.streams[trunk.probe_stream].slots
+    first = next((i for i in range(span.probe_from, start) if slots[i] is not None), None)
+    last = next((i for i in range(start, span.probe_from, -1) if slots[i] is not None), None)
+    if first is None or last is None or first >= last:
+        raise InvalidConfig(
+            f"there is no stream whose residual over the blocks {span.probe_from} to {start - 1} "
+            "could be compared: name more first blocks"
+        )
+    return first, last, slots[first], slots[last]
+
+
+def _stream_at(trunk: Trunk, boundary: int) -> int:
+    """The stream that is probed, or where it has another shape there, the first that has not."""
+    hidden = trunk.streams[trunk.probe_stream].slots[boundary]
+    others = [stream.slots[boundary] for stream in trunk.streams]
+    found = next((slot for slot in (hidden, *others) if slot is not None), None)
+    if found is None:
+        raise InvalidConfig(f"no stream crosses the border before block {boundary}")
+    return found
+
+
+def _effect(trunk: Trunk, live_out: int, start: int) -> Effect:
+    """With the value of the same stream where the region begins."""
+    for i, stream in enumerate(trunk.streams):
         if live_out in stream.slots:
-            return stream.slots[start]
-    return None
+            return Effect(live_out, stream.slots[start], i == trunk.probe_stream)
+    return Effect(live_out, None, False)

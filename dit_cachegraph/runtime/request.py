@@ -1,9 +1,11 @@
 """`with request(key, ...)`: names a request and may carry settings of its own."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+
+from dit_cachegraph.layers import Layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +13,7 @@ class Request:
     """Who a call belongs to, and the settings that it brings."""
 
     key: Hashable
-    overrides: Mapping[str, object]
+    overrides: Layers
 
 
 _current: ContextVar[Request | None] = ContextVar("dit_cachegraph_request", default=None)

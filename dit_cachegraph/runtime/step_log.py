@@ -12,8 +12,10 @@ MAX_STEPS_KEPT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of the transformer. `diff` is None where nothing was compared; `timestep` is None
-    where it was not read."""
+    """One call of the transformer. `diff` is the mean over its regions, None where nothing was
+    compared; `timestep` is None where it was not read. `skipped` are the blocks `start..stop-1` of
+    each region that was reused; `observed_error` is what reuse would have missed of those that
+    computed, as a share of the streams, where that was measured."""
 
     step: int
     timestep: float | None
@@ -21,6 +23,8 @@ class Step:
     reason: str
     diff: float | None
     request: str
+    skipped: tuple[tuple[int, int], ...] = ()
+    observed_error: float | None = None
 
 
 class StepLog:

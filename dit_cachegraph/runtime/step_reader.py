@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.policy.rule import Sums
 from dit_cachegraph.runtime.sketch import Sketch
 from dit_cachegraph.runtime.trajectory import Clock
 
@@ -51,11 +52,11 @@ class StepReader:
         sketch = seen.numpy()[end:] if self._num_sketch else None
         return Seen(clock or None, sketch, tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2]))
 
-    def read_clock(self, values: Values) -> Seen:
-        """Clock and sketch, in one copy."""
-        seen = read_clock_of(self._timesteps(values), self._sketched(values))
+    def read_with(self, values: Values, sums: Tensor | None) -> Seen:
+        """Clock and sketch, and the sums of a probe that is not the fused one, in one copy."""
+        seen = read_clock_of(self._timesteps(values), self._sketched(values), sums)
         clock = (*self._host_clock(values), *(seen.clock or ()))
-        return Seen(clock or None, seen.sketch)
+        return seen._replace(clock=clock or None)
 
     def read_host_clock(self, values: Values) -> Seen:
         """Nothing from the device."""
@@ -67,15 +68,28 @@ class StepReader:
         return [n for t in host if isinstance(t, Tensor) for n in ops.clock(t).tolist()]
 
 
-def read_clock_of(timesteps: Sequence[object], latents: Sequence[object]) -> Seen:
-    """Clock of the timesteps and sketch of the first latents, in one copy."""
+def read_clock_of(
+    timesteps: Sequence[object], latents: Sequence[object], sums: Tensor | None = None
+) -> Seen:
+    """Clock of the timesteps, sketch of the first latents, and sums [B, 2], in one copy."""
     clocks = [ops.clock(t) for t in timesteps if isinstance(t, Tensor)]
     sketched = [t for t in latents if isinstance(t, Tensor) and t.is_floating_point()][:1]
-    if not clocks and not sketched:
+    parts = [*clocks, *([] if sums is None else [sums.reshape(-1)]), *map(ops.sketch, sketched)]
+    if not parts:
         return Seen()
-    seen = torch.cat([*clocks, *map(ops.sketch, sketched)]).cpu()
-    end = 2 * len(clocks)
-    return Seen(tuple(seen[:end].tolist()) or None, seen.numpy()[end:] if sketched else None)
+    seen = torch.cat(parts).cpu()
+    first = 2 * len(clocks)
+    end = first + (0 if sums is None else sums.numel())
+    numbers = seen[:end].tolist()
+    sketch = seen.numpy()[end:] if sketched else None
+    moved, size = tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2])
+    return Seen(tuple(numbers[:first]) or None, sketch, moved, size)
+
+
+def read_sums(sums: Tensor) -> Sums:
+    """Sums [B, 2], in one copy."""
+    numbers = sums.reshape(-1).tolist()
+    return Sums(tuple(numbers[0::2]), tuple(numbers[1::2]))
 
 
 def gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:

@@ -1,0 +1,151 @@
+"""Layers of settings: what a later one changes in those before.
+
+{"every": 2}, {"residual_diff_threshold": 0.1}    another rule: `every` goes with its own
+{"every": 2}, {"max_warmup_steps": 4}             an option that `every` has too: it stays
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.catalog import PREDICTORS, RULES, options_of
+from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.presets import PRESETS
+from dit_cachegraph.policy.rule import Rule
+
+Overrides = Mapping[str, object]
+Layers = tuple[tuple[tuple[str, object], ...], ...]
+"""Layers of settings as they were given, the last one on top; hashable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """What can be chosen among: all rules, or all predictors. `home` is that of options which
+    several of them have."""
+
+    key: str
+    protocol: type
+    by_name: Mapping[str, type]
+    home: str
+
+    @property
+    def options(self) -> frozenset[str]:
+        return frozenset[str]().union(*map(options_of, self.by_name.values()))
+
+
+RULE_KINDS = Kinds("rule", Rule, RULES, "dbcache")
+PREDICTOR_KINDS = Kinds("predictor", Predictor, PREDICTORS, "replay")
+
+
+def add_layer(layers: Layers, given: Overrides) -> Layers:
+    """`given` on top of the layers, without what it covers of them."""
+    lower = (tuple((n, v) for n, v in layer if n not in given) for layer in layers)
+    return (*(layer for layer in lower if layer), tuple(frozen(given).items()))
+
+
+def frozen(settings: Overrides) -> dict[str, object]:
+    """The settings with their sequences as tuples: a list that changes later changes nothing."""
+    return {
+        name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+
+
+def merge(lower: Overrides, given: Overrides) -> dict[str, object]:
+    """One layer on top of what those before it add up to.
+
+    Raises:
+        InvalidConfig: it asks for two rules, or two predictors, at once.
+    """
+    given = _expanded(given)
+    merged = dict(lower)
+    if "preset" in given:
+        _drop(merged, ("preset", "rule", "predictor", *RULE_KINDS.options))
+        _drop(merged, PREDICTOR_KINDS.options)
+    for kinds in (RULE_KINDS, PREDICTOR_KINDS):
+        choice = _choice(kinds, merged, given)
+        if choice is not None and choice != merged.get(kinds.key):
+            _drop(merged, kinds.options - _options(kinds, choice))
+            merged[kinds.key] = choice
+            if kinds.key == "rule" and "preset" in merged:
+                del merged["preset"]
+    return {**merged, **{n: v for n, v in given.items() if n not in ("rule", "predictor")}}
+
+
+def _drop(merged: dict[str, object], names: Sequence[str] | frozenset[str]) -> None:
+    for name in names:
+        merged.pop(name, None)
+
+
+def _options(kinds: Kinds, choice: object) -> frozenset[str]:
+    return options_of(kinds.by_name[choice]) if isinstance(choice, str) else frozenset()
+
+
+def _expanded(given: Overrides) -> Overrides:
+    """The same with a rule or predictor of ours, given as an object, as its name and options."""
+    expanded = dict(given)
+    for kinds in (RULE_KINDS, PREDICTOR_KINDS):
+        value = given.get(kinds.key)
+        for name, kind in kinds.by_name.items():
+            if is_dataclass(value) and not isinstance(value, type) and type(value) is kind:
+                expanded = {**expanded, **asdict(value), kinds.key: name}
+    return expanded
+
+
+def _choice(kinds: Kinds, merged: Overrides, given: Overrides) -> object:
+    """The rule or predictor that a layer asks for, its name or an object; None where it doesn't."""
+    names = {name for name in given if name in kinds.options}
+    if kinds.key in given:
+        return _named(kinds, given[kinds.key], names)
+    if not names:
+        return None
+    if "preset" in given:
+        current = _preset(given["preset"])[kinds.key]
+        return None if names <= _options(kinds, current) else _by_options(kinds, names)
+    current = merged.get(kinds.key)
+    return current if names <= _options(kinds, current) else _by_options(kinds, names)
+
+
+def _named(kinds: Kinds, choice: object, names: set[str]) -> object:
+    if not isinstance(choice, str):
+        if kinds.protocol not in type(choice).__mro__:
+            known = ", ".join(map(repr, kinds.by_name))
+            raise InvalidConfig(f"{kinds.key} must be one of {known}, or a {kinds.key}: {choice!r}")
+    elif choice not in kinds.by_name:
+        known = ", ".join(map(repr, kinds.by_name))
+        raise InvalidConfig(f"{kinds.key} must be one of {known}, got {choice!r}")
+    for name in sorted(names - _options(kinds, choice)):
+        raise InvalidConfig(f"{name} is no option of the {kinds.key} {choice!r}")
+    return choice
+
+
+def _by_options(kinds: Kinds, names: set[str]) -> str:
+    """The one that has all these options; `home` where several have."""
+    having = [name for name, kind in kinds.by_name.items() if names <= options_of(kind)]
+    if kinds.home in having:
+        return kinds.home
+    if len(having) == 1:
+        return having[0]
+    listed = ", ".join(sorted(names))
+    if having:
+        raise InvalidConfig(f"{listed}: several have this; name one of {having} as {kinds.key}=")
+    raise InvalidConfig(f"no {kinds.key} has all of the options {listed}")
+
+
+def _preset(name: object) -> Overrides:
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InvalidConfig(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {name!r}")
+    return PRESETS[name]
+
+
+def build(kinds: Kinds, merged: Overrides, default_preset: str) -> object:
+    """The rule or predictor that the merged layers ask for."""
+    preset: Overrides = {}
+    if "rule" not in merged:
+        preset = _preset(merged.get("preset", default_preset))
+    choice = merged.get(kinds.key, preset.get(kinds.key, kinds.home))
+    if not isinstance(choice, str):
+        return choice
+    options = _options(kinds, choice)
+    own = {**preset, **merged} if choice == preset.get(kinds.key) else merged
+    return kinds.by_name[choice](**{n: v for n, v in own.items() if n in options})

@@ -1,0 +1,43 @@
+"""Every rule and predictor of this folder, by name: a new file is found, and named nowhere else."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import fields
+from types import MappingProxyType, ModuleType
+from typing import TypeVar
+
+import dit_cachegraph.policy
+from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.rule import Rule
+
+T = TypeVar("T")
+
+
+def options_of(kind: type) -> frozenset[str]:
+    """The names of the options of a rule or predictor."""
+    return frozenset(f.name for f in fields(kind))
+
+
+def _named(protocol: type[T]) -> Mapping[str, type[T]]:
+    found = {
+        kind.name: kind  # type: ignore[attr-defined]
+        for module in _modules()
+        for kind in vars(module).values()
+        if inspect.isclass(kind)
+        and protocol in kind.__mro__
+        and kind is not protocol
+        and kind.__module__ == module.__name__
+    }
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def _modules() -> list[ModuleType]:
+    folder, _, own = __name__.rpartition(".")
+    names = [module.name for module in pkgutil.iter_modules(dit_cachegraph.policy.__path__)]
+    return [importlib.import_module(f"{folder}.{name}") for name in names if name != own]
+
+
+RULES = _named(Rule)  # type: ignore[type-abstract]
+PREDICTORS = _named(Predictor)  # type: ignore[type-abstract]

@@ -1,0 +1,25 @@
+"""How the samples of a batch decide together."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+BatchRule = Literal["max", "mean"]
+
+
+def batch_diff(moved: Sequence[float], size: Sequence[float], rule: BatchRule) -> float:
+    """Relative L1 difference of a batch from its samples' `sum|v - a|` and `sum|a|`. Not finite
+    where any sample isn't, or where what it is compared with is zero."""
+    if rule == "mean":
+        return _ratio(sum(moved), sum(size))
+    ratios = [_ratio(m, s) for m, s in zip(moved, size, strict=True)]
+    # `max` ignores a NaN that doesn't come first.
+    return math.nan if any(math.isnan(r) for r in ratios) else max(ratios)
+
+
+def _ratio(moved: float, size: float) -> float:
+    if not math.isfinite(size):
+        return math.nan
+    if size == 0:
+        return math.nan if moved == 0 or math.isnan(moved) else math.inf
+    return moved / size

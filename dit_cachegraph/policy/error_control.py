@@ -1,0 +1,92 @@
+"""Error control: the interval to the next computed step is set as the step size of an ODE solver
+is, from the error seen at this one, towards a tolerance.
+
+At a computed step the driver has both what was computed and what a reuse would have given:
+
+    step        0  1  2  3  .  5  .  .  8
+    error e           .02   .06     .11       of the forecast that was not used
+    gap         1  1  2  2     3     2        gap * clip(safety * tolerance / e, 1/2, 3/2)
+
+Nothing is read on the steps between. Where the path bends the error is large, and every step
+computes: the warm-up comes by itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.checks import check_int, check_number
+from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Span, StepResult
+
+SAFETY = 0.9
+SMALLEST_CHANGE, LARGEST_CHANGE = 0.5, 1.5
+
+
+class Pace(NamedTuple):
+    """The rule's memory: steps from one computed step to the next, not rounded, and when the next
+    is due."""
+
+    gap: float
+    next_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorControl(Rule):
+    """The options of error control."""
+
+    name: ClassVar[str] = "error_control"
+
+    error_tolerance: float = 0.1
+    """What a reuse may miss, as a share of the streams. Larger saves more and costs quality; 0
+    never reuses."""
+
+    max_gap: int = 8
+    """At most so many steps from one computed step to the next."""
+
+    min_error_steps: int = 2
+    """Steps computed at first: a first-order forecast can be judged from the third step on."""
+
+    def __post_init__(self) -> None:
+        check_number("error_tolerance", self.error_tolerance)
+        check_int("max_gap", self.max_gap, at_least=1)
+        check_int("min_error_steps", self.min_error_steps, at_least=1)
+
+    @property
+    def needs_diff(self) -> bool:
+        return False
+
+    @property
+    def needs_error(self) -> bool:
+        return True
+
+    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
+        num_blocks = sum(list_sizes)
+        if num_blocks < 1:
+            raise InvalidConfig("error control needs at least one block")
+        return (Span(0, num_blocks),)
+
+    def decide(self, history: History, observation: Observation) -> Decision:
+        pace = history.memory
+        if observation.nothing_kept is not None:
+            return Decision(False, observation.nothing_kept)
+        if not isinstance(pace, Pace):
+            return Decision(False, "error not known yet")
+        if history.step >= pace.next_step:
+            return Decision(False, f"due after {pace.gap:.2g} steps")
+        return Decision(True, f"hit, next computed step is {pace.next_step}")
+
+    def remember(self, history: History, result: StepResult) -> object:
+        pace = history.memory if isinstance(history.memory, Pace) else None
+        if any(decision.hit for decision in result.decisions):
+            return pace
+        gap = 1.0 if pace is None else pace.gap
+        if result.error is None or history.step < self.min_error_steps:
+            return Pace(1.0, history.step + 1)
+        if result.error == result.error:  # noqa: PLR0124  # not NaN
+            allowed = SAFETY * self.error_tolerance / max(result.error, 1e-12)
+            gap *= min(max(allowed, SMALLEST_CHANGE), LARGEST_CHANGE)
+        else:
+            gap = 1.0
+        gap = min(max(gap, 1.0), float(self.max_gap))
+        return Pace(gap, history.step + round(gap))

@@ -1,0 +1,119 @@
+"""What a region does to its streams: kept when it computes, estimated when it is skipped.
+
+computed   out = blocks(live_in)      the snapshot out - live_in joins the last few
+hit        out = live_in + sum of weighted snapshots
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dit_cachegraph import ops
+from dit_cachegraph.plan import Effect, Region
+from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.runtime.cache_state import RegionKept
+from dit_cachegraph.runtime.step_reader import Values
+
+Bases = tuple[Tensor | None, ...]
+
+
+def bases_of(values: Values, region: Region, predictor: Predictor) -> Bases:
+    """What each kept effect is relative to, where the region begins; None where it is whole."""
+    if predictor.calibrator_cache_type == "hidden_states":
+        return (None,) * len(region.effects)
+    bases = [None if e.live_in is None else values[e.live_in] for e in region.effects]
+    return tuple(base if isinstance(base, Tensor) else None for base in bases)
+
+
+def kept_after(
+    values: Values,
+    region: Region,
+    bases: Bases,
+    before: RegionKept | None,
+    predictor: Predictor,
+    step: int,
+) -> RegionKept:
+    """What is kept of a region that has computed, but for its probe. All tensors own their storage;
+    those of `before` are left as they are."""
+    snapshots = []
+    for i, (effect, base) in enumerate(zip(region.effects, bases, strict=True)):
+        out = _tensor(values, effect)
+        new = out.clone() if base is None else ops.residual(out, base)
+        older = () if before is None else before.snapshots[i]
+        num_older = _num_snapshots(effect, new, predictor) - 1
+        snapshots.append((*older[len(older) - num_older :], new) if num_older else (new,))
+    steps = () if before is None else before.steps
+    return RegionKept(None, (*steps, step)[-predictor.num_snapshots :], tuple(snapshots))
+
+
+def _num_snapshots(effect: Effect, value: Tensor, predictor: Predictor) -> int:
+    is_forecast = effect.is_hidden or predictor.enable_encoder_calibrator
+    return predictor.num_snapshots if is_forecast and value.is_floating_point() else 1
+
+
+def estimates(
+    kept: RegionKept, bases: Bases, predictor: Predictor, step: int
+) -> tuple[Tensor, ...]:
+    """The values that leave a region that is skipped at `step`, each in a storage of its own."""
+    weights = predictor.weights(kept.steps, step)
+    if not _is_replay(weights):
+        return tuple(
+            _estimate(base, snapshots, kept.steps, predictor, step)
+            for base, snapshots in zip(bases, kept.snapshots, strict=True)
+        )
+    pairs = [(base, s[-1]) for base, s in zip(bases, kept.snapshots, strict=True)]
+    moved = [(base, kept) for base, kept in pairs if base is not None]
+    # All of them in one launch.
+    applied = iter(ops.residual_apply([base for base, _ in moved], [kept for _, kept in moved]))
+    return tuple(kept.clone() if base is None else next(applied) for base, kept in pairs)
+
+
+def _estimate(
+    base: Tensor | None,
+    snapshots: Sequence[Tensor],
+    steps: Sequence[int],
+    predictor: Predictor,
+    step: int,
+) -> Tensor:
+    if len(snapshots) == 1:
+        (last,) = snapshots
+        return last.clone() if base is None else torch.add(base, last)
+    steps = steps[-len(snapshots) :]
+    effect = predictor.estimate(snapshots, steps, step)
+    if effect is not None:
+        return effect if base is None else torch.add(base, effect)
+    return ops.forecast(base, snapshots, predictor.weights(steps, step))
+
+
+def _is_replay(weights: Sequence[float]) -> bool:
+    return weights[-1] == 1.0 and not any(weights[:-1])
+
+
+def error_sums(
+    values: Values, region: Region, estimated: Sequence[Tensor], batch_dim: int | None
+) -> Tensor:
+    """What estimates missed of a region that has computed, over all its streams: per sample
+    `sum|estimate - out|` and `sum|out|`, [B, 2]."""
+    total = None
+    for effect, estimate in zip(region.effects, estimated, strict=True):
+        out = _tensor(values, effect)
+        if not out.is_floating_point():
+            continue
+        sums = ops.distance(estimate, out, batch_dim if effect.is_hidden else None)
+        total = sums if total is None else total + sums
+    return torch.zeros(1, 2) if total is None else total
+
+
+def put(values: Values, region: Region, estimated: Sequence[Tensor]) -> None:
+    """Take the place of the region: its values, and none of those that die in it."""
+    for effect, value in zip(region.effects, estimated, strict=True):
+        values[effect.live_out] = value
+    for slot in region.dead_on_hit:
+        values[slot] = None
+
+
+def _tensor(values: Values, effect: Effect) -> Tensor:
+    out = values[effect.live_out]
+    assert isinstance(out, Tensor), "sizes that leave a region are refused"
+    return out

@@ -1,0 +1,110 @@
+"""What a step looks at before it decides: whose it is, and how far its probe has moved.
+
+first region    timestep, sketch of the latents and diff, in one copy
+each further    its diff, in one copy, where the rule has to look
+a schedule      timestep and sketch alone; within `request(key)` nothing
+"""
+
+from torch import Tensor
+
+from dit_cachegraph import ops
+from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.policy.rule import Probe, ProbeKind, Sums
+from dit_cachegraph.runtime.cache_state import Kept
+from dit_cachegraph.runtime.commit_step import Now
+from dit_cachegraph.runtime.find_image import Sight
+from dit_cachegraph.runtime.step_reader import (
+    Seen,
+    StepReader,
+    Values,
+    read_clock_of,
+    read_sums,
+)
+
+# Timesteps above 1 count noise in thousandths.
+TIMESTEP_RANGE = 1000.0
+
+
+class Observer:
+    """Looks at the values of one trunk's calls."""
+
+    def __init__(self, compiled: CompiledTrunk) -> None:
+        self._reader = StepReader(compiled)
+        self._batch_dim = compiled.trunk.batch_dim
+
+    def read_first(
+        self,
+        values: Values,
+        now: Now,
+        kept: Kept | None,
+        hidden: Tensor | None,
+        hidden_in: Tensor | None,
+    ) -> Seen:
+        """What is read before the first region. `kept` may be of another shape."""
+        rule = now.plan.rule
+        probe = now.plan.spans[0].probe if now.plan.spans else None
+        if probe is None or hidden is None or not rule.needs_diff:
+            if now.request is not None and not rule.needs_noise:
+                return self._reader.read_host_clock(values)
+            return self.read_clock(values, now)
+        first = None if kept is None else kept.regions[0]
+        anchor = None if first is None else first.probe
+        if not fits(anchor, hidden, probe):
+            anchor = None
+        seen = self._read_probe(values, probe, hidden, hidden_in, anchor)
+        if now.note is None:
+            return seen
+        told = self.read_clock(values, now)
+        return seen._replace(clock=told.clock, sketch=told.sketch)
+
+    def _read_probe(
+        self,
+        values: Values,
+        probe: Probe,
+        hidden: Tensor,
+        hidden_in: Tensor | None,
+        anchor: Tensor | None,
+    ) -> Seen:
+        if hidden_in is not None and probe == Probe(ProbeKind.RESIDUAL):
+            # With nothing to compare with, what comes back as the diff is not looked at.
+            return self._reader.read_all(
+                values, hidden, hidden_in, hidden if anchor is None else anchor
+            )
+        sums = None if anchor is None else self._sums(probe, hidden, hidden_in, anchor)
+        return self._reader.read_with(values, sums)
+
+    def read_region(
+        self, probe: Probe, hidden: Tensor, hidden_in: Tensor | None, anchor: Tensor
+    ) -> Sums:
+        """The diff of a further region."""
+        return read_sums(self._sums(probe, hidden, hidden_in, anchor))
+
+    def _sums(
+        self, probe: Probe, hidden: Tensor, hidden_in: Tensor | None, anchor: Tensor
+    ) -> Tensor:
+        batch_dim = 0 if probe.kind is ProbeKind.LATENTS else self._batch_dim
+        _, downsample_factor, important = probe
+        return ops.probe_sums(hidden, hidden_in, anchor, batch_dim, downsample_factor, important)
+
+    def read_clock(self, values: Values, now: Now) -> Seen:
+        """Timestep and sketch alone."""
+        if now.note is None:
+            return self._reader.read_with(values, None)
+        return read_clock_of(now.note.timesteps, now.note.latents)
+
+
+def fits(anchor: Tensor | None, hidden: Tensor, probe: Probe) -> bool:
+    """True if a probe can be compared with what is kept of it."""
+    if anchor is None or anchor.dim() != hidden.dim():
+        return False
+    num_channels = -(-hidden.shape[-1] // probe.downsample_factor)
+    return anchor.shape == (*hidden.shape[:-1], num_channels)
+
+
+def noise_of(sight: Sight, now: Now) -> float | None:
+    """The timestep as a share of the noise range: 1 where all is noise."""
+    if not sight.clock:
+        return None
+    timestep = sight.clock[0]
+    share = timestep / TIMESTEP_RANGE if timestep > 1 else timestep
+    return 1 - share if now.model.known.direction > 0 else share

@@ -1,0 +1,61 @@
+"""By which settings a step goes, and the regions that they ask for: worked out once for each
+combination of settings that is met."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dit_cachegraph.config import Settings, resolve
+from dit_cachegraph.layers import Layers
+from dit_cachegraph.plan import CompiledTrunk, Region
+from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.rule import Rule, Span
+from dit_cachegraph.runtime.region import plan_regions
+
+MAX_PLANS_KEPT = 256
+
+
+class StepPlan(NamedTuple):
+    """Settings, and the regions of the trunk under them. `spans[i]` is what `regions[i]` is of."""
+
+    settings: Settings
+    spans: tuple[Span, ...]
+    regions: tuple[Region, ...]
+
+    @property
+    def rule(self) -> Rule:
+        return self.settings.rule
+
+    @property
+    def predictor(self) -> Predictor:
+        return self.settings.predictor
+
+
+class PlanTable:
+    """The plans of one trunk. `options` are those of `torch.compile`, under all others."""
+
+    def __init__(self, compiled: CompiledTrunk, options: Mapping[str, object]) -> None:
+        self.options = dict(options)
+        self._compiled = compiled
+        self._plans: dict[object, StepPlan] = {}
+
+    def plan(self, model: Layers, request: Layers) -> StepPlan:
+        """The plan under the settings of a model and of a request, in this order.
+
+        Raises:
+            InvalidConfig: the trunk can't have these regions.
+        """
+        key = (model, request)
+        found = self._plans.get(key)
+        if found is None:
+            found = self._make(model, request)
+            if len(self._plans) > MAX_PLANS_KEPT:
+                self._plans.clear()
+            self._plans[key] = found
+        return found
+
+    def _make(self, model: Layers, request: Layers) -> StepPlan:
+        settings = resolve(self.options, *map(dict, model), *map(dict, request))
+        trunk, roles = self._compiled.trunk, self._compiled.roles
+        spans = settings.rule.spans(trunk.list_sizes)
+        used = tuple(span for span in spans if span.start < span.stop)
+        return StepPlan(settings, used, plan_regions(trunk, roles, spans))
