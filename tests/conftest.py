@@ -2,6 +2,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from dit_cachegraph import ops
+
 # The same examples at every run, however slow the machine is at the moment.
 settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -15,3 +17,17 @@ def fresh_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def host_copies(monkeypatch) -> list[int]:
+    """The sizes of all copies to the host from here on, in their order."""
+    sizes: list[int] = []
+    to_host = ops.to_host
+
+    def counted(numbers):
+        sizes.append(numbers.numel())
+        return to_host(numbers)
+
+    monkeypatch.setattr(ops, "to_host", counted)
+    return sizes

@@ -81,7 +81,7 @@ class _Pass:
     residuals: dict[str, Tensor] | None = None
 
 
-class _WatchedBlock(nn.Module):
+class WatchedBlock(nn.Module):
     """A block whose streams go through `visit(index, streams, run)` instead of straight in."""
 
     def __init__(
@@ -142,7 +142,7 @@ class EagerOracle:
             assert isinstance(blocks, nn.ModuleList)
             for position, block in enumerate(blocks):
                 outputs = stream_outputs[list_name]
-                blocks[position] = _WatchedBlock(block, self.num_blocks, outputs, self._visit)
+                blocks[position] = WatchedBlock(block, self.num_blocks, outputs, self._visit)
                 self.num_blocks += 1
         self.settings = OracleSettings()
         self._state = _State()

@@ -50,7 +50,7 @@ class Content:
             by_device: dict[torch.device, list[Tensor]] = {}
             for sums in self._sums:
                 by_device.setdefault(sums.device, []).append(sums)
-            read = [n for sums in by_device.values() for n in torch.cat(sums).cpu().tolist()]
+            read = [n for s in by_device.values() for n in ops.to_host(torch.cat(s)).tolist()]
             self._numbers = tuple(read) if all(map(math.isfinite, read)) else ()
         return self._numbers
 

@@ -44,7 +44,7 @@ class StepReader:
         inputs = [*self._sizes(values), hidden, hidden_in, previous]
         (seen,) = self._observe([*inputs, *self._timesteps(values), *self._sketched(values)])
         assert isinstance(seen, Tensor)
-        seen = seen.cpu()
+        seen = ops.to_host(seen)
         end = len(seen) - self._num_sketch
         numbers = seen[:end].tolist()
         first = self._num_clock
@@ -77,7 +77,7 @@ def read_clock_of(
     parts = [*clocks, *([] if sums is None else [sums.reshape(-1)]), *map(ops.sketch, sketched)]
     if not parts:
         return Seen()
-    seen = torch.cat(parts).cpu()
+    seen = ops.to_host(torch.cat(parts))
     first = 2 * len(clocks)
     end = first + (0 if sums is None else sums.numel())
     numbers = seen[:end].tolist()
@@ -88,7 +88,7 @@ def read_clock_of(
 
 def read_sums(sums: Tensor) -> Sums:
     """Sums [B, 2], in one copy."""
-    numbers = sums.reshape(-1).tolist()
+    numbers = ops.to_host(sums.reshape(-1)).tolist()
     return Sums(tuple(numbers[0::2]), tuple(numbers[1::2]))
 
 
