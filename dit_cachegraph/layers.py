@@ -64,11 +64,10 @@ def merge(lower: Overrides, given: Overrides) -> dict[str, object]:
         _drop(merged, PREDICTOR_KINDS.options)
     for kinds in (RULE_KINDS, PREDICTOR_KINDS):
         choice = _choice(kinds, merged, given)
-        if choice is not None and choice != merged.get(kinds.key):
-            _drop(merged, kinds.options - _options(kinds, choice))
+        if choice is not None:
             merged[kinds.key] = choice
-            if kinds.key == "rule" and "preset" in merged:
-                del merged["preset"]
+            if kinds.key == "rule":
+                merged.pop("preset", None)
     return {**merged, **{n: v for n, v in given.items() if n not in ("rule", "predictor")}}
 
 

@@ -261,12 +261,12 @@ class CachedModel:
         bases = bases_of(values, region, predictor)
         if done.decision.hit:
             assert kept is not None
-            put(values, region, estimates(kept, bases, predictor, step))
+            put(values, region, estimates(region, kept, bases, predictor, step))
             return done._replace(kept=kept if probe is None else kept._replace(probe=probe))
         self._run(values, region.start + 1, region.stop + 1)
         sums = None
         if kept is not None and now.plan.settings.observes_error:
-            estimated = estimates(kept, bases, predictor, step)
+            estimated = estimates(region, kept, bases, predictor, step)
             sums = error_sums(values, region, estimated, self.compiled.trunk.batch_dim)
         new = kept_after(values, region, bases, kept, predictor, step)
         return done._replace(kept=new._replace(probe=probe), error_sums=sums)

@@ -48,41 +48,44 @@ def kept_after(
 
 
 def _num_snapshots(effect: Effect, value: Tensor, predictor: Predictor) -> int:
-    is_forecast = effect.is_hidden or predictor.enable_encoder_calibrator
-    return predictor.num_snapshots if is_forecast and value.is_floating_point() else 1
+    return predictor.num_snapshots if _is_forecast(effect, value, predictor) else 1
+
+
+def _is_forecast(effect: Effect, value: Tensor, predictor: Predictor) -> bool:
+    """False for what is replayed whatever the predictor says."""
+    return value.is_floating_point() and (effect.is_hidden or predictor.enable_encoder_calibrator)
 
 
 def estimates(
-    kept: RegionKept, bases: Bases, predictor: Predictor, step: int
+    region: Region, kept: RegionKept, bases: Bases, predictor: Predictor, step: int
 ) -> tuple[Tensor, ...]:
     """The values that leave a region that is skipped at `step`, each in a storage of its own."""
-    weights = predictor.weights(kept.steps, step)
-    if not _is_replay(weights):
+    if not _is_replay(predictor.weights(kept.steps, step)):
         return tuple(
-            _estimate(base, snapshots, kept.steps, predictor, step)
-            for base, snapshots in zip(bases, kept.snapshots, strict=True)
+            _estimate(effect, base, snapshots, kept.steps, predictor, step)
+            for effect, base, snapshots in zip(region.effects, bases, kept.snapshots, strict=True)
         )
     pairs = [(base, s[-1]) for base, s in zip(bases, kept.snapshots, strict=True)]
-    moved = [(base, kept) for base, kept in pairs if base is not None]
+    moved = [(base, last) for base, last in pairs if base is not None]
     # All of them in one launch.
-    applied = iter(ops.residual_apply([base for base, _ in moved], [kept for _, kept in moved]))
-    return tuple(kept.clone() if base is None else next(applied) for base, kept in pairs)
+    applied = iter(ops.residual_apply([base for base, _ in moved], [last for _, last in moved]))
+    return tuple(last.clone() if base is None else next(applied) for base, last in pairs)
 
 
 def _estimate(
+    effect: Effect,
     base: Tensor | None,
     snapshots: Sequence[Tensor],
     steps: Sequence[int],
     predictor: Predictor,
     step: int,
 ) -> Tensor:
-    if len(snapshots) == 1:
-        (last,) = snapshots
+    last = snapshots[-1]
+    if not _is_forecast(effect, last, predictor):
         return last.clone() if base is None else torch.add(base, last)
-    steps = steps[-len(snapshots) :]
-    effect = predictor.estimate(snapshots, steps, step)
-    if effect is not None:
-        return effect if base is None else torch.add(base, effect)
+    estimated = predictor.estimate(snapshots, steps, step)
+    if estimated is not None:
+        return estimated if base is None else torch.add(base, estimated)
     return ops.forecast(base, snapshots, predictor.weights(steps, step))
 
 

@@ -16,10 +16,10 @@ def plan_regions(trunk: Trunk, roles: ArgumentRoles, spans: Sequence[Span]) -> t
     """
     regions, end = [], 0
     for span in spans:
-        if not (end <= span.start and span.stop <= trunk.num_blocks):
+        if not end <= span.start <= span.stop <= trunk.num_blocks:
             raise InvalidConfig(
-                f"the blocks {span.start} to {span.stop - 1} can't be a region after {end} of "
-                f"{trunk.num_blocks} blocks"
+                f"the blocks {span.start} to {span.stop - 1} can't be a region: those from {end} "
+                f"to {trunk.num_blocks - 1} are left"
             )
         if span.start < span.stop:
             regions.append(_plan_region(trunk, roles, span))
