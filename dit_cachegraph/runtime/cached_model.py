@@ -213,7 +213,7 @@ class CachedModel:
         earlier = tuple([done.decision for done in before])
         kept, why_nothing = self._of_region(values, now, look, len(before), hidden)
         reason = self._why_compute(now, look) or rule.why_compute(
-            look.history, earlier, noise_of(look.sight, now)
+            look.history, earlier, noise_of(look.match, look.sight)
         )
         seen = Observation(look.seen.moved, look.seen.size, why_nothing, earlier)
         anchor = None if kept is None else kept.probe

@@ -12,7 +12,7 @@ from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.policy.rule import Probe, ProbeKind, Sums
 from dit_cachegraph.runtime.cache_state import Kept
 from dit_cachegraph.runtime.commit_step import Now
-from dit_cachegraph.runtime.find_image import Sight
+from dit_cachegraph.runtime.find_image import Match, Sight
 from dit_cachegraph.runtime.step_reader import (
     Seen,
     StepReader,
@@ -21,7 +21,6 @@ from dit_cachegraph.runtime.step_reader import (
     read_sums,
 )
 
-# Timesteps above 1 count noise in thousandths.
 TIMESTEP_RANGE = 1000.0
 
 
@@ -101,10 +100,11 @@ def fits(anchor: Tensor | None, hidden: Tensor, probe: Probe) -> bool:
     return anchor.shape == (*hidden.shape[:-1], num_channels)
 
 
-def noise_of(sight: Sight, now: Now) -> float | None:
-    """The timestep as a share of the noise range: 1 where all is noise."""
-    if not sight.clock:
+def noise_of(match: Match, sight: Sight) -> float | None:
+    """The timestep as a share of the noise range: 1 where all is noise. The first timestep of an
+    image tells whether they count in thousandths."""
+    first, known = match.moment.trajectory.first, match.moment.known
+    if not sight.clock or not first:
         return None
-    timestep = sight.clock[0]
-    share = timestep / TIMESTEP_RANGE if timestep > 1 else timestep
-    return 1 - share if now.model.known.direction > 0 else share
+    share = sight.clock[0] / (TIMESTEP_RANGE if first[0] > 1 else 1.0)
+    return 1 - share if known.direction > 0 else share
