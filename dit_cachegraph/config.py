@@ -16,7 +16,7 @@ from typing import cast
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS, Overrides, build, frozen, merge
-from dit_cachegraph.policy.checks import check_bool, check_int, check_number
+from dit_cachegraph.policy.checks import check_bool, check_int, check_number, check_sequence
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.presets import DEFAULT_PRESET
 from dit_cachegraph.policy.rule import Rule
@@ -43,8 +43,14 @@ class CommonSettings:
     max_observed_error: float | None = None
     """End the reuse of an image once such an error is larger than this share of its streams."""
 
+    dry_run: tuple[float, ...] | None = None
+    """Thresholds to try: every step computes, and the report says what each would have reused,
+    saved and lost."""
+
     def __post_init__(self) -> None:
         check_bool("enabled", self.enabled)
+        for threshold in check_sequence("dry_run", self.dry_run) or ():
+            check_number("dry_run", threshold)
         check_int("num_inference_steps", self.num_inference_steps, at_least=1, none_is_ok=True)
         check_int("max_state_bytes", self.max_state_bytes, at_least=0, none_is_ok=True)
         check_bool("observe_error", self.observe_error)

@@ -1,14 +1,17 @@
 """What was compiled and what was decided: as an object, as text, as JSON."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.freeze import frozen_config, settings_as_config
 from dit_cachegraph.plan import BlockListReport, Trunk
 from dit_cachegraph.runtime.cached_model import CachedModel
 from dit_cachegraph.runtime.models import ModelState
 from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.step_plan import StepPlan
 from dit_cachegraph.runtime.uncached_model import UncachedModel
 
 NUM_STEPS_SHOWN = 60
@@ -58,7 +61,8 @@ class Report:
     """The report of one model. Prints as text; `to_dict()` is JSON.
 
     `steps` are the last thousand; `num_hits`, `num_computed` count all of them. `state_nbytes` is
-    what is held for later steps, each storage once.
+    what is held for later steps, each storage once; `settings` are the rule and the predictor of
+    each cached graph, by name and option; `trials` are the thresholds of a dry run.
     """
 
     graphs: tuple[GraphReport, ...]
@@ -67,11 +71,26 @@ class Report:
     num_computed: int
     state_nbytes: int
     num_branches: int
+    settings: tuple[Mapping[str, object], ...] = ()
+    trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def refusals(self) -> tuple[str, ...]:
         return tuple(refusal for graph in self.graphs for refusal in graph.refusals)
+
+    def as_config(self) -> dict[str, object]:
+        """The decisions of the last image as a fixed schedule, for `configure(model, **config)`:
+        JSON, the same decisions whatever the batch or the machine, and no copy to wait for.
+
+        Raises:
+            InvalidConfig: nothing is cached, no image has begun, or each step decided on several
+                regions.
+        """
+        cached = [graph for graph in self.graphs if not graph.refusals]
+        if not cached:
+            raise InvalidConfig("nothing is cached here, so there are no decisions to freeze")
+        return frozen_config(self.settings[-1], cached[-1].regions, self.steps)
 
     def to_dict(self) -> dict[str, object]:
         return {name: _jsonable(value) for name, value in asdict(self).items()}
@@ -86,6 +105,7 @@ class Report:
                 f"{num_steps} steps: {self.num_hits} reused, {self.num_computed} computed; "
                 f"{self.state_nbytes / 2**20:.2f} MiB held for {self.num_branches} branches"
             )
+        lines += map(str, self.trials)
         lines += [_step_line(step) for step in self.steps[-NUM_STEPS_SHOWN:]]
         if len(self.steps) > NUM_STEPS_SHOWN:
             lines.append(f"  (the last {NUM_STEPS_SHOWN} of {num_steps} steps; all kept in .steps)")
@@ -109,6 +129,9 @@ def _step_line(step: Step) -> str:
 
 def report_of(states: Sequence[ModelState], notes: Sequence[str]) -> Report:
     """The report of one model, or of the several of a pipeline together."""
+    plans = [
+        found for state in states for g in list(state.graphs.values()) if (found := _plan(g, state))
+    ]
     return Report(
         graphs=tuple(_graph(g, state) for state in states for g in list(state.graphs.values())),
         steps=tuple(step for state in states for step in list(state.log.steps)),
@@ -116,6 +139,8 @@ def report_of(states: Sequence[ModelState], notes: Sequence[str]) -> Report:
         num_computed=sum(state.log.num_computed for state in states),
         state_nbytes=sum(state.branches.nbytes for state in states),
         num_branches=sum(len(state.branches) for state in states),
+        settings=tuple(settings_as_config(plan.settings) for _, plan in plans),
+        trials=_trials(states, plans),
         notes=tuple(notes),
     )
 
@@ -133,12 +158,36 @@ def _graph(graph: object, state: ModelState) -> GraphReport:
     )
 
 
-def _regions(graph: CachedModel, state: ModelState) -> tuple[tuple[int, int], ...]:
+def _plan(graph: object, state: ModelState) -> tuple[CachedModel, StepPlan] | None:
+    """The plan of a graph that is cached; none where its settings can't be those of its trunk."""
+    if not isinstance(graph, CachedModel):
+        return None
     try:
-        plan = graph.plans.plan(state.overrides, ())
+        return graph, graph.plans.plan(state.overrides, ())
     except InvalidConfig:
+        return None
+
+
+def _regions(graph: CachedModel, state: ModelState) -> tuple[tuple[int, int], ...]:
+    found = _plan(graph, state)
+    regions = () if found is None else found[1].regions
+    return tuple((region.start, region.stop) for region in regions)
+
+
+def _trials(
+    states: Sequence[ModelState], plans: Sequence[tuple[CachedModel, StepPlan]]
+) -> tuple[Trial, ...]:
+    recordings = [recording for state in states for recording in list(state.recordings)]
+    if not recordings or not plans:
         return ()
-    return tuple((region.start, region.stop) for region in plan.regions)
+    graph, plan = plans[-1]
+    (region,) = plan.regions
+    return trials(
+        plan.settings,
+        recordings,
+        num_blocks=graph.compiled.trunk.num_blocks,
+        num_skipped=region.stop - region.start,
+    )
 
 
 def graph_report(

@@ -83,6 +83,14 @@ OPTIONS: Mapping[str, tuple[list[object], list[object], str]] = MappingProxyType
             [None, NAN, INF, -0.1, *NOT_NUMBERS],
             "a finite number of at least 0",
         ),
+        "enable_separate_cfg": ([None, True, False], [0, 1, "yes"], "True or False"),
+        "cfg_compute_first": ([True, False], [None, 0, 1, "yes"], "True or False"),
+        "cfg_diff_compute_separate": ([True, False], [None, 0, 1, "yes"], "True or False"),
+        "dry_run": (
+            [None, (), (0.1, 1)],
+            [1, "0.1"],
+            "a sequence",
+        ),
         "observe_error": ([True, False], [None, 0, 1, "yes"], "True or False"),
         "max_observed_error": (
             [None, 0, 0.3],

@@ -23,6 +23,8 @@ ORDER = (
     ("layers",),
     ("config",),
     ("graph", "runtime"),
+    ("simulate", "freeze"),
+    ("dry_run",),
     ("report",),
     ("backend",),
     ("targets",),

@@ -67,3 +67,10 @@ def check_ids(name: str, value: object, count: int | None = None) -> tuple[int, 
         wanted = "from 0 on" if count is None else f"from 0 to {count - 1}"
         raise InvalidConfig(f"{name} must be block numbers {wanted}, got {value!r}")
     return tuple(value)
+
+
+def check_sequence(name: str, value: object) -> Sequence[object] | None:
+    """Any sequence but a text."""
+    if value is not None and (not isinstance(value, Sequence) or isinstance(value, str)):
+        raise InvalidConfig(f"{name} must be a sequence, got {value!r}")
+    return value

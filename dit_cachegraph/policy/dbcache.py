@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import (
+    check_bool,
     check_choice,
     check_ids,
     check_int,
@@ -30,6 +31,7 @@ class DBCacheConfig(Rule):
     """The options of DBCache."""
 
     name: ClassVar[str] = "dbcache"
+    threshold_option: ClassVar[str | None] = "residual_diff_threshold"
 
     Fn_compute_blocks: int | None = None
     """First blocks that always run; their residual is the probe. More is safer and saves less.
@@ -81,6 +83,16 @@ class DBCacheConfig(Rule):
     """How the samples of a batch decide together: "max" reuses only if every sample may (its
     neighbours never cost a sample quality), "mean" by their average, as cache-dit does."""
 
+    enable_separate_cfg: bool | None = None
+    """Whether guidance calls the model once for each branch. It is seen either way: each branch has
+    a state of its own, told by its conditioning."""
+
+    cfg_compute_first: bool = False
+    """Whether the branch without the prompt comes first. That is seen as well."""
+
+    cfg_diff_compute_separate: bool = True
+    """False: a branch goes by the difference of the one called before it at the same step."""
+
     l1_hidden_states_diff_threshold: float | None = None
     """Compare the stream after the first blocks, with this threshold, and not what they added."""
 
@@ -112,6 +124,10 @@ class DBCacheConfig(Rule):
         check_choice("mask_over", self.mask_over, ("steps", "noise"))
         check_choice("batch_rule", self.batch_rule, ("max", "mean"))
         check_int("downsample_factor", self.downsample_factor, at_least=1)
+        if self.enable_separate_cfg is not None:
+            check_bool("enable_separate_cfg", self.enable_separate_cfg)
+        check_bool("cfg_compute_first", self.cfg_compute_first)
+        check_bool("cfg_diff_compute_separate", self.cfg_diff_compute_separate)
         mask = check_mask("steps_computation_mask", self.steps_computation_mask)
         object.__setattr__(self, "steps_computation_mask", mask)
         ids = check_ids("Bn_compute_blocks_ids", self.Bn_compute_blocks_ids, self.Bn_compute_blocks)
@@ -233,7 +249,9 @@ class DBCacheConfig(Rule):
         return None
 
     def _by_diff(self, observation: Observation) -> Decision:
-        diff = batch_diff(observation.moved, observation.size, self.batch_rule)
+        diff = observation.companion_diff
+        if self.cfg_diff_compute_separate or diff is None:
+            diff = batch_diff(observation.moved, observation.size, self.batch_rule)
         if self.threshold >= 1 and math.isfinite(diff):
             return Decision(True, "hit, threshold >= 1", diff)
         return by_threshold(diff, self.threshold)

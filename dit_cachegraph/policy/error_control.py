@@ -36,6 +36,7 @@ class ErrorControl(Rule):
     """The options of error control."""
 
     name: ClassVar[str] = "error_control"
+    threshold_option: ClassVar[str | None] = "error_tolerance"
 
     error_tolerance: float = 0.1
     """What a reuse may miss, as a share of the streams. Larger saves more and costs quality; 0

@@ -88,12 +88,14 @@ class History(NamedTuple):
 class Observation(NamedTuple):
     """What a step saw of one region: per sample `sum|v - a|` and `sum|a|` of the probe `v` and its
     anchor `a`, or why there is nothing to compare with or to reuse. `earlier` are the decisions on
-    the regions before it."""
+    the regions before it; `companion_diff` is the diff of another guidance branch of the same
+    request, which was called before this one at the same step."""
 
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
     nothing_kept: str | None = None
     earlier: tuple["Decision", ...] = ()
+    companion_diff: float | None = None
 
 
 class Decision(NamedTuple):
@@ -123,6 +125,9 @@ class Rule(Protocol):
 
     name: ClassVar[str]
     """What `rule=` selects it by."""
+
+    threshold_option: ClassVar[str | None] = None
+    """The option that trades quality for speed, if there is one: more of it reuses more."""
 
     @property
     def needs_diff(self) -> bool:

@@ -67,6 +67,17 @@ class Kept:
             yield self.output
 
 
+class Recorded(NamedTuple):
+    """A sample of one step of a dry run, float32, on the host: the probe [B, n], None where the
+    rule compares nothing; what the region added to each stream, [B, n] each; and each stream after
+    it, likewise. `noise` is the timestep as a share of the noise range, where it was read."""
+
+    probe: Tensor | None
+    effects: tuple[Tensor, ...]
+    outs: tuple[Tensor, ...]
+    noise: float | None = None
+
+
 @dataclass(slots=True)
 class ImageTally:
     """What the line about an image says."""
@@ -84,14 +95,16 @@ class Image:
     """One image under way on one branch. It changes at the end of a step, and only there.
 
     `companions` are the images of the other guidance branches of the same request: they were first
-    called with the same latents object. `lost` says why nothing is kept any more, `has_successor`
-    that an image began after it which most likely took its place.
+    called with the same latents object. `last_diff` is that of its last step. `lost` says why
+    nothing is kept any more, `has_successor` that an image began after it which most likely took
+    its place. `recording` is what a dry run saw.
     """
 
     branch: "Branch"
     trajectory: Trajectory = field(default_factory=Trajectory)
     history: History = field(default_factory=History)
     kept: Kept | None = None
+    last_diff: float | None = None
     lost: str | None = None
     sketch: Sketch | None = None
     latents: LatentsIdentity | None = None
@@ -100,6 +113,7 @@ class Image:
     tally: ImageTally = field(default_factory=ImageTally)
     is_complete: bool = False
     has_successor: bool = False
+    recording: list[Recorded] = field(default_factory=list)
     last_call: int = 0
 
     def strip(self, why: str) -> None:

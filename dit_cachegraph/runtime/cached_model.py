@@ -23,6 +23,7 @@ from dit_cachegraph.runtime.effects import bases_of, error_sums, estimates, kept
 from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.observe import Observer, fits, noise_of
+from dit_cachegraph.runtime.recording import record
 from dit_cachegraph.runtime.request import current_request
 from dit_cachegraph.runtime.step_plan import PlanTable
 from dit_cachegraph.runtime.step_reader import Seen, Values, gatherer
@@ -215,7 +216,8 @@ class CachedModel:
         reason = self._why_compute(now, look) or rule.why_compute(
             look.history, earlier, noise_of(look.match, look.sight)
         )
-        seen = Observation(look.seen.moved, look.seen.size, why_nothing, earlier)
+        told = None if before else _companion_diff(look)
+        seen = Observation(look.seen.moved, look.seen.size, why_nothing, earlier, told)
         anchor = None if kept is None else kept.probe
         if before and reason is None and rule.needs_diff and anchor is not None:
             assert probe is not None and hidden is not None
@@ -247,6 +249,8 @@ class CachedModel:
 
     def _why_compute(self, now: Now, look: _Look) -> str | None:
         """Why a step computes whatever the rule says."""
+        if now.plan.settings.common.dry_run is not None:
+            return "dry run"
         bound = now.plan.settings.common.max_observed_error
         if look.match.moment.doubt is not None:
             return look.match.moment.doubt
@@ -268,8 +272,20 @@ class CachedModel:
         if kept is not None and now.plan.settings.observes_error:
             estimated = estimates(region, kept, bases, predictor, step)
             sums = error_sums(values, region, estimated, self.compiled.trunk.batch_dim)
-        new = kept_after(values, region, bases, kept, predictor, step)
-        return done._replace(kept=new._replace(probe=probe), error_sums=sums)
+        recorded = None
+        if now.plan.settings.common.dry_run is not None:
+            recorded = record(values, region, bases, probe, self.compiled.trunk.batch_dim)
+            recorded = recorded._replace(noise=noise_of(look.match, look.sight))
+        new = kept_after(values, region, bases, kept, predictor, step)._replace(probe=probe)
+        return done._replace(kept=new, error_sums=sums, recorded=recorded)
+
+
+def _companion_diff(look: _Look) -> float | None:
+    """The diff of another guidance branch of the same request at this very step."""
+    for companion in () if look.match.image is None else look.match.image.companions:
+        if companion.trajectory.last == look.sight.clock:
+            return companion.last_diff
+    return None
 
 
 def _tensor(value: object) -> Tensor:

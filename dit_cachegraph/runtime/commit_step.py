@@ -11,7 +11,7 @@ from dit_cachegraph import ops
 from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult, Sums
-from dit_cachegraph.runtime.cache_state import Branch, Image, Kept, RegionKept
+from dit_cachegraph.runtime.cache_state import Branch, Image, Kept, Recorded, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote
 from dit_cachegraph.runtime.find_image import Match, Sight
 from dit_cachegraph.runtime.life import begin_image, end_step
@@ -38,13 +38,15 @@ class Now(NamedTuple):
 
 class Done(NamedTuple):
     """What was decided on one region, seen of it and done. `kept` is first what the step may use,
-    and in the end what later steps may; `error_sums` what an estimate would have missed, [B, 2]."""
+    and in the end what later steps may; `error_sums` what an estimate would have missed, [B, 2];
+    `recorded` is for a dry run."""
 
     decision: Decision
     seen: Observation
     kept: RegionKept | None
     probe: Tensor | None
     error_sums: Tensor | None = None
+    recorded: Recorded | None = None
 
 
 class Outcome(NamedTuple):
@@ -91,6 +93,7 @@ def commit_step(
     result = StepResult(outcome.decisions, done[0].seen, error, output_sums)
     memory = now.plan.rule.remember(history, result)
     image.history = history.after(result.decisions, error)._replace(memory=memory)
+    image.last_diff = result.decisions[0].diff
     image.sketch, image.latents, image.signature = sight.sketch, sight.latents, sight.signature
     if results is None or not now.plan.regions:
         image.kept = None
@@ -99,6 +102,7 @@ def commit_step(
     model.known = match.moment.known
     if match.image is None:
         begin_image(model.branches, model.schedules, image)
+    _record(model, image, done[0].recorded, is_first=match.image is None)
     model.log.add(_step(now, outcome, error))
     _tally(now, image, outcome, trunk.num_blocks)
     common = now.plan.settings.common
@@ -138,6 +142,15 @@ def _output(
     is_alike = before is not None and before.shape == output.shape
     sums = read_sums(ops.distance(output, before, 0)) if is_alike and before is not None else None
     return output.clone(), sums
+
+
+def _record(model: ModelState, image: Image, recorded: Recorded | None, *, is_first: bool) -> None:
+    if recorded is None:
+        return
+    if is_first or not image.recording:
+        image.recording = []
+        model.recordings.append(image.recording)
+    image.recording.append(recorded)
 
 
 def _step(now: Now, outcome: Outcome, error: float | None) -> Step:

@@ -6,6 +6,7 @@ is their weights, which come with every call. The registry may be filled before 
 """
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,17 +15,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.runtime.branch_table import BranchTable
-from dit_cachegraph.runtime.cache_state import Image
+from dit_cachegraph.runtime.cache_state import Image, Recorded
 from dit_cachegraph.runtime.life import Schedules
 from dit_cachegraph.runtime.step_log import StepLog, log_image
 from dit_cachegraph.runtime.trajectory import Known
+
+MAX_RECORDINGS = 16
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class ModelState:
     """All that is known of one model: settings given by `configure`, state, steps, graphs.
 
-    `graphs` holds what `summary` shows of each Dynamo graph, by the driver or refusal it came from.
+    `recordings` are those of the last dry runs, one an image; `graphs` holds what `summary` shows
+    of each Dynamo graph, by the driver or refusal it came from.
     """
 
     overrides: Layers = ()
@@ -32,6 +36,7 @@ class ModelState:
     branches: BranchTable = field(init=False)
     log: StepLog = field(default_factory=StepLog)
     known: Known = field(default_factory=Known)
+    recordings: deque[list[Recorded]] = field(default_factory=lambda: deque(maxlen=MAX_RECORDINGS))
     graphs: dict[int, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

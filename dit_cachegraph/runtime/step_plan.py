@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from dit_cachegraph.config import Settings, resolve
+from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.plan import CompiledTrunk, Region
 from dit_cachegraph.policy.predictor import Predictor
@@ -58,4 +59,8 @@ class PlanTable:
         trunk, roles = self._compiled.trunk, self._compiled.roles
         spans = settings.rule.spans(trunk.list_sizes)
         used = tuple(span for span in spans if span.start < span.stop)
+        if settings.common.dry_run is not None and len(used) != 1:
+            raise InvalidConfig(
+                f"dry_run needs a rule with one region, and {settings.rule.name!r} has {len(used)}"
+            )
         return StepPlan(settings, used, plan_regions(trunk, roles, spans))

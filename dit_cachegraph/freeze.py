@@ -1,0 +1,65 @@
+"""The decisions of a run as a fixed schedule: the same whatever the batch or the machine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+
+from dit_cachegraph.config import Settings
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.layers import PREDICTOR_KINDS
+from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.rule import Rule
+from dit_cachegraph.runtime.step_log import Step
+
+PREDICTOR_NAMES = frozenset({"predictor", *PREDICTOR_KINDS.options})
+
+
+def settings_as_config(settings: Settings) -> dict[str, object]:
+    """Rule and predictor by name, with all their options: JSON, and what `configure` takes."""
+    return {**_named("rule", settings.rule), **_named("predictor", settings.predictor)}
+
+
+def frozen_config(
+    settings: Mapping[str, object], regions: Sequence[tuple[int, int]], steps: Sequence[Step]
+) -> dict[str, object]:
+    """A fixed schedule of the last image of each branch: a step computes if it did on any.
+
+    Raises:
+        InvalidConfig: there is no whole image, or each step decided on several regions.
+    """
+    if len(regions) != 1:
+        raise InvalidConfig(
+            f"{len(regions)} regions decide for themselves here: one mask can't say that"
+        )
+    images = _last_images(steps)
+    if not images:
+        raise InvalidConfig("no image has begun yet: draw one before its decisions are frozen")
+    length = max(map(len, images))
+    computes = [any(i >= len(image) or not image[i].hit for image in images) for i in range(length)]
+    return {
+        "rule": "fixed",
+        "compute_mask": [int(compute) for compute in computes],
+        "fixed_region": list(regions[0]),
+        **{name: value for name, value in settings.items() if name in PREDICTOR_NAMES},
+    }
+
+
+def _named(key: str, value: Rule | Predictor) -> dict[str, object]:
+    if not is_dataclass(value):
+        return {key: value.name}
+    options = asdict(value)
+    return {key: value.name, **{name: _jsonable(option) for name, option in options.items()}}
+
+
+def _jsonable(option: object) -> object:
+    return list(option) if isinstance(option, tuple) else option
+
+
+def _last_images(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps of the last image of each branch."""
+    by_branch: dict[str, list[Step]] = {}
+    for step in steps:
+        if step.step == 0:
+            by_branch[step.request] = []
+        if step.request in by_branch:
+            by_branch[step.request].append(step)
+    return list(by_branch.values())

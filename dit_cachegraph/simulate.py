@@ -1,0 +1,88 @@
+"""What a rule and a predictor would have done on a recorded run.
+
+The rule's own code decides, on the recorded probes; what its reuse would have missed is measured on
+the recorded effects. The run itself computed every step, so that what an error does to the steps
+after it is left out: real runs tell that.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, StepResult, Sums
+from dit_cachegraph.runtime.cache_state import Recorded
+
+
+class Simulated(NamedTuple):
+    """Per step: the decision, and what a reuse would have missed, as a share of the streams; None
+    for steps that compute."""
+
+    decisions: tuple[Decision, ...]
+    errors: tuple[float | None, ...]
+
+    @property
+    def num_reused(self) -> int:
+        return sum(decision.hit for decision in self.decisions)
+
+    @property
+    def mean_error(self) -> float:
+        errors = [error for error in self.errors if error is not None]
+        return sum(errors) / len(errors) if errors else 0.0
+
+    @property
+    def largest_error(self) -> float:
+        return max((error for error in self.errors if error is not None), default=0.0)
+
+
+def simulate(rule: Rule, predictor: Predictor, recording: Sequence[Recorded]) -> Simulated:
+    """Go through a recorded run of one region with `rule` and `predictor`."""
+    history, decisions, errors = History().seen_by(rule), [], []
+    computed: list[int] = []
+    for step, now in enumerate(recording):
+        seen = _observation(now, recording[computed[-1]]) if computed else NOTHING
+        reason = rule.why_compute(history, (), now.noise)
+        decision = Decision(False, reason) if reason else rule.decide(history, seen)
+        error = _error(recording, computed, step, predictor) if computed else None
+        errors.append(error if decision.hit else None)
+        if not decision.hit:
+            computed.append(step)
+        result = StepResult((decision,), seen, None if decision.hit else error)
+        memory = rule.remember(history, result)
+        history = history.after((decision,))._replace(memory=memory)
+        decisions.append(decision)
+    return Simulated(tuple(decisions), tuple(errors))
+
+
+NOTHING = Observation(nothing_kept="new image")
+
+
+def _observation(now: Recorded, before: Recorded) -> Observation:
+    if now.probe is None or before.probe is None:
+        return Observation()
+    sums = _sums([now.probe - before.probe], [before.probe])
+    return Observation(sums.moved, sums.size)
+
+
+def _error(
+    recording: Sequence[Recorded], computed: Sequence[int], step: int, predictor: Predictor
+) -> float:
+    """What the estimate at `step` from the last computed steps misses."""
+    steps = computed[-predictor.num_snapshots :]
+    weights = predictor.weights(steps, step)
+    missed = []
+    for i, effect in enumerate(recording[step].effects):
+        snapshots = [recording[s].effects[i] for s in steps]
+        pairs = zip(snapshots, weights, strict=True)
+        missed.append(effect - torch.stack([s * w for s, w in pairs]).sum(0))
+    return batch_diff(*_sums(missed, recording[step].outs), "max")
+
+
+def _sums(moved: Sequence[Tensor], size: Sequence[Tensor]) -> Sums:
+    """Over all streams, per sample; what is of no sample counts for each."""
+    totals = [sum(x.double().abs().sum(1) for x in xs) for xs in (moved, size)]
+    moved_sums, size_sums = (torch.as_tensor(total).reshape(-1).tolist() for total in totals)
+    return Sums(tuple(moved_sums), tuple(size_sums))
