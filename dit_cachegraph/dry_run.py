@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 
 from dit_cachegraph.config import Settings
-from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.rule import Rule
 from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.simulate import simulate
@@ -31,13 +30,8 @@ class Trial:
 
 
 def with_threshold(rule: Rule, threshold: float) -> Rule:
-    """The rule with another value of the option that trades quality for speed.
-
-    Raises:
-        InvalidConfig: it has no such option.
-    """
-    if rule.threshold_option is None or not is_dataclass(rule):
-        raise InvalidConfig(f"the rule {rule.name!r} has no threshold to try")
+    """The rule with another value of the option that trades quality for speed."""
+    assert rule.threshold_option is not None and is_dataclass(rule), "checked with the settings"
     changed: Rule = type(rule)(**{**asdict(rule), rule.threshold_option: threshold})
     return changed
 

@@ -68,13 +68,7 @@ def test_a_simulation_in_closed_form():
     replayed = simulate(rule, Replay(), straight(6))
     assert [d.hit for d in replayed.decisions] == [False, False, True, True, False, True]
     # The worst sample: 2 and 4 of a stream of 10.
-    assert replayed.errors == (
-        None,
-        None,
-        *map(pytest.approx, (0.2, 0.4)),
-        None,
-        pytest.approx(0.2),
-    )
+    assert [error or 0.0 for error in replayed.errors] == pytest.approx([0, 0, 0.2, 0.4, 0, 0.2])
     forecast = simulate(rule, TaylorSeerCalibratorConfig(taylorseer_order=1), straight(6))
     assert forecast.largest_error == pytest.approx(0.0, abs=1e-6)
     assert (replayed.num_reused, replayed.mean_error) == (3, pytest.approx(0.8 / 3))
@@ -109,9 +103,8 @@ def test_refused(settings, sentence):
 def test_a_rule_without_a_threshold_has_none_to_try():
     model = WAN.build(DEPTH)
     compiled = compile_cached(model, every=2, dry_run=[0.1])
-    run_all(compiled, steps_of(WAN, model, num_steps=2))
     with pytest.raises(dc.InvalidConfig, match="the rule 'even' has no threshold to try"):
-        dc.summary(compiled)
+        run_all(compiled, steps_of(WAN, model, num_steps=1))
 
 
 @pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda tiny: tiny.name)

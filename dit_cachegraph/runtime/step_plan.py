@@ -59,8 +59,15 @@ class PlanTable:
         trunk, roles = self._compiled.trunk, self._compiled.roles
         spans = settings.rule.spans(trunk.list_sizes)
         used = tuple(span for span in spans if span.start < span.stop)
-        if settings.common.dry_run is not None and len(used) != 1:
-            raise InvalidConfig(
-                f"dry_run needs a rule with one region, and {settings.rule.name!r} has {len(used)}"
-            )
+        _check_dry_run(settings, len(used))
         return StepPlan(settings, used, plan_regions(trunk, roles, spans))
+
+
+def _check_dry_run(settings: Settings, num_regions: int) -> None:
+    thresholds, rule = settings.common.dry_run, settings.rule
+    if thresholds is not None and num_regions != 1:
+        raise InvalidConfig(
+            f"dry_run needs a rule with one region, and {rule.name!r} has {num_regions}"
+        )
+    if thresholds and rule.threshold_option is None:
+        raise InvalidConfig(f"the rule {rule.name!r} has no threshold to try")
