@@ -29,6 +29,7 @@ ORDER = (
     ("backend",),
     ("targets",),
     ("explain", "api"),
+    ("calibration",),
     ("__init__",),
     ("demo",),
     ("cli",),
