@@ -8,6 +8,7 @@ from dit_cachegraph.calibration.calibrate import calibrate
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.exc import CacheGraphError, InvalidConfig, NotCachedWarning, UnknownTarget
 from dit_cachegraph.explain import explain
+from dit_cachegraph.plot import plot
 from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.dbprune import DBPruneConfig
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
@@ -26,6 +27,7 @@ __all__ = [
     "calibrate",
     "configure",
     "explain",
+    "plot",
     "request",
     "reset",
     "summary",

@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="draw the same pictures with and without the cache",
         description="Draws the same pictures with plain torch.compile and with the cache, on the "
-        "CPU and without any download; writes grid.png, diff_by_step.png and table.md.",
+        "CPU and without any download; writes grid.png, steps.png and table.md.",
     )
     demo.add_argument(
         "--out", type=Path, default=Path("demo_out"), help="folder to write to (%(default)s)"

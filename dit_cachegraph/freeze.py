@@ -30,7 +30,7 @@ def frozen_config(
         raise InvalidConfig(
             f"{len(regions)} regions decide for themselves here: one mask can't say that"
         )
-    images = _last_images(steps)
+    images = last_images(steps)
     if not images:
         raise InvalidConfig("no image has begun yet: draw one before its decisions are frozen")
     length = max(map(len, images))
@@ -54,12 +54,19 @@ def _jsonable(option: object) -> object:
     return list(option) if isinstance(option, tuple) else option
 
 
-def _last_images(steps: Sequence[Step]) -> list[list[Step]]:
-    """The steps of the last image of each branch."""
-    by_branch: dict[str, list[Step]] = {}
-    for step in steps:
+def last_images(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps of the last image, and of those that were under way beside it: on its other
+    guidance branches."""
+    begun: dict[str, int] = {}
+    images: dict[str, list[Step]] = {}
+    ended: dict[str, int] = {}
+    for place, step in enumerate(steps):
         if step.step == 0:
-            by_branch[step.request] = []
-        if step.request in by_branch:
-            by_branch[step.request].append(step)
-    return list(by_branch.values())
+            begun[step.request], images[step.request] = place, []
+        if step.request in images:
+            images[step.request].append(step)
+            ended[step.request] = place
+    if not images:
+        return []
+    first = begun[max(ended, key=lambda request: ended[request])]
+    return [image for request, image in images.items() if ended[request] >= first]

@@ -143,6 +143,11 @@ def test_guidance_branches_are_frozen_together():
     assert any(a != b for a, b in hits)
     mask = dc.summary(compiled).as_config()["compute_mask"]
     assert mask == [int(not (a and b)) for a, b in hits]
+    # An image after them has decisions of its own alone.
+    alone = steps_of(WAN, model, seed=9)
+    hits_alone = [ran.hit for ran in run_all(compiled, alone)]
+    mask = dc.summary(compiled).as_config()["compute_mask"]
+    assert mask == [int(not hit) for hit in hits_alone]
 
 
 def test_what_cannot_be_frozen():

@@ -14,7 +14,7 @@ from dit_cachegraph.policy.error_control import ErrorControl
 from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult
 from running import compile_cached, relative_error, run_all
 from schedule_oracle import ScheduleOracle
-from tiny_models import FLUX, TINY_MODELS, trajectory
+from tiny_models import FLUX, TINY_MODELS, WAN, trajectory
 
 DEPTH = 4
 NOTHING = Observation(nothing_kept="nothing kept")
@@ -79,6 +79,36 @@ def test_every_step_equals_the_oracle(tiny):
             num_hits += hit
     assert counters["stats"]["unique_graphs"] == 1
     assert num_hits > 12
+
+
+def test_guidance_branches_compute_and_reuse_together():
+    """At the steps that the worse of the two asks for; each is paced by errors of its own."""
+    model = WAN.build(DEPTH)
+    compiled = compile_cached(model, error_tolerance=0.3, max_gap=4, taylorseer_order=1)
+    branches = [steps_of(model, WAN, seed, num_steps=16) for seed in (0, 7)]
+    for cond, uncond in zip(*branches, strict=True):
+        uncond |= {"hidden_states": cond["hidden_states"], "timestep": cond["timestep"]}
+    pacers = [Pacer(0.3, 4, 2) for _ in branches]
+    due = [0, 0]
+    oracles = [ScheduleOracle(model, WAN, lambda o: o.now < min(due), 1) for _ in branches]
+    hits = []
+    for i, pair in enumerate(zip(*branches, strict=True)):
+        for kwargs, oracle in zip(pair, oracles, strict=True):
+            with torch.no_grad():
+                actual = compiled(**kwargs)[0]
+            expected, hit = oracle.step(**kwargs)
+            last = dc.summary(compiled).steps[-1]
+            assert last.hit == hit, f"step {i}: {last.reason}"
+            assert relative_error(actual, expected) < 1e-5
+        hits.append(hit)
+        for k, pacer in enumerate(pacers):
+            if not hit:
+                pacer.computed(i, oracles[k].errors)
+            due[k] = pacer.due
+    reasons = [step.reason for step in dc.summary(compiled).steps]
+    assert 3 < sum(hits) < 14
+    assert "as the other guidance branch" in reasons
+    assert any(reason.startswith("due on another guidance branch") for reason in reasons)
 
 
 def test_copies_are_made_at_computed_steps_alone(host_copies):

@@ -29,7 +29,7 @@ ORDER = (
     ("backend",),
     ("targets",),
     ("explain", "api"),
-    ("calibration",),
+    ("calibration", "plot"),
     ("__init__",),
     ("demo",),
     ("cli",),

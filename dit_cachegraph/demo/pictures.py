@@ -1,17 +1,14 @@
-"""The two pictures of the demo: what was drawn, and what each step decided."""
+"""The demo's picture of what was drawn."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dit_cachegraph.demo.run import DemoResult
-from dit_cachegraph.runtime.step_log import Step
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 100
@@ -21,8 +18,6 @@ GAP_INCHES = 0.08
 LABEL_INCHES = 0.3
 MARGIN_INCHES = 0.25
 HEADER_INCHES = 0.8
-PLOT_INCHES = (9.0, 4.5)
-REUSE_COLOR, COMPUTE_COLOR = "#1a7f37", "#b35900"
 
 
 def save_grid(result: DemoResult, path: Path) -> None:
@@ -111,62 +106,3 @@ def _image(figure: "Figure", x: float, y: float, picture: Tensor) -> None:
     axes = figure.add_axes(box)
     axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_axis_off()
-
-
-def save_diff_by_step(result: DemoResult, path: Path) -> None:
-    """What each step saw and decided, over the steps of one batch of pictures."""
-    figure = _figure(*PLOT_INCHES)
-    axes = figure.add_subplot()
-    threshold = result.settings.residual_diff_threshold
-    axes.axhline(threshold, color="0.3", linestyle="--", linewidth=1, label="threshold")
-    seen = [step for step in result.steps if step.diff is not None and math.isfinite(step.diff)]
-    axes.plot(
-        [s.step for s in seen], [s.diff or 0.0 for s in seen], color="0.75", linewidth=1, zorder=1
-    )
-    _mark(axes, [s for s in seen if s.hit], REUSE_COLOR, "o", "reuse")
-    _mark(axes, [s for s in seen if not s.hit], COMPUTE_COLOR, "s", "compute")
-    _shade(axes, [s.step for s in result.steps if s.diff is None], "compute, nothing compared")
-    _label(axes, result)
-    figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-
-
-def _mark(axes: "Axes", steps: Sequence[Step], color: str, marker: str, label: str) -> None:
-    if not steps:
-        return
-    heights = [step.diff or 0.0 for step in steps]
-    numbers = [step.step for step in steps]
-    axes.scatter(numbers, heights, s=40, c=color, marker=marker, label=label, zorder=2)
-
-
-def _shade(axes: "Axes", numbers: Sequence[int], label: str) -> None:
-    for number in numbers:
-        axes.axvspan(
-            number - 0.5,
-            number + 0.5,
-            color=COMPUTE_COLOR,
-            alpha=0.12,
-            linewidth=0,
-            label=label if number == numbers[0] else None,
-        )
-
-
-def _label(axes: "Axes", result: DemoResult) -> None:
-    num_first = result.settings.Fn_compute_blocks
-    blocks = "the first block" if num_first == 1 else f"the first {num_first} blocks"
-    axes.set_xlabel("step")
-    axes.set_ylabel("relative L1 difference")
-    num_pictures = len(result.prompts)
-    worst = f" (worst of the {num_pictures} pictures)" if num_pictures > 1 else ""
-    axes.set_title(
-        f"What {blocks} changed, against the last computed step{worst}",
-        size=10,
-        pad=28,
-    )
-    axes.set_xlim(-0.5, len(result.steps) - 0.5)
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color="0.92")
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(ncols=4, frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0))

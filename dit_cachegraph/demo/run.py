@@ -31,18 +31,11 @@ class DemoSettings:
     """Timed runs of each contender, after one that compiles and warms up."""
     inner_backend: str = "inductor"
     """Who compiles, for both contenders."""
-    Fn_compute_blocks: int = 1
-    residual_diff_threshold: float = 0.15
-    max_warmup_steps: int = 4
+    preset: str = "balanced"
 
     def cache_options(self) -> dict[str, object]:
         """The `options` that the cached contender is compiled with."""
-        return {
-            "inner_backend": self.inner_backend,
-            "Fn_compute_blocks": self.Fn_compute_blocks,
-            "residual_diff_threshold": self.residual_diff_threshold,
-            "max_warmup_steps": self.max_warmup_steps,
-        }
+        return {"inner_backend": self.inner_backend, "preset": self.preset}
 
 
 @dataclass(slots=True)

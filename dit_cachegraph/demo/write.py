@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from dit_cachegraph.demo.pictures import save_diff_by_step, save_grid
+from dit_cachegraph.demo.pictures import save_grid
 from dit_cachegraph.demo.run import Contender, DemoResult
 from dit_cachegraph.demo.tiny_flux import SIDE_PIXELS
+from dit_cachegraph.plot import save_plot
 
 Row = tuple[str, str, str]
 
@@ -15,9 +16,9 @@ Row = tuple[str, str, str]
 def write(result: DemoResult, folder: Path) -> list[Path]:
     """Write the pictures and the table into `folder`, which is made if it isn't there."""
     folder.mkdir(parents=True, exist_ok=True)
-    grid, plot, text = (folder / n for n in ("grid.png", "diff_by_step.png", "table.md"))
+    grid, plot, text = (folder / n for n in ("grid.png", "steps.png", "table.md"))
     save_grid(result, grid)
-    save_diff_by_step(result, plot)
+    save_plot(result.report, plot)
     text.write_text(table(result), encoding="utf-8")
     return [grid, plot, text]
 
@@ -73,8 +74,6 @@ def _notes(result: DemoResult) -> list[str]:
         "the uncached ones, -10 log10 of the mean squared error of all pixels of a picture in "
         "[0, 1], not rounded to 8 bits.",
         "",
-        f"Cache: Fn_compute_blocks={settings.Fn_compute_blocks}, "
-        f"residual_diff_threshold={settings.residual_diff_threshold}, "
-        f"max_warmup_steps={settings.max_warmup_steps}. torch {torch.__version__}, CPU, one "
-        f"thread, float32, {settings.inner_backend}.",
+        f'Cache: preset="{settings.preset}". torch {torch.__version__}, CPU, one thread, float32, '
+        f"{settings.inner_backend}.",
     ]

@@ -249,8 +249,9 @@ class DBCacheConfig(Rule):
         return None
 
     def _by_diff(self, observation: Observation) -> Decision:
-        diff = observation.companion_diff
-        if self.cfg_diff_compute_separate or diff is None:
+        decided = [c.decision.diff for c in observation.companions if c.decision is not None]
+        diff = None if self.cfg_diff_compute_separate else next(iter(decided), None)
+        if diff is None:
             diff = batch_diff(observation.moved, observation.size, self.batch_rule)
         if self.threshold >= 1 and math.isfinite(diff):
             return Decision(True, "hit, threshold >= 1", diff)

@@ -8,7 +8,9 @@ At a computed step the driver has both what was computed and what a reuse would 
     gap         1  1  2  2     3     2        gap * clip(safety * tolerance / e, 1/2, 3/2)
 
 Nothing is read on the steps between. Where the path bends the error is large, and every step
-computes: the warm-up comes by itself.
+computes: the warm-up comes by itself. All guidance branches of a request compute and reuse at the
+same steps, by the error of the worst: guidance is a difference of two outputs, in which an error
+that one of them alone has counts for several.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_int, check_number
 from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Span, StepResult
 
+AS_THE_OTHER = "as the other guidance branch"
 SAFETY = 0.9
 SMALLEST_CHANGE, LARGEST_CHANGE = 0.5, 1.5
 
@@ -73,6 +76,14 @@ class ErrorControl(Rule):
             return Decision(False, observation.nothing_kept)
         if not isinstance(pace, Pace):
             return Decision(False, "error not known yet")
+        for companion in observation.companions:
+            if companion.decision is not None:
+                return Decision(companion.decision.hit, AS_THE_OTHER)
+            other = companion.memory
+            if isinstance(other, Pace) and companion.step >= other.next_step:
+                return Decision(
+                    False, f"due on another guidance branch after {other.gap:.2g} steps"
+                )
         if history.step >= pace.next_step:
             return Decision(False, f"due after {pace.gap:.2g} steps")
         return Decision(True, f"hit, next computed step is {pace.next_step}")

@@ -88,14 +88,13 @@ class History(NamedTuple):
 class Observation(NamedTuple):
     """What a step saw of one region: per sample `sum|v - a|` and `sum|a|` of the probe `v` and its
     anchor `a`, or why there is nothing to compare with or to reuse. `earlier` are the decisions on
-    the regions before it; `companion_diff` is the diff of another guidance branch of the same
-    request, which was called before this one at the same step."""
+    the regions before it; `companions` are the other guidance branches of the same request."""
 
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
     nothing_kept: str | None = None
     earlier: tuple["Decision", ...] = ()
-    companion_diff: float | None = None
+    companions: tuple["Companion", ...] = ()
 
 
 class Decision(NamedTuple):
@@ -105,6 +104,16 @@ class Decision(NamedTuple):
     reason: str
     diff: float | None = None
     is_recorded: bool = False
+
+
+class Companion(NamedTuple):
+    """Another guidance branch of the same request. `decision` is what it did at this very step,
+    None where its turn is still to come; `step` is its index of this step, and `memory` what the
+    rule remembers of it."""
+
+    decision: Decision | None
+    step: int
+    memory: object
 
 
 class StepResult(NamedTuple):

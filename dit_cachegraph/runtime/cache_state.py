@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_cachegraph.policy.predictor import Predictor
-from dit_cachegraph.policy.rule import History, Span
+from dit_cachegraph.policy.rule import Decision, History, Span
 from dit_cachegraph.runtime.conditioning import Content, LatentsIdentity
 from dit_cachegraph.runtime.sketch import Sketch
 from dit_cachegraph.runtime.trajectory import Trajectory
@@ -95,7 +95,7 @@ class Image:
     """One image under way on one branch. It changes at the end of a step, and only there.
 
     `companions` are the images of the other guidance branches of the same request: they were first
-    called with the same latents object. `last_diff` is that of its last step. `lost` says why
+    called with the same latents object. `last_decision` is that of its last step. `lost` says why
     nothing is kept any more, `has_successor` that an image began after it which most likely took
     its place. `recording` is what a dry run saw.
     """
@@ -104,7 +104,7 @@ class Image:
     trajectory: Trajectory = field(default_factory=Trajectory)
     history: History = field(default_factory=History)
     kept: Kept | None = None
-    last_diff: float | None = None
+    last_decision: Decision | None = None
     lost: str | None = None
     sketch: Sketch | None = None
     latents: LatentsIdentity | None = None

@@ -22,7 +22,7 @@ from dit_cachegraph.runtime.conditioning import latents_identity
 from dit_cachegraph.runtime.effects import bases_of, error_sums, estimates, kept_after, put
 from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
-from dit_cachegraph.runtime.observe import Observer, fits, noise_of
+from dit_cachegraph.runtime.observe import Observer, companions_of, fits, noise_of
 from dit_cachegraph.runtime.recording import record
 from dit_cachegraph.runtime.request import current_request
 from dit_cachegraph.runtime.step_plan import PlanTable
@@ -216,8 +216,8 @@ class CachedModel:
         reason = self._why_compute(now, look) or rule.why_compute(
             look.history, earlier, noise_of(look.match, look.sight)
         )
-        told = None if before else _companion_diff(look)
-        seen = Observation(look.seen.moved, look.seen.size, why_nothing, earlier, told)
+        others = () if before else companions_of(look.match, look.sight, rule)
+        seen = Observation(look.seen.moved, look.seen.size, why_nothing, earlier, others)
         anchor = None if kept is None else kept.probe
         if before and reason is None and rule.needs_diff and anchor is not None:
             assert probe is not None and hidden is not None
@@ -278,14 +278,6 @@ class CachedModel:
             recorded = recorded._replace(noise=noise_of(look.match, look.sight))
         new = kept_after(values, region, bases, kept, predictor, step)._replace(probe=probe)
         return done._replace(kept=new, error_sums=sums, recorded=recorded)
-
-
-def _companion_diff(look: _Look) -> float | None:
-    """The diff of another guidance branch of the same request at this very step."""
-    for companion in () if look.match.image is None else look.match.image.companions:
-        if companion.trajectory.last == look.sight.clock:
-            return companion.last_diff
-    return None
 
 
 def _tensor(value: object) -> Tensor:

@@ -93,7 +93,7 @@ def commit_step(
     result = StepResult(outcome.decisions, done[0].seen, error, output_sums)
     memory = now.plan.rule.remember(history, result)
     image.history = history.after(result.decisions, error)._replace(memory=memory)
-    image.last_diff = result.decisions[0].diff
+    image.last_decision = result.decisions[0]
     image.sketch, image.latents, image.signature = sight.sketch, sight.latents, sight.signature
     if results is None or not now.plan.regions:
         image.kept = None

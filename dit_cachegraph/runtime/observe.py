@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.policy.rule import Probe, ProbeKind, Sums
+from dit_cachegraph.policy.rule import Companion, Probe, ProbeKind, Rule, Sums
 from dit_cachegraph.runtime.cache_state import Kept
 from dit_cachegraph.runtime.commit_step import Now
 from dit_cachegraph.runtime.find_image import Match, Sight
@@ -108,3 +108,18 @@ def noise_of(match: Match, sight: Sight) -> float | None:
         return None
     share = sight.clock[0] / (TIMESTEP_RANGE if first[0] > 1 else 1.0)
     return 1 - share if known.direction > 0 else share
+
+
+def companions_of(match: Match, sight: Sight, rule: Rule) -> tuple[Companion, ...]:
+    """The other guidance branches of the request that are at this step, or at the one before."""
+    image = match.image
+    if image is None or not image.companions:
+        return ()
+    found = []
+    for other in image.companions:
+        is_done = other.trajectory.last == sight.clock
+        if is_done or other.trajectory.last == image.trajectory.last:
+            decision = other.last_decision if is_done else None
+            memory = other.history.seen_by(rule).memory
+            found.append(Companion(decision, other.history.step - is_done, memory))
+    return tuple(found)
