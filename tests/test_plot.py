@@ -44,9 +44,12 @@ def test_reused_blocks_are_green(settings, tmp_path):
 def test_both_guidance_branches_are_drawn(tmp_path):
     model = WAN.build(2)
     compiled = compile_cached(model, every=2)
+    branches = []
     for seed in (0, 1):
         inputs = WAN.make_inputs(model, batch=1, size=3, text_tokens=4, seed=seed)
-        run_all(compiled, list(trajectory(WAN, inputs, 4, seed=seed)))
+        branches.append(list(trajectory(WAN, inputs, 4, seed=seed)))
+    for pair in zip(*branches, strict=True):
+        run_all(compiled, pair)
     dc.plot(compiled, tmp_path / "both.png")
     assert matplotlib.image.imread(tmp_path / "both.png").shape[:2] == (900, 900)
 
