@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import cache_dit
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
 import dit_cachegraph as dc
@@ -31,13 +31,18 @@ class Sampling:
     num_steps: int = 9
     batch: int = 2
     guidance: float = 1.0
+    first_prompt: int = 0
 
     @property
     def num_branches(self) -> int:
         return 2 if self.guidance > 1 else 1
 
+    @property
+    def seeds(self) -> range:
+        return range(self.first_prompt, self.first_prompt + self.batch)
+
     def inputs(self) -> dict[str, object]:
-        embeddings = embed(shipped_prompts()[: self.batch])
+        embeddings = embed(shipped_prompts()[self.first_prompt :][: self.batch])
         nothing = torch.zeros_like(embeddings)
         return {
             "prompt_embeds": embeddings,
@@ -49,7 +54,7 @@ class Sampling:
             "width": SIDE_ARGUMENT,
             "num_inference_steps": self.num_steps,
             "guidance_scale": 0.0,
-            "generator": [torch.Generator().manual_seed(i) for i in range(self.batch)],
+            "generator": [torch.Generator().manual_seed(seed) for seed in self.seeds],
             "output_type": "latent",
         }
 
@@ -66,6 +71,16 @@ class Ran:
 
 def sample(pipe: FluxPipeline, sampling: Sampling) -> Tensor:
     return pipe(**sampling.inputs()).images
+
+
+def calls_of(sampling: Sampling) -> list[dict[str, object]]:
+    """What an uncached image calls the transformer with, step by step."""
+    pipe, calls = load_pipeline(), []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _module, _args, kwargs: calls.append(dict(kwargs)), with_kwargs=True
+    )
+    sample(pipe, sampling)
+    return calls
 
 
 def peer_pipeline() -> FluxPeerPipeline:
@@ -86,6 +101,13 @@ def run_peer(sampling: Sampling, settings: Options) -> Ran:
     cache_dit.enable_cache(pipe, cache_config=config)
     tokens = sample(pipe, sampling)
     return Ran(tokens, *_peer_decisions(pipe, sampling.num_branches))
+
+
+def peer_transformer(**settings: object) -> FluxTransformer2DModel:
+    """Cached without its pipeline, as servers do."""
+    transformer = load_pipeline().transformer
+    cache_dit.enable_cache(transformer, cache_config=peer_config(settings))
+    return transformer
 
 
 def _peer_decisions(pipe, num_branches: int):
