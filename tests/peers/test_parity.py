@@ -1,8 +1,8 @@
 """Where cache-dit is right, ours decides the same at every step and draws the same picture.
 
-A row is its settings, by short names that both have an option for. To add one, add a line; an option
-of another kind (a calibrator, another rule) gets its short name in `settings_of`, and what cache-dit
-calls it in `peer_config`.
+A row is its settings, by short names that both have an option for. To add one, add a line; an
+option of another kind (a calibrator, another rule) gets its short name in `settings_of`, and what
+cache-dit calls it in `peer_config`.
 """
 
 from collections import Counter
