@@ -18,7 +18,7 @@ Settings = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Pictures [B, 3, H, W] in [0, 1] of prompts 0 to B - 1, and the share of block computations
+    """Pictures [B, 3, H, W] in [0, 1] 0 to B - 1, and the share of block computations
     that ran, of those of `num_steps` uncached steps."""
 
     pictures: Tensor
@@ -30,26 +30,26 @@ class Artist:
     """One model, drawn again and again; `ours` is compiled once and for all settings."""
 
     model: QualityModel
-    num_prompts: int
+    num_pictures: int
     ours: FluxPipeline
 
     def draw(self, pipe: FluxPipeline, num_steps: int) -> Tensor:
-        """All prompts by one pipeline, picture by picture."""
+        """All pictures by one pipeline, picture by picture."""
         with torch.no_grad():
-            pictures = [self.model.draw(pipe, i, num_steps) for i in range(self.num_prompts)]
+            pictures = [self.model.draw(pipe, i, num_steps) for i in range(self.num_pictures)]
         return torch.cat(pictures)
 
     def num_blocks_uncached(self, pipe: FluxPipeline, num_steps: int) -> int:
         """How many blocks run in all pictures."""
-        return len(_blocks(pipe)) * num_steps * self.model.num_branches * self.num_prompts
+        return len(_blocks(pipe)) * num_steps * self.model.num_branches * self.num_pictures
 
 
-def artist_for(model: QualityModel, num_prompts: int) -> Artist:
+def artist_for(model: QualityModel, num_pictures: int) -> Artist:
     """Ready to draw; what compiles does so at the first picture."""
     pipe = model.load()
     # The function and not its name, which only an installed package has an entry point for.
     pipe.transformer.compile(backend=cachedit, options={"inner_backend": "eager"})
-    return Artist(model, num_prompts, pipe)
+    return Artist(model, num_pictures, pipe)
 
 
 def by_solver(artist: Artist, scheduler: SchedulerMixin, num_steps: int, of_steps: int) -> Drawn:

@@ -28,12 +28,12 @@ class References:
 
 def references_for(artist: Artist, num_steps: int, folder: Path) -> References:
     """Drawn, or read from `folder` where an earlier run drew them."""
-    name = f"{artist.model.name}-{artist.num_prompts}"
+    name = f"{artist.model.name}-{artist.num_pictures}"
     drawn = []
     for steps in (num_steps, CONVERGED_STEPS):
         path = folder / f"{name}-{steps}.pt"
         if not path.exists():
-            print(f"{artist.model.name}: draws {artist.num_prompts} pictures in {steps} steps")
+            print(f"{artist.model.name}: draws {artist.num_pictures} pictures in {steps} steps")
             torch.save(by_solver(artist, euler(), steps, steps).pictures, path)
         drawn.append(torch.load(path))
     return References(*drawn)
@@ -55,7 +55,8 @@ def check(artist: Artist, references: References, num_steps: int) -> None:
         error = ((drawn.pictures - wanted).norm() / wanted.norm()).item()
         if not error <= MAX_ERROR or abs(drawn.share - 1) > MAX_ERROR:
             raise RuntimeError(
-                f"{name} is off by {error:.2g} and ran {drawn.share:.3f} of the work"
+                f"{name} is off by {error:.2g} and ran {drawn.share:.3f} of the work; if the model "
+                "is another one since the first run, give --out another folder"
             )
     for other in (adams_bashforth(), unipc()):
         moved = largest_difference(euler(), other, num_steps)

@@ -16,22 +16,26 @@ from dit_cachegraph.demo.tiny_flux import (
     shipped_prompts,
 )
 
+# Each shipped prompt from two noises.
+NUM_PICTURES = 64
+
 Pictures = Tensor
 """[B, 3, H, W] in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class QualityModel:
-    """One model under one setting. Prompt `i` always starts from the noise of seed `i`.
+    """One model under one setting.
 
-    `load` makes a new pipeline; `draw(pipe, prompt, num_steps)` one picture [1, 3, H, W] in [0, 1].
-    A picture is drawn alone, so that what a cache decides for it doesn't hang on its neighbours.
+    `load` makes a new pipeline; `draw(pipe, i, num_steps)` picture `i` [1, 3, H, W] in [0, 1],
+    always of the same prompt and from the same noise. A picture is drawn alone, so that what a
+    cache decides for it doesn't hang on its neighbours.
     """
 
     name: str
     num_branches: int
     """Calls of the transformer a step."""
-    num_prompts: int
+    num_pictures: int
     load: Callable[[], FluxPipeline]
     draw: Callable[[FluxPipeline, int, int], Pictures]
 
@@ -40,8 +44,8 @@ def _tiny_flux(name: str, guidance: float) -> QualityModel:
     prompts = shipped_prompts()
     embeddings = embed(prompts)
 
-    def draw(pipe: FluxPipeline, prompt: int, num_steps: int) -> Pictures:
-        text = embeddings[prompt : prompt + 1]
+    def draw(pipe: FluxPipeline, i: int, num_steps: int) -> Pictures:
+        text = embeddings[i % len(prompts)][None]
         nothing = torch.zeros_like(text)
         tokens = pipe(
             prompt_embeds=text,
@@ -53,12 +57,12 @@ def _tiny_flux(name: str, guidance: float) -> QualityModel:
             height=SIDE_ARGUMENT,
             width=SIDE_ARGUMENT,
             num_inference_steps=num_steps,
-            generator=torch.Generator().manual_seed(prompt),
+            generator=torch.Generator().manual_seed(i),
             output_type="latent",
         ).images
         return (pictures_from_tokens(tokens).clamp(-1, 1) + 1) / 2
 
-    return QualityModel(name, 2 if guidance > 1 else 1, len(prompts), load_pipeline, draw)
+    return QualityModel(name, 2 if guidance > 1 else 1, NUM_PICTURES, load_pipeline, draw)
 
 
 # Without guidance the paths are nearly straight, and methods rank otherwise than under it: a rule

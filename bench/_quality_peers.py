@@ -76,12 +76,12 @@ def with_mag_cache(model: QualityModel, threshold: float, num_steps: int) -> Flu
 
 
 def _mag_ratios(model: QualityModel, num_steps: int) -> list[float]:
-    """Of the last prompt's picture: MagCache prints them, and tells nobody otherwise."""
+    """Of the last picture: MagCache prints them, and tells nobody otherwise."""
     pipe = model.load()
     pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=num_steps))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), torch.no_grad():
-        model.draw(pipe, model.num_prompts - 1, num_steps)
+        model.draw(pipe, model.num_pictures - 1, num_steps)
     # With two branches, those of the conditional one come first.
     (line, *_) = [line for line in printed.getvalue().splitlines() if line.startswith("[1.0")]
     return ast.literal_eval(line)

@@ -18,7 +18,7 @@ class Key:
 
     model: str
     num_steps: int
-    num_prompts: int
+    num_pictures: int
     method: str
 
 

@@ -1,6 +1,6 @@
 """Quality against the share of the work: ours, the peers, and fewer steps, on models that draw.
 
-    python -m bench.quality --quick      some methods on 4 prompts, a few minutes
+    python -m bench.quality --quick      some methods on 4 pictures, a few minutes
     python -m bench.quality              everything; stop it at any time, and it goes on later
 
 Rows go to rows.jsonl in the folder --out as they are measured; at the end come a table and a plot
@@ -23,16 +23,16 @@ from bench._quality_models import MODELS, QualityModel
 from bench._quality_rows import Key, Row, append_row, plot, read_rows, table_of
 
 STEPS, QUICK_STEPS = (28, 50), (28,)
-QUICK_PROMPTS = 4
+QUICK_PICTURES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What to measure; `num_prompts` is at most what a model has."""
+    """What to measure; `num_pictures` is at most what a model has."""
 
     models: tuple[str, ...]
     steps: tuple[int, ...]
-    num_prompts: int
+    num_pictures: int
     methods: tuple[Method, ...]
     folder: Path
 
@@ -60,20 +60,20 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--steps", nargs="+", type=int, default=None, help="28 and 50")
-    parser.add_argument("--prompts", type=int, default=None, help="all that a model has")
+    parser.add_argument("--pictures", type=int, default=None, help="all that a model has")
     parser.add_argument("--only", default="", metavar="TEXT", help="methods with this in the name")
-    parser.add_argument("--quick", action="store_true", help="some methods, 28 steps, 4 prompts")
+    parser.add_argument("--quick", action="store_true", help="some methods, 28 steps, 4 pictures")
     parser.add_argument("--out", type=Path, default=Path("quality_out"), metavar="FOLDER")
     parsed = parser.parse_args(arguments)
     chosen = [method for method in all_methods() if parsed.only in method.name]
     if not chosen:
         parser.error(f"no method has {parsed.only!r} in its name")
-    if min(parsed.steps or STEPS) < 2 or (parsed.prompts is not None and parsed.prompts < 1):
-        parser.error("--steps takes counts from 2, and --prompts one from 1")
+    if min(parsed.steps or STEPS) < 2 or (parsed.pictures is not None and parsed.pictures < 1):
+        parser.error("--steps takes counts from 2, and --pictures one from 1")
     return Arguments(
         models=tuple(parsed.models),
         steps=tuple(parsed.steps or (QUICK_STEPS if parsed.quick else STEPS)),
-        num_prompts=parsed.prompts or (QUICK_PROMPTS if parsed.quick else sys.maxsize),
+        num_pictures=parsed.pictures or (QUICK_PICTURES if parsed.quick else sys.maxsize),
         methods=tuple(m for m in chosen if m.is_quick or not parsed.quick),
         folder=parsed.out,
     )
@@ -83,9 +83,9 @@ def sections_of(arguments: Arguments) -> Iterator[Section]:
     """All that was asked for, measured already or not."""
     for name in arguments.models:
         model = MODELS[name]()
-        num_prompts = min(arguments.num_prompts, model.num_prompts)
+        num_pictures = min(arguments.num_pictures, model.num_pictures)
         for steps in arguments.steps:
-            methods = {Key(name, steps, num_prompts, m.name): m for m in arguments.methods}
+            methods = {Key(name, steps, num_pictures, m.name): m for m in arguments.methods}
             yield Section(model, steps, methods)
 
 
@@ -122,8 +122,8 @@ def measure(arguments: Arguments) -> list[Section]:
 def _measure_section(
     section: Section, missing: dict[Key, Method], arguments: Arguments, progress: Progress
 ) -> None:
-    (num_prompts,) = {key.num_prompts for key in missing}
-    artist = artist_for(section.model, num_prompts)
+    (num_pictures,) = {key.num_pictures for key in missing}
+    artist = artist_for(section.model, num_pictures)
     references = references_for(artist, section.num_steps, arguments.folder)
     check(artist, references, section.num_steps)
     for key, method in missing.items():
@@ -143,7 +143,7 @@ def show(sections: Sequence[Section], arguments: Arguments) -> None:
         path = arguments.folder / f"{section.model.name}-{section.num_steps}.png"
         plot(chosen, str(section), path)
         machines = dict.fromkeys(row.machine for row in chosen)
-        print(f"\n{section}, {chosen[0].key.num_prompts} prompts; {path}")
+        print(f"\n{section}, {chosen[0].key.num_pictures} pictures; {path}")
         print("\n".join([table_of(chosen), *machines]))
 
 

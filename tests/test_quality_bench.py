@@ -144,7 +144,7 @@ def test_figures_of_a_method():
 
 @pytest.mark.e2e
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, capsys):
-    arguments = ["--models", "tiny-flux", "--steps", "4", "--prompts", "1", "--out", str(tmp_path)]
+    arguments = ["--models", "tiny-flux", "--steps", "4", "--pictures", "1", "--out", str(tmp_path)]
     quality.main([*arguments, "--only", "euler 0.5"])
     assert "[1/1] tiny-flux 4 steps, euler 0.5: share 0.500" in capsys.readouterr().out
     quality.main([*arguments, "--only", "euler 0.5"])
@@ -157,7 +157,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, capsys):
     assert matplotlib.image.imread(tmp_path / "tiny-flux-4.png").shape[:2] == (720, 1680)
 
 
-@pytest.mark.parametrize("wrong", [["--only", "no such"], ["--steps", "1"], ["--prompts", "0"]])
+@pytest.mark.parametrize("wrong", [["--only", "no such"], ["--steps", "1"], ["--pictures", "0"]])
 def test_wrong_arguments_are_refused(wrong, capsys):
     with pytest.raises(SystemExit):
         quality.parse_arguments(wrong)

@@ -108,8 +108,12 @@ def clip() -> OfPrompt:
     from transformers import CLIPModel, CLIPProcessor  # noqa: PLC0415
 
     folder = weights.clip()
-    model = CLIPModel.from_pretrained(folder, local_files_only=True)
-    return clip_with(model, CLIPProcessor.from_pretrained(folder, local_files_only=True))
+    try:
+        model = CLIPModel.from_pretrained(folder, local_files_only=True)
+        processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise CannotMeasure(f"clip_score finds {folder} incomplete: {error}") from error
+    return clip_with(model, processor)
 
 
 def clip_with(model: "CLIPModel", processor: "CLIPProcessor") -> OfPrompt:

@@ -218,6 +218,9 @@ def test_clip_is_loaded_from_the_cache_of_its_hub(clip, tmp_path, no_weights, ca
     folder = cache / "models--openai--clip-vit-large-patch14"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0")
+    clip[0].config.save_pretrained(folder / "snapshots" / "0")
+    assert cli.main(arguments) == 2
+    assert "snapshots/0 incomplete" in capsys.readouterr().err
     for part in clip:
         part.save_pretrained(folder / "snapshots" / "0")
     assert cli.main(arguments) == 0
