@@ -13,7 +13,7 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessorPil,
+    CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
@@ -176,7 +176,7 @@ def clip():
     vision = {**sizes, "image_size": SIDE, "patch_size": 8}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     crop = {"height": SIDE, "width": SIDE}
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=crop)
+    pictures = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=crop)
     return CLIPModel(config).eval(), CLIPProcessor(image_processor=pictures, tokenizer=tokenizer)
 
 

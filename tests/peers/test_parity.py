@@ -52,7 +52,8 @@ WARMUPS = [dict(W=w) for w in (0, 1, 3, 6, 20)]
 INTERVALS = [dict(W=8, I=i) for i in (2, 3, 4, 10)] + [dict(W=5, I=2, R=1.0)]
 CAPS = [dict(R=1.0, M=m) for m in (0, 1, 4)] + [dict(R=0.5, M=2)]
 CAPS += [dict(R=1.0, MC=c) for c in (0, 1, 2, 3)] + [dict(R=0.8, MC=2, M=4)]
-ACCUMULATED = [dict(R=0.5, A=a) for a in (0.2, 0.6, 1.2, 9.0)] + [dict(R=0.8, A=1.5, MC=1)]
+ACCUMULATED = [dict(R=0.5, A=a) for a in (0.2, 0.6, 1.2, 9.0)]
+ACCUMULATED += [dict(R=0.8, A=1.5, MC=1), dict(R=1.0, A=0.3)]
 PRESETS = {name: tuple(cache_dit.steps_mask(mask_policy=name, total_steps=NUM_STEPS)) for name in (
     "slow", "medium", "fast", "ultra")}  # fmt: skip
 MASKS = [dict(mask=mask, policy="static", W=8) for mask in PRESETS.values()]
@@ -63,7 +64,14 @@ MASKS += [dict(mask=PRESETS["fast"], policy="static", W=8, M=1, MC=1, F=2, B=3)]
 MASKS += [dict(mask=(1, 0) * 4, policy="static", W=0)]
 
 UNGUIDED = [*THRESHOLDS, *BLOCKS, *WARMUPS, *INTERVALS, *CAPS, *ACCUMULATED, *MASKS]
-BRANCHES = [dict(R=0.2), dict(R=0.4), dict(R=0.8, MC=1), dict(F=4, B=4, R=0.2), *MASKS[2:4]]
+BRANCHES = [
+    dict(R=0.2),
+    dict(R=0.4),
+    dict(R=0.8, MC=1),
+    dict(R=0.8, A=0.6),
+    dict(F=4, B=4, R=0.2),
+    *MASKS[2:4],
+]
 TABLE = [(PLAIN, row) for row in UNGUIDED] + [(GUIDED, row) for row in BRANCHES]
 
 
