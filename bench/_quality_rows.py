@@ -73,24 +73,45 @@ def _db(value: float | None) -> str:
 
 
 def plot(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Share against PSNR, to the uncached and to the converged pictures; a line a group."""
+    """Share against PSNR, to the uncached and to the converged pictures: a dot a method, and a line
+    along the best of each group. Ours is drawn under the others, and wide: equal ones both show."""
     # The class itself, since pyplot keeps figures in the process and may want a display.
-    figure = matplotlib.figure.Figure(figsize=(14, 6), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(14, 7), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, 2)
+    groups = list(dict.fromkeys(row.group for row in rows))
     for ax, against in zip(axes, ("uncached", "converged"), strict=True):
-        for group in dict.fromkeys(row.group for row in rows):
-            points = sorted(_points(rows, group, against))
-            if points:
-                ax.plot(*zip(*points, strict=True), "o-", ms=3, lw=1, label=group)
+        for i, group in enumerate(sorted(groups, key=lambda name: not name.startswith("ours"))):
+            points = _points(rows, group, against)
+            is_ours = group.startswith("ours")
+            look = {"color": f"C{i % 10}", "lw": 5 if is_ours else 1.2}
+            look |= {"alpha": 0.45} if is_ours else {"ls": "-" if i < 10 else "--"}
+            ax.plot(*_columns(points), ".", color=look["color"])
+            ax.plot(*_columns(front(points)), label=group, **look)
         ax.set(xlabel="share of block computations that ran", ylabel="PSNR, dB")
         ax.set_title(f"to the {against} pictures")
         ax.grid(alpha=0.3)
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=DPI)
 
 
-def _points(rows: Sequence[Row], group: str, against: str) -> list[tuple[float, float]]:
+Points = list[tuple[float, float]]
+
+
+def front(points: Points) -> Points:
+    """Those that no other of at most their share is better than, by share."""
+    best: Points = []
+    for share, decibels in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or decibels > best[-1][1]:
+            best.append((share, decibels))
+    return best
+
+
+def _points(rows: Sequence[Row], group: str, against: str) -> Points:
     chosen = [row for row in rows if row.group == group]
     values = [r.psnr_db if against == "uncached" else r.psnr_db_converged for r in chosen]
     return [(r.share, v) for r, v in zip(chosen, values, strict=True) if v is not None]
+
+
+def _columns(points: Points) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]

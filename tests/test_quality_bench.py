@@ -19,7 +19,7 @@ from bench._quality_judge import References, check, row_of
 from bench._quality_methods import all_methods, every
 from bench._quality_models import MODELS
 from bench._quality_peers import with_first_block_cache, with_mag_cache, with_taylorseer_lite
-from bench._quality_rows import Key, Row, append_row, read_rows, table_of
+from bench._quality_rows import Key, Row, append_row, front, read_rows, table_of
 from bench._quality_solvers import adams_bashforth, euler, largest_difference, unipc
 
 NUM_STEPS = 6
@@ -55,6 +55,12 @@ def test_table_goes_by_share():
     lines = table_of([low, replace(high, share=0.75, psnr_db=None)]).splitlines()
     assert lines[1].split() == ["x1", "0.750", "equal", "38.0", "0.9900", "35.0", "0.9000"]
     assert lines[2].split()[:3] == ["x0", "0.500", "40.0"]
+
+
+def test_the_front_is_what_nothing_cheaper_beats():
+    points = [(0.5, 30.0), (0.7, 29.0), (0.6, 35.0), (0.6, 33.0), (0.9, 36.0)]
+    assert front(points) == [(0.5, 30.0), (0.6, 35.0), (0.9, 36.0)]
+    assert front([]) == []
 
 
 def solved(scheduler, num_steps):
@@ -154,7 +160,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, capsys):
     assert "[2/2]" in out and "euler 0.5: share" not in out
     names = [json.loads(line)["key"]["method"] for line in (tmp_path / "rows.jsonl").open()]
     assert names == ["euler 0.5", "adams-bashforth 0.5", "unipc 0.5"]
-    assert matplotlib.image.imread(tmp_path / "tiny-flux-4.png").shape[:2] == (720, 1680)
+    assert matplotlib.image.imread(tmp_path / "tiny-flux-4.png").shape[:2] == (840, 1680)
 
 
 @pytest.mark.parametrize("wrong", [["--only", "no such"], ["--steps", "1"], ["--pictures", "0"]])
