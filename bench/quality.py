@@ -90,14 +90,15 @@ def sections_of(arguments: Arguments) -> Iterator[Section]:
 
 
 class Progress:
-    """How far a run is, and how long it may take by the mean of what it did so far."""
+    """How far a run is, and how long it may take by the mean of the rows so far."""
 
     def __init__(self, num_rows: int) -> None:
-        self.num_rows, self.num_done, self.start = num_rows, 0, time.perf_counter()
+        self.num_rows, self.num_done, self.seconds = num_rows, 0, 0.0
 
     def say(self, row: Row) -> None:
         self.num_done += 1
-        left = (time.perf_counter() - self.start) / self.num_done * (self.num_rows - self.num_done)
+        self.seconds += row.seconds
+        left = self.seconds / self.num_done * (self.num_rows - self.num_done)
         decibels = "equal" if row.psnr_db is None else f"{row.psnr_db:.1f} dB"
         print(
             f"[{self.num_done}/{self.num_rows}] {row.key.model} {row.key.num_steps} steps, "
