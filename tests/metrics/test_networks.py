@@ -21,7 +21,6 @@ from transformers import (
 
 from dit_cachegraph import cli
 from dit_cachegraph.metrics import CannotMeasure, judge, networks, weights
-from dit_cachegraph.metrics.prompts import read_prompts
 
 SIDE = 32
 
@@ -254,24 +253,6 @@ def test_image_reward_is_the_models_own_score(tmp_path):
     assert score.worst == min(score.items.values())
 
 
-@pytest.mark.parametrize("num_prompts", [0, 1, 3])
-def test_one_prompt_for_each_file(num_prompts, tmp_path):
-    items = [item for item, _ in judge.paired(*[folder_of(tmp_path / "p", [0, 1])] * 2)]
-    path = tmp_path / "prompts.txt"
-    path.write_text("a\n" * num_prompts)
-    with pytest.raises(CannotMeasure, match=f"{num_prompts} prompts for the 2 files"):
-        read_prompts(path, items)
-
-
-def test_prompts_that_are_no_list_of_texts_are_refused(tmp_path):
-    path = tmp_path / "prompts.json"
-    path.write_text('{"a": 1}')
-    with pytest.raises(CannotMeasure, match="JSON list of texts"):
-        read_prompts(path, [])
-    with pytest.raises(CannotMeasure, match="does not exist"):
-        read_prompts(tmp_path / "none", [])
-
-
 def test_missing_weights_say_which_file_goes_where(no_weights, tmp_path):
     with pytest.raises(CannotMeasure) as refusal:
         weights.alexnet()
@@ -279,14 +260,6 @@ def test_missing_weights_say_which_file_goes_where(no_weights, tmp_path):
     assert str(tmp_path / "torch/hub/checkpoints/alexnet-owt-7be5be79.pth") in str(refusal.value)
     with pytest.raises(CannotMeasure, match="hf download bert-base-uncased"):
         weights.image_reward()
-
-
-def test_prompts_go_with_their_metrics_alone(tmp_path, capsys):
-    path = folder_of(tmp_path / "p", [0])
-    assert cli.main(["metrics", "clip_score", str(path), str(path)]) == 2
-    assert "judges by the prompts" in capsys.readouterr().err
-    assert cli.main(["metrics", "psnr", str(path), str(path), "--prompts", str(path)]) == 2
-    assert "knows nothing of prompts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("metric", "package"), [("fid", "torchmetrics"), ("psnr", "skimage")])
