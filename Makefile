@@ -64,7 +64,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench.models --preset host
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info demo_out
+	rm -rf .venv .venv-* build dist *.egg-info demo_out quality_out
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""`python -m dit_cachegraph demo`: draws with and without the cache, and says what that changed."""
+"""`python -m dit_cachegraph`: the demo, and the metrics."""
 
 import argparse
 import sys
@@ -6,24 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dit_cachegraph.demo.needs import what_is_missing
+from dit_cachegraph.metrics import METRICS, CannotMeasure, measure
+from dit_cachegraph.metrics.score import as_json, as_text
 
 NUM_PROMPTS_SHIPPED = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, or 2 where something that it needs is missing."""
+    """Run one command; the exit code: 0, or 2 where something that it needs is missing or what it
+    was given can't be compared."""
     args = _parser().parse_args(arguments)
-    missing = what_is_missing()
-    if missing is not None:
-        print(f"error: {missing}", file=sys.stderr)
-        return 2
-    _demo(args.out, args.num_prompts, args.steps)
-    return 0
+    refusal = _metrics(args) if args.command == "metrics" else _demo(args)
+    if refusal is not None:
+        print(f"error: {refusal}", file=sys.stderr)
+    return 0 if refusal is None else 2
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dit_cachegraph")
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_demo(commands)
+    _add_metrics(commands)
+    return parser
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     demo = commands.add_parser(
         "demo",
         help="draw the same pictures with and without the cache",
@@ -42,7 +49,26 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--steps", type=_number_from(2, 1000), default=28, help="denoising steps (%(default)s)"
     )
-    return parser
+
+
+def _add_metrics(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    metrics = commands.add_parser(
+        "metrics",
+        help="compare pictures or clips",
+        description="Compares pictures, clips, or folders of either, file by file of one name. "
+        "Nothing is downloaded: where weights are missing, it says which file to put where.",
+    )
+    metrics.add_argument("name", choices=METRICS, metavar="NAME", help=", ".join(METRICS))
+    metrics.add_argument("reference", type=Path, metavar="REFERENCE")
+    metrics.add_argument("candidates", type=Path, nargs="+", metavar="CANDIDATE")
+    metrics.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="for clip_score and image_reward: one prompt a line, or a JSON list, in the order "
+        "of the files' names",
+    )
+    metrics.add_argument("--json", action="store_true", help="print JSON, with each file's score")
 
 
 class _number_from:  # noqa: N801  # argparse names the type in its messages
@@ -59,7 +85,11 @@ class _number_from:  # noqa: N801  # argparse names the type in its messages
         return int(text)
 
 
-def _demo(out: Path, num_prompts: int, num_steps: int) -> None:
+def _demo(args: argparse.Namespace) -> str | None:
+    """Draw and print; or what is missing for it."""
+    missing = what_is_missing()
+    if missing is not None:
+        return missing
     # What the demo needs beside torch is optional; `what_is_missing` has looked for it.
     import transformers  # noqa: PLC0415
 
@@ -68,9 +98,20 @@ def _demo(out: Path, num_prompts: int, num_steps: int) -> None:
 
     # It warns about image processors, which no part of the demo uses.
     transformers.logging.set_verbosity_error()
-    result = run(DemoSettings(num_prompts=num_prompts, num_steps=num_steps))
-    files = write(result, out)
+    result = run(DemoSettings(num_prompts=args.num_prompts, num_steps=args.steps))
+    files = write(result, args.out)
     print("dit_cachegraph.summary(pipe), after the first pictures:\n")
     print(result.report)
     print(f"\n{table(result)}")
     print("written:", ", ".join(str(path) for path in files))
+    return None
+
+
+def _metrics(args: argparse.Namespace) -> str | None:
+    """Measure and print; or why that can't be."""
+    try:
+        scores = measure(args.name, args.reference, args.candidates, args.prompts)
+    except CannotMeasure as refusal:
+        return str(refusal)
+    print(as_json(scores) if args.json else as_text(scores))
+    return None

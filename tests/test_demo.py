@@ -15,7 +15,7 @@ from bench.train.draw import COLORS
 from dit_cachegraph import cli
 from dit_cachegraph.demo import needs
 from dit_cachegraph.demo.pictures import DPI, grid_inches
-from dit_cachegraph.demo.run import DemoResult, DemoSettings, psnr_db, run
+from dit_cachegraph.demo.run import DemoResult, DemoSettings, run
 from dit_cachegraph.demo.tiny_flux import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.demo.write import table, write
 
@@ -88,14 +88,6 @@ def test_table_has_the_counts(result):
 def test_grid_is_wide_enough_for_its_prompts(num_prompts):
     width, height = grid_inches(num_prompts)
     assert 4 < width < 18 and 2 < height < 15
-
-
-def test_psnr_is_its_formula():
-    pictures = torch.zeros(2, 3, 4, 4)
-    references = torch.stack([torch.full((3, 4, 4), 0.1), torch.zeros(3, 4, 4)])
-    values = psnr_db(pictures, references)
-    assert values[0].item() == pytest.approx(20.0, abs=1e-5)
-    assert values[1].item() == float("inf")
 
 
 def test_model_draws_the_colour_that_the_prompt_names():

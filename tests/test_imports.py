@@ -31,6 +31,7 @@ ORDER = (
     ("explain", "api"),
     ("calibration", "plot"),
     ("__init__",),
+    ("metrics",),
     ("demo",),
     ("cli",),
     ("__main__",),
@@ -109,7 +110,8 @@ def test_import_is_light():
     assert "dit_cachegraph.api" in added
     assert not [name for name in added if name.startswith(heavy)]
     assert "torch._inductor.compile_fx" not in before
-    assert not [name for name in added if name.startswith("dit_cachegraph.demo")]
+    unused = ("dit_cachegraph.demo", "dit_cachegraph.metrics", "skimage", "scipy", "imageio")
+    assert not [name for name in added if name.startswith(unused)]
 
 
 def test_the_backend_is_found_without_importing_the_package():

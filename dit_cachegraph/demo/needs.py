@@ -2,7 +2,7 @@
 
 import importlib.util
 
-PACKAGES = ("diffusers", "transformers", "safetensors", "matplotlib", "tqdm")
+PACKAGES = ("diffusers", "transformers", "safetensors", "matplotlib", "skimage", "tqdm")
 
 
 def what_is_missing() -> str | None:

@@ -14,6 +14,7 @@ from torch._dynamo.backends.registry import list_backends
 from dit_cachegraph.api import summary
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.demo.tiny_flux import draw, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.metrics.pixels import psnr_db
 from dit_cachegraph.report import Report
 from dit_cachegraph.runtime.step_log import Step
 
@@ -83,12 +84,6 @@ class DemoResult:
         start, stop = graph.region or (0, 0)
         num_skipped = self.report.num_hits * (stop - start)
         return 1 - num_skipped / (len(self.steps) * graph.num_blocks)
-
-
-def psnr_db(pictures: Tensor, references: Tensor) -> Tensor:
-    """[B]: -10 log10 of the mean squared error of pictures [B, ...] in [0, 1], in float64."""
-    squared_error = (pictures.double() - references.double()).square().flatten(1).mean(1)
-    return -10 * squared_error.log10()
 
 
 def run(settings: DemoSettings) -> DemoResult:

@@ -1,0 +1,158 @@
+"""Quality against the share of the work: ours, the peers, and fewer steps, on models that draw.
+
+    python -m bench.quality --quick      some methods on 4 pictures, a few minutes
+    python -m bench.quality              everything; stop it at any time, and it goes on later
+
+Rows go to rows.jsonl in the folder --out as they are measured; at the end come a table and a plot
+for each model and number of steps. What is counted is block computations: that says nothing of
+time, which `bench.models` measures.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench._engines import use_one_thread
+from bench._quality_draw import artist_for
+from bench._quality_judge import check, references_for, row_of
+from bench._quality_methods import Method, all_methods
+from bench._quality_models import MODELS, QualityModel
+from bench._quality_rows import Key, Row, append_row, plot, read_rows, table_of
+
+STEPS, QUICK_STEPS = (28, 50), (28,)
+QUICK_PICTURES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What to measure; `num_pictures` is at most what a model has."""
+
+    models: tuple[str, ...]
+    steps: tuple[int, ...]
+    num_pictures: int
+    methods: tuple[Method, ...]
+    folder: Path
+
+    @property
+    def rows_path(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One model with one number of steps: what shares references, a table and a plot."""
+
+    model: QualityModel
+    num_steps: int
+    methods: dict[Key, Method]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}, {self.num_steps} steps"
+
+
+def parse_arguments(arguments: Sequence[str]) -> Arguments:
+    """The command line; exits with a message where it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--steps", nargs="+", type=int, default=None, help="28 and 50")
+    parser.add_argument("--pictures", type=int, default=None, help="all that a model has")
+    parser.add_argument("--only", default="", metavar="TEXT", help="methods with this in the name")
+    parser.add_argument("--quick", action="store_true", help="some methods, 28 steps, 4 pictures")
+    parser.add_argument("--out", type=Path, default=Path("quality_out"), metavar="FOLDER")
+    parsed = parser.parse_args(arguments)
+    chosen = [method for method in all_methods() if parsed.only in method.name]
+    if not chosen:
+        parser.error(f"no method has {parsed.only!r} in its name")
+    if min(parsed.steps or STEPS) < 2 or (parsed.pictures is not None and parsed.pictures < 1):
+        parser.error("--steps takes counts from 2, and --pictures one from 1")
+    return Arguments(
+        models=tuple(parsed.models),
+        steps=tuple(parsed.steps or (QUICK_STEPS if parsed.quick else STEPS)),
+        num_pictures=parsed.pictures or (QUICK_PICTURES if parsed.quick else sys.maxsize),
+        methods=tuple(m for m in chosen if m.is_quick or not parsed.quick),
+        folder=parsed.out,
+    )
+
+
+def sections_of(arguments: Arguments) -> Iterator[Section]:
+    """All that was asked for, measured already or not."""
+    for name in arguments.models:
+        model = MODELS[name]()
+        num_pictures = min(arguments.num_pictures, model.num_pictures)
+        for steps in arguments.steps:
+            methods = {Key(name, steps, num_pictures, m.name): m for m in arguments.methods}
+            yield Section(model, steps, methods)
+
+
+class Progress:
+    """How far a run is, and how long it may take by the mean of the rows so far."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows, self.num_done, self.seconds = num_rows, 0, 0.0
+
+    def say(self, row: Row) -> None:
+        self.num_done += 1
+        self.seconds += row.seconds
+        left = self.seconds / self.num_done * (self.num_rows - self.num_done)
+        decibels = "equal" if row.psnr_db is None else f"{row.psnr_db:.1f} dB"
+        print(
+            f"[{self.num_done}/{self.num_rows}] {row.key.model} {row.key.num_steps} steps, "
+            f"{row.key.method}: share {row.share:.3f}, {decibels}; {left / 60:.0f} min left",
+            flush=True,
+        )
+
+
+def measure(arguments: Arguments) -> list[Section]:
+    """Write all rows that aren't there yet."""
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    known = {row.key for row in read_rows(arguments.rows_path)}
+    sections = list(sections_of(arguments))
+    progress = Progress(sum(key not in known for s in sections for key in s.methods))
+    for section in sections:
+        missing = {key: method for key, method in section.methods.items() if key not in known}
+        if missing:
+            _measure_section(section, missing, arguments, progress)
+    return sections
+
+
+def _measure_section(
+    section: Section, missing: dict[Key, Method], arguments: Arguments, progress: Progress
+) -> None:
+    (num_pictures,) = {key.num_pictures for key in missing}
+    artist = artist_for(section.model, num_pictures)
+    references = references_for(artist, section.num_steps, arguments.folder)
+    check(artist, references, section.num_steps)
+    for key, method in missing.items():
+        start = time.perf_counter()
+        drawn = method.draw(artist, section.num_steps)
+        seconds = time.perf_counter() - start
+        row = row_of(key, method.group, drawn, references, seconds)
+        append_row(arguments.rows_path, row)
+        progress.say(row)
+
+
+def show(sections: Sequence[Section], arguments: Arguments) -> None:
+    """A table and a plot of each section."""
+    rows = read_rows(arguments.rows_path)
+    for section in sections:
+        chosen = [row for row in rows if row.key in section.methods]
+        path = arguments.folder / f"{section.model.name}-{section.num_steps}.png"
+        plot(chosen, str(section), path)
+        machines = dict.fromkeys(row.machine for row in chosen)
+        print(f"\n{section}, {chosen[0].key.num_pictures} pictures; {path}")
+        print("\n".join([table_of(chosen), *machines]))
+
+
+def main(arguments: Sequence[str]) -> None:
+    parsed = parse_arguments(arguments)
+    use_one_thread()
+    show(measure(parsed), parsed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

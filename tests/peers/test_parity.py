@@ -1,0 +1,106 @@
+"""Where cache-dit is right, ours decides the same at every step and draws the same picture.
+
+A row is its settings, by short names that both have an option for. To add one, add a line; an
+option of another kind (a calibrator, another rule) gets its short name in `settings_of`, and what
+cache-dit calls it in `peer_config`.
+"""
+
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("cache_dit", reason='cache-dit is not installed: pip install -e ".[peers]"')
+
+import cache_dit
+
+import dit_cachegraph as dc
+from peer_runs import Ran, Sampling, our_pipeline, relative_error, run_ours, run_peer
+
+pytestmark = [pytest.mark.peers, pytest.mark.e2e]
+
+MAX_ERROR = 1e-4
+NUM_STEPS = 8
+
+PLAIN = Sampling(NUM_STEPS)
+# The same batch: another one would be compiled again.
+GUIDED = Sampling(NUM_STEPS, guidance=5.0)
+
+
+def settings_of(options):
+    """The settings that the table's short names stand for."""
+    names = {
+        "F": "Fn_compute_blocks",
+        "B": "Bn_compute_blocks",
+        "R": "residual_diff_threshold",
+        "W": "max_warmup_steps",
+        "I": "warmup_interval",
+        "M": "max_cached_steps",
+        "MC": "max_continuous_cached_steps",
+        "A": "max_accumulated_residual_diff_threshold",
+        "mask": "steps_computation_mask",
+        "policy": "steps_computation_policy",
+    }
+    return {names[name]: value for name, value in {"R": 0.3, "W": 2, **options}.items()}
+
+
+THRESHOLDS = [dict(R=r) for r in (0.0, 0.05, 0.15, 0.2, 0.25, 0.4, 0.5, 0.8, 1.0)] + [
+    dict(R=1.0, W=1)
+]
+BLOCKS = [dict(F=f, B=b) for f, b in ((1, 1), (1, 16), (2, 0), (4, 2), (6, 0), (8, 4), (12, 5))]
+BLOCKS += [dict(F=f, R=0.1) for f in (3, 7, 17)] + [dict(F=5, B=5, R=0.8)]
+WARMUPS = [dict(W=w) for w in (0, 1, 3, 6, 20)]
+INTERVALS = [dict(W=8, I=i) for i in (2, 3, 4, 10)] + [dict(W=5, I=2, R=1.0)]
+CAPS = [dict(R=1.0, M=m) for m in (0, 1, 4)] + [dict(R=0.5, M=2)]
+CAPS += [dict(R=1.0, MC=c) for c in (0, 1, 2, 3)] + [dict(R=0.8, MC=2, M=4)]
+ACCUMULATED = [dict(R=0.5, A=a) for a in (0.2, 0.6, 1.2, 9.0)]
+ACCUMULATED += [dict(R=0.8, A=1.5, MC=1), dict(R=1.0, A=0.3)]
+PRESETS = {name: tuple(cache_dit.steps_mask(mask_policy=name, total_steps=NUM_STEPS)) for name in (
+    "slow", "medium", "fast", "ultra")}  # fmt: skip
+MASKS = [dict(mask=mask, policy="static", W=8) for mask in PRESETS.values()]
+MASKS += [dict(mask=mask, policy="dynamic", W=8, R=0.3) for mask in PRESETS.values()]
+MASKS += [dict(mask=PRESETS["ultra"], policy="dynamic", W=1, I=2, R=r) for r in (0.0, 1.0)]
+MASKS += [dict(mask=PRESETS["ultra"], policy="dynamic", W=8, R=1.0, M=3, MC=1)]
+MASKS += [dict(mask=PRESETS["fast"], policy="static", W=8, M=1, MC=1, F=2, B=3)]
+MASKS += [dict(mask=(1, 0) * 4, policy="static", W=0)]
+
+UNGUIDED = [*THRESHOLDS, *BLOCKS, *WARMUPS, *INTERVALS, *CAPS, *ACCUMULATED, *MASKS]
+BRANCHES = [
+    dict(R=0.2),
+    dict(R=0.4),
+    dict(R=0.8, MC=1),
+    dict(R=0.8, A=0.6),
+    dict(F=4, B=4, R=0.2),
+    *MASKS[2:4],
+]
+TABLE = [(PLAIN, row) for row in UNGUIDED] + [(GUIDED, row) for row in BRANCHES]
+
+
+def differences(ours: Ran, peer: Ran) -> list[str]:
+    """What is not the same, each as half a sentence."""
+    found = []
+    if ours.hits != peer.hits:
+        found.append(f"hits {ours.hits}, cache-dit's {peer.hits}")
+    error = relative_error(ours.tokens, peer.tokens)
+    if not error < MAX_ERROR:
+        found.append(f"output off by {error:.2g}")
+    for branch, (mine, its) in enumerate(zip(ours.diffs, peer.diffs, strict=True)):
+        for step in mine.keys() & its.keys():
+            if mine[step] != pytest.approx(its[step], rel=1e-3):
+                found.append(f"diff {mine[step]} at {branch, step}, cache-dit's {its[step]}")
+    return found
+
+
+def test_decisions_and_pictures_are_the_same():
+    pipe = our_pipeline()
+    failed, num_hits = [], Counter()
+    for sampling, row in TABLE:
+        settings = settings_of(row)
+        ours = run_ours(pipe, sampling, settings)
+        found = differences(ours, run_peer(sampling, settings))
+        failed += [f"{row}, guidance {sampling.guidance}: {'; '.join(found)}"] if found else []
+        num_hits[sum(map(len, ours.hits))] += 1
+    assert not failed, "\n" + "\n".join(failed)
+    assert len(TABLE) >= 40
+    # The settings matter: images without a hit, and with any number up to all steps but the first.
+    assert set(range(NUM_STEPS)) <= set(num_hits)
+    assert dc.summary(pipe).graphs[0].num_blocks == 18
