@@ -6,10 +6,8 @@ by powers (`DMDCalibratorConfig` of cache-dit, from HiCache++).
 
 A is fitted to each sample by itself. Sums of exponentials, damped or oscillating, are met exactly.
 It takes evenly spaced values, 4 or more since a wave takes 3 pairs; else the forecast is Taylor's
-of order 1, right on gaps.
-
-It is a weighted sum of the values after all, by weights of each sample's own that follow from their
-inner products: worked out on the host at each hit, for one small copy a stream.
+of order 1, right on gaps. It is a weighted sum of the values after all, by weights that follow from
+their inner products: worked out on the host at each hit, for one small copy a stream.
 """
 
 from collections.abc import Sequence
