@@ -10,7 +10,7 @@ Heun's trapezium takes the mean of that and of how fast it moved between the las
     ahead    moved + 4 / 6 * (moved - (b - a) / 2)         (3c - 4b + a) / 2 over gaps of one
 
 Exact on what moves evenly, over any gaps. cache-dit takes `c - b` for `moved` whatever the gap, and
-halts after three steps.
+leans back to a replay after three steps.
 """
 
 from collections.abc import Sequence
