@@ -8,8 +8,10 @@ import torch
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
+from dit_cachegraph.policy.catalog import PREDICTORS as PREDICTORS_BY_NAME
 from forecast_oracle import ForecastOracle
 from running import compile_cached, relative_error, run_all, run_step
+from test_settings import num_reads
 from tiny_models import FLUX, SD3, WAN, trajectory
 from toy_dits import adding_dit, toy_inputs
 
@@ -130,6 +132,18 @@ def test_a_request_has_a_predictor_of_its_own():
             expected = reference.step(**kwargs)
             assert ran.hit == expected.hit
             assert relative_error(ran.output, expected.output) < 1e-5
+
+
+def test_within_a_request_nothing_is_read_but_for_dmd(monkeypatch):
+    """DMD reads once it has four even gaps' values: on hits after the fifth computed step."""
+    model = WAN.build(4)
+    compiled = compile_cached(model, **EVEN)
+    for i, name in enumerate(PREDICTORS_BY_NAME):
+        with dc.request(name, predictor=name):
+            steps = steps_of(WAN, model, i)
+            reads = [num_reads(compiled, kwargs, monkeypatch) > 0 for kwargs in steps]
+        expected = [name == "dmd" and i in (11, 12, 14) for i in range(NUM_STEPS)]
+        assert reads == expected, name
 
 
 NUM_KEPT = [

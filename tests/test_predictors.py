@@ -2,6 +2,7 @@
 and never NaN."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -141,6 +142,23 @@ def test_dmd_is_exact_on_sums_of_exponentials(first, gap, count, ahead, seed):
         predictor = PREDICTORS["dmd"](dmd_history=8, dmd_svd_precision=precision)
         actual = predictor.estimate(list(values[:-1]), steps, steps[-1] + ahead)
         assert_near(actual, values[-1], float(values.abs().max()), 1e-3)
+
+
+def test_dmd_of_more_elements_than_are_sampled_or_summed_at_once():
+    """The products come in two chunks, and what is not sampled has no say in the fit."""
+    rng = torch.Generator().manual_seed(0)
+    a, b, c = torch.randn(3, 1200, 1000, generator=rng)
+    steps = [0, 2, 4, 6]
+    values = [a * 0.9**s + 0.95**s * (b * math.cos(s / 4) + c * math.sin(s / 4)) for s in range(9)]
+    kept = [values[s] for s in steps]
+    spoilt = [kept[0].clone(), *kept[1:]]
+    spoilt[0][0, 1] = 1e6
+    for precision, is_fooled in (("low", False), ("medium", True)):
+        predictor = PREDICTORS["dmd"](dmd_svd_precision=precision)
+        estimate = predictor.estimate(kept, steps, 8)
+        assert_near(estimate, values[8], float(values[0].abs().max()), 1e-4)
+        other = predictor.estimate(spoilt, steps, 8)
+        assert (not torch.equal(other[1:], estimate[1:])) == is_fooled
 
 
 def test_dmd_fits_each_sample_by_itself():

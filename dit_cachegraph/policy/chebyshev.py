@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from dit_cachegraph.policy.checks import check_bool, check_choice, check_int, check_number
 from dit_cachegraph.policy.predictor import CacheType, Predictor
@@ -63,18 +63,17 @@ class ChebyshevConfig(Predictor):
             return (1.0,)
         num_unused = max(0, len(steps) - self.num_snapshots)
         basis = self._basis(steps[num_unused:])
-        ridge = basis.new_full((self.chebyshev_degree + 1,), self.chebyshev_ridge)
+        ridge = np.full(self.chebyshev_degree + 1, self.chebyshev_ridge)
         ridge[0] = 0.0
         # The inverse that also takes what a ridge of 0 leaves undecided: the smallest fit.
-        fitted = torch.linalg.pinv(basis.mT @ basis + ridge.diag(), hermitian=True) @ basis.mT
-        (weights,) = (self._basis([step]) @ fitted).tolist()
+        inverse = np.linalg.pinv(basis.T @ basis + np.diag(ridge), hermitian=True)
+        (weights,) = (self._basis([step]) @ inverse @ basis.T).tolist()
         return (*[0.0] * num_unused, *weights)
 
-    def _basis(self, steps: Sequence[int]) -> Tensor:
-        """T_0 to T_degree at these steps, [steps, degree + 1] float64, on the host."""
-        x = torch.tensor(steps, dtype=torch.float64, device="cpu")
-        x = 2 * x / self.chebyshev_num_steps - 1
-        columns = [torch.ones_like(x), x]
+    def _basis(self, steps: Sequence[int]) -> NDArray[np.float64]:
+        """T_0 to T_degree at these steps, [steps, degree + 1]."""
+        x = 2 * np.asarray(steps, dtype=np.float64) / self.chebyshev_num_steps - 1
+        columns = [np.ones_like(x), x]
         for _ in range(2, self.chebyshev_degree + 1):
             columns.append(2 * x * columns[-1] - columns[-2])
-        return torch.stack(columns[: self.chebyshev_degree + 1], dim=-1)
+        return np.stack(columns[: self.chebyshev_degree + 1], axis=-1)
