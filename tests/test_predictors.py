@@ -141,7 +141,7 @@ def test_dmd_is_exact_on_sums_of_exponentials(first, gap, count, ahead, seed):
     for precision in ("low", "medium", "high"):
         predictor = PREDICTORS["dmd"](dmd_history=8, dmd_svd_precision=precision)
         actual = predictor.estimate(list(values[:-1]), steps, steps[-1] + ahead)
-        assert_near(actual, values[-1], float(values.abs().max()), 1e-3)
+        assert_near(actual, values[-1], float(values.abs().max()), 1e-5)
 
 
 def test_dmd_of_more_elements_than_are_sampled_or_summed_at_once():
