@@ -116,11 +116,12 @@ def forecast(base: Tensor | None, snapshots: Sequence[Tensor], weights: Sequence
         base = snapshots[-1]
         weights[-1] -= 1.0
     pairs = [(s, w) for s, w in zip(snapshots, weights, strict=True) if w != 0.0]
-    out = base
+    # Of several passes none but the last rounds.
+    out = base.float() if len(pairs) > MAX_FACTORS else base
     for i in range(0, len(pairs), MAX_FACTORS):
         some, their = zip(*pairs[i : i + MAX_FACTORS], strict=True)
         out = torch.ops.dit_cachegraph.taylor_apply(out, list(some), 0.0, list(their))
-    return out.clone() if out is base else out
+    return out.clone() if out is base else out.to(base.dtype)
 
 
 def residual(hidden: Tensor, hidden_in: Tensor) -> Tensor:

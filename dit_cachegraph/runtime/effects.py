@@ -42,7 +42,7 @@ def kept_after(
         new = out.clone() if base is None else ops.residual(out, base)
         older = () if before is None else before.snapshots[i]
         num_older = _num_snapshots(effect, new, predictor) - 1
-        snapshots.append((*older[len(older) - num_older :], new) if num_older else (new,))
+        snapshots.append((*older[-num_older:], new) if num_older else (new,))
     steps = () if before is None else before.steps
     return RegionKept(None, (*steps, step)[-predictor.num_snapshots :], tuple(snapshots))
 
