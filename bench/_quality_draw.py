@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import dit_cachegraph
 from bench._quality_models import QualityModel
 from dit_cachegraph.backend import cachedit
-from dit_cachegraph.config import resolve
 
 Settings = Mapping[str, object]
 
@@ -63,14 +62,11 @@ def by_ours(artist: Artist, settings: Settings, num_steps: int) -> Drawn:
     """With these settings over the defaults."""
     pipe = artist.ours
     dit_cachegraph.reset(pipe)
-    hits_before = dit_cachegraph.summary(pipe).num_hits
+    num_blocks_before = dit_cachegraph.summary(pipe).num_blocks_run
     with dit_cachegraph.request("quality", **settings):
         pictures = artist.draw(pipe, num_steps)
-    num_hits = dit_cachegraph.summary(pipe).num_hits - hits_before
-    # What a hit skips, for a rule with one region.
-    start, stop = resolve(settings).rule.region(len(_blocks(pipe)))
-    num_skipped = num_hits * (stop - start)
-    return Drawn(pictures, 1 - num_skipped / artist.num_blocks_uncached(pipe, num_steps))
+    num_blocks = dit_cachegraph.summary(pipe).num_blocks_run - num_blocks_before
+    return Drawn(pictures, num_blocks / artist.num_blocks_uncached(pipe, num_steps))
 
 
 def by_pipeline(artist: Artist, pipe: FluxPipeline, num_steps: int) -> Drawn:

@@ -15,6 +15,7 @@ from bench import _quality_peers as peers
 from bench import _quality_solvers as solvers
 from bench._quality_draw import Artist, Drawn, by_ours, by_pipeline, by_solver
 from bench._quality_models import QualityModel
+from dit_cachegraph.policy.presets import PRESETS
 
 Settings = Mapping[str, object]
 
@@ -39,6 +40,13 @@ SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin]]] = (
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 QUICK_THRESHOLDS = (0.1, 0.2)
+TOLERANCES = (0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3)
+QUICK_TOLERANCES = (0.06, 0.15)
+FORECASTS: Mapping[str, Settings] = {
+    "order 1": {"predictor": "taylorseer", "taylorseer_order": 1},
+    "order 2": {"predictor": "taylorseer", "taylorseer_order": 2},
+    "FoCa": {"predictor": "foca"},
+}
 FIRST_AND_LAST = ((1, 0), (2, 0), (4, 0), (1, 2), (4, 4))
 
 MakePipeline = Callable[[QualityModel, float, int], FluxPipeline]
@@ -124,9 +132,36 @@ def _dbcache_rows() -> list[Method]:
     return rows
 
 
+def _ours(name: str, group: str, settings: Settings, is_quick: bool) -> Method:
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        return by_ours(artist, settings, num_steps)
+
+    return Method(f"ours {name}", f"ours, {group}", draw, is_quick)
+
+
+def _rows_of_ours() -> list[Method]:
+    """What no peer has the same options for."""
+    rows = [_ours(f"preset {name}", "presets", {"preset": name}, True) for name in PRESETS]
+    for (name, predictor), tolerance in itertools.product(FORECASTS.items(), TOLERANCES):
+        settings = {"rule": "error_control", "error_tolerance": tolerance, **predictor}
+        is_quick = name == "order 1" and tolerance in QUICK_TOLERANCES
+        rows.append(_ours(f"E{tolerance:g} {name}", f"error control, {name}", settings, is_quick))
+    for (name, predictor), threshold in itertools.product(FORECASTS.items(), THRESHOLDS):
+        settings = {**_dbcache(1, 0, threshold), **predictor}
+        rows.append(_ours(f"F1B0 R{threshold:g} {name}", f"threshold, {name}", settings, False))
+    for interval, (name, predictor) in itertools.product((2, 3, 4), FORECASTS.items()):
+        settings = {"rule": "even", "every": interval, "max_warmup_steps": 6, **predictor}
+        rows.append(_ours(f"W6 every {interval} {name}", f"mask, {name}", settings, False))
+    for threshold in THRESHOLDS:
+        settings = {**_dbcache(1, 0, threshold), "rule": "dbprune"}
+        rows.append(_ours(f"DBPrune R{threshold:g}", "DBPrune", settings, False))
+    return rows
+
+
 def all_methods() -> list[Method]:
     """In the order of a run."""
     rows = [_fewer_steps(name, make, share) for name, make in SOLVERS for share in SHARES]
+    rows += _rows_of_ours()
     rows += _dbcache_rows()
     for name, make, values, quick in DIFFUSERS:
         rows += [_of_diffusers(name, make, value, value == quick) for value in values]

@@ -60,7 +60,8 @@ class GraphReport:
 class Report:
     """The report of one model. Prints as text; `to_dict()` is JSON.
 
-    `steps` are the last thousand; `num_hits`, `num_computed` count all of them. `state_nbytes` is
+    `steps` are the last thousand; `num_hits`, `num_computed` and the blocks
+    count all of them. `state_nbytes` is
     what is held for later steps, each storage once; `settings` are the rule and the predictor of
     each cached graph, by name and option; `trials` are the thresholds of a dry run.
     """
@@ -69,6 +70,8 @@ class Report:
     steps: tuple[Step, ...]
     num_hits: int
     num_computed: int
+    num_blocks: int
+    num_blocks_run: int
     state_nbytes: int
     num_branches: int
     settings: tuple[Mapping[str, object], ...] = ()
@@ -102,7 +105,8 @@ class Report:
         num_steps = self.num_hits + self.num_computed
         if num_steps:
             lines.append(
-                f"{num_steps} steps: {self.num_hits} reused, {self.num_computed} computed; "
+                f"{num_steps} steps: {self.num_hits} reused, {self.num_computed} computed, "
+                f"{self.num_blocks_run / self.num_blocks:.0%} of the block work run; "
                 f"{self.state_nbytes / 2**20:.2f} MiB held for {self.num_branches} branches"
             )
         lines += map(str, self.trials)
@@ -137,6 +141,8 @@ def report_of(states: Sequence[ModelState], notes: Sequence[str]) -> Report:
         steps=tuple(step for state in states for step in list(state.log.steps)),
         num_hits=sum(state.log.num_hits for state in states),
         num_computed=sum(state.log.num_computed for state in states),
+        num_blocks=sum(state.log.num_blocks for state in states),
+        num_blocks_run=sum(state.log.num_blocks_run for state in states),
         state_nbytes=sum(state.branches.nbytes for state in states),
         num_branches=sum(len(state.branches) for state in states),
         settings=tuple(settings_as_config(plan.settings) for _, plan in plans),

@@ -69,7 +69,7 @@ blocks x 4: 4 blocks
   blocks: Pattern_3 (h -> h)
   6 segments, 3 distinct, compiled in X s
   Fn=1, Bn=0: a hit skips 3 blocks
-5 steps: 2 reused, 3 computed; 0.00 MiB held for 1 branches
+5 steps: 2 reused, 3 computed, 70% of the block work run; 0.00 MiB held for 1 branches
       #1 step   0 t=90       compute new image
       #1 step   1 t=30       reuse   hit 0.5
       #1 step   2 t=10       compute diff 0.826 >= 0.6
@@ -132,7 +132,7 @@ def test_dict_is_json_after_a_nan():
 def test_log_keeps_a_thousand_steps_and_counts_all():
     log = StepLog()
     for i in range(MAX_STEPS_KEPT + 5):
-        log.add(Step(i, None, i % 3 == 0, "", None, "a"))
+        log.add(Step(i, None, i % 3 == 0, "", None, "a"), 4)
     assert [s.step for s in log.steps] == list(range(5, 1005))
     assert (log.num_hits, log.num_computed) == (335, 670)
 

@@ -18,6 +18,7 @@ from dit_cachegraph.calibration.pictures import Array, as_array, psnr_db
 from dit_cachegraph.calibration.result import CalibratedConfig, Point
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
+from dit_cachegraph.report import Report
 from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.runtime.models import REGISTRY
 from dit_cachegraph.targets import modules_in
@@ -87,7 +88,7 @@ class _Bench:
             before = summary(self.target)
             drawn = as_array(self.run(one))
             self.spent_seconds += time.perf_counter() - started
-            shares.append(_share_run(self.target, before.num_hits + before.num_computed))
+            shares.append(_share_run(before, summary(self.target)))
             qualities.append(min(psnr_db(drawn, self.references[one]), 100.0))
         point = Point(sum(shares) / len(shares), sum(qualities) / len(qualities), dict(settings))
         log.info("calibrate: %s with %s", point, dict(settings))
@@ -191,11 +192,6 @@ def _bisect(
             high = middle - 1
 
 
-def _share_run(target: object, num_steps_before: int) -> float:
-    """The share of the block work of the steps since then."""
-    report = summary(target)
-    num_blocks = max(graph.num_blocks for graph in report.graphs)
-    num_steps = report.num_hits + report.num_computed - num_steps_before
-    steps = report.steps[-num_steps:]
-    num_skipped = sum(stop - start for step in steps for start, stop in step.skipped)
-    return 1 - num_skipped / (num_blocks * len(steps))
+def _share_run(before: Report, after: Report) -> float:
+    """The share of the block work between two reports."""
+    return (after.num_blocks_run - before.num_blocks_run) / (after.num_blocks - before.num_blocks)

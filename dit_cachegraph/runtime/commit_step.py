@@ -103,7 +103,7 @@ def commit_step(
     if match.image is None:
         begin_image(model.branches, model.schedules, image)
     _record(model, image, done[0].recorded, is_first=match.image is None)
-    model.log.add(_step(now, outcome, error))
+    model.log.add(_step(now, outcome, error), trunk.num_blocks)
     _tally(now, image, outcome, trunk.num_blocks)
     common = now.plan.settings.common
     end_step(

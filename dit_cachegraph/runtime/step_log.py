@@ -34,9 +34,14 @@ class StepLog:
         self.steps: deque[Step] = deque(maxlen=MAX_STEPS_KEPT)
         self.num_hits = 0
         self.num_computed = 0
+        self.num_blocks = 0
+        self.num_blocks_run = 0
 
-    def add(self, step: Step) -> None:
+    def add(self, step: Step, num_blocks: int) -> None:
+        """Count a step of a trunk of so many blocks."""
         self.steps.append(step)
+        self.num_blocks += num_blocks
+        self.num_blocks_run += num_blocks - sum(stop - start for start, stop in step.skipped)
         self.num_hits += step.hit
         self.num_computed += not step.hit
 
@@ -45,6 +50,8 @@ class StepLog:
         self.steps.extend(other.steps)
         self.num_hits += other.num_hits
         self.num_computed += other.num_computed
+        self.num_blocks += other.num_blocks
+        self.num_blocks_run += other.num_blocks_run
 
 
 def log_image(image: Image) -> None:
