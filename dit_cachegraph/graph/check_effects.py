@@ -114,8 +114,11 @@ def _written_by_schema(node: fx.Node, overload: torch._ops.OpOverload) -> list[o
 
 
 def _is_in_place_name(node: fx.Node) -> bool:
-    """True for `add_`, `torch.relu_`, `masked_fill_`, ...: torch's mark of an in-place function."""
+    """True for `add_`, `torch.relu_`, `masked_fill_`, ...: torch's mark of an in-place function.
+    Python's own operators (`and_`, `or_`, `not_`) are named so for another reason."""
     if node.op not in ("call_method", "call_function") or not node.args:
+        return False
+    if getattr(node.target, "__module__", None) == operator.and_.__module__:
         return False
     name = target_name(node)
     return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"

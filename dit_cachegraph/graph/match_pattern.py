@@ -43,7 +43,7 @@ def match_pattern(sequences: Sequence[BlockSequence], assignment: Assignment) ->
         raise CannotCut(
             f"{name} hands on nothing that it was given: there is no residual to compare steps by"
         )
-    roles = find_roles(assignment, probe)
+    roles = find_roles(assignment, streams, probe)
     return Pattern(streams, probe, roles, _name_patterns(sequences, streams, probe, assignment))
 
 

@@ -73,7 +73,7 @@ def compiled_for(entry: Entry, model: nn.Module) -> nn.Module:
 def blocks_in_order(entry: Entry, model: nn.Module, inputs: Inputs) -> list[nn.Module]:
     """The blocks of the trunk in the order in which the model calls them."""
     called: dict[nn.Module, None] = {}
-    blocks = [block for name in entry.trunk for block in model.get_submodule(name)]
+    blocks = [block for name in entry.trunk for block in model.get_submodule(name).children()]
     hooks = [
         block.register_forward_pre_hook(lambda module, _: called.setdefault(module))
         for block in blocks

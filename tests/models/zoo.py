@@ -23,22 +23,11 @@ VIDEOS = (*WAN_LIKE, *JOINT_VIDEO, *CROSS_VIDEOS, *KANDINSKY, *MULTIMODAL, *AUDI
 
 # What does not hold yet, by what was seen. Each is run with the slow tests, and says when it holds.
 OPEN = {
-    **dict.fromkeys(("chroma", "z_image"), "a random model of which hardly any step is near"),
+    "nucleus": "more segments where it is deeper",
     **dict.fromkeys(
-        ("bria_fibo", "ideogram4", "nucleus", "z_image_batch"), "more segments where it is deeper"
-    ),
-    **dict.fromkeys(
-        ("cosmos2", "cosmos25_transfer", "sana_wm", "kandinsky6", "ltx2", "cosmos3", "minimax_h3",
-         "ace_step", "proteina"),
-        "the repeat of a step is taken for a new image",
-    ),
-    **dict.fromkeys(
-        ("hunyuan_image", "hunyuan_video15", "mochi", "framepack", "motif_video",
-         "motif_video_decoder", "bria_fibo2"),
+        ("hunyuan_image", "hunyuan_video15", "mochi", "framepack"),
         "graph breaks in the trunk: another list is cached, or none",
     ),
-    "latte": "interleaved lists: only one is the trunk",
-    "longcat_audio": "the inputs of the entry don't fit the model",
 }  # fmt: skip
 
 

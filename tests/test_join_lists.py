@@ -1,0 +1,109 @@
+"""Which lists join the trunk: those that are called in turn with it, and those beside it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT
+from toy_runs import assert_cached
+
+
+def gated_blocks(num_blocks: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [GatedBlock() for _ in range(num_blocks)]
+
+
+def lists_of(model: nn.Module) -> list[tuple[str, int]]:
+    return [(found.name, found.num_blocks) for found in assert_cached(model).block_lists]
+
+
+class InTurnDiT(ToyDiT):
+    """Blocks over the tokens and blocks over the channels, in turn."""
+
+    def __init__(self, num_pairs: int, hands_over: bool = True) -> None:
+        super().__init__(gated_blocks(num_pairs))
+        self.others = nn.ModuleList(gated_blocks(num_pairs))
+        self.hands_over = hands_over
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        for block, other in zip(self.blocks, self.others, strict=True):
+            h = block(h, temb)
+            if self.hands_over:
+                h = other(h.flip(1).contiguous(), temb).flip(1)
+            else:
+                h = h + other(h, temb)
+        return h
+
+
+@pytest.mark.parametrize("num_pairs", [2, 4])
+def test_two_lists_called_in_turn_are_one_sequence(num_pairs: int) -> None:
+    graph = assert_cached(InTurnDiT(num_pairs))
+    assert [(b.name, b.num_blocks) for b in graph.block_lists] == [
+        ("blocks and others", 2 * num_pairs)
+    ]
+    # Prologue, first block, block after a flip, flipped block, epilogue: the same at any depth.
+    assert graph.num_compiled == 5
+
+
+def test_an_adapter_that_is_added_is_no_block() -> None:
+    """It doesn't carry the stream: the addition reads the stream as well."""
+    assert lists_of(InTurnDiT(3, hands_over=False)) == [("blocks", 3)]
+
+
+class PairDiT(ToyDiT):
+    """A second stream, of pairs of tokens, is updated after every other block, by the heavier list
+    of the two; the picture leaves by the other one."""
+
+    def __init__(self) -> None:
+        super().__init__([PairReader() for _ in range(4)])
+        self.updates = nn.ModuleList(PairUpdate() for _ in range(2))
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        pairs = h[:, :, None] + h[:, None]
+        for i, block in enumerate(self.blocks):
+            h = block(h, pairs, temb)
+            if i % 2 == 0:
+                pairs = self.updates[i // 2](h, pairs)
+        return h
+
+
+class PairReader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = GatedBlock()
+
+    def forward(self, h: Tensor, pairs: Tensor, temb: Tensor) -> Tensor:
+        return self.block(h, temb) + pairs.mean(dim=2)
+
+
+class PairUpdate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(DIM, DIM)
+
+    def forward(self, h: Tensor, pairs: Tensor) -> Tensor:
+        return pairs + self.linear(torch.tanh(h[:, :, None] * h[:, None] + pairs))
+
+
+def test_list_of_a_second_stream_joins_the_one_that_carries_the_picture() -> None:
+    assert lists_of(PairDiT()) == [("blocks and updates", 6)]
+
+
+class LayersDiT(ToyDiT):
+    """An `nn.Sequential` of layers makes what enters the blocks, another what leaves them."""
+
+    def __init__(self) -> None:
+        super().__init__(gated_blocks(3))
+        self.before = nn.Sequential(nn.Linear(DIM, DIM), nn.Tanh(), nn.Linear(DIM, DIM))
+        self.after = nn.Sequential(nn.Linear(DIM, DIM), nn.Tanh(), nn.Linear(DIM, DIM))
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        return self.after(super().trunk(self.before(h), temb, e))
+
+
+def test_layers_beside_the_blocks_are_no_blocks() -> None:
+    assert lists_of(LayersDiT()) == [("blocks", 3)]
+
+
+def test_blocks_of_one_layer_are_blocks_where_nothing_else_is() -> None:
+    assert lists_of(ToyDiT([AddingBlock(0.1) for _ in range(3)])) == [("blocks", 3)]
