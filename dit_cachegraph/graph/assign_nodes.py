@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.fx_utils import value_of
+from dit_cachegraph.graph.fx_utils import line_of, value_of
 from dit_cachegraph.plan import Block, BlockSequence
 
 ARGUMENT = -1
@@ -124,4 +125,11 @@ def _check_borders(
                 f"{segment_name(segment_of[users[0]], blocks)}, and is neither a tensor nor an "
                 "integer; a context manager around several blocks does this: enter it inside the "
                 "block, or around the whole model"
+            )
+        if users and free_unbacked_symbols(value_of(node)):
+            raise CannotCut(
+                f"`{node.name}`{line_of(node)}, made in {segment_name(own, blocks)} and used in "
+                f"{segment_name(segment_of[users[0]], blocks)}, has a size that depends on data (a "
+                "mask, most likely): a hit would not know it; drop the padding before the model, "
+                "or keep its size and mask it inside the blocks"
             )

@@ -14,6 +14,7 @@ from collections import defaultdict
 from torch import fx
 
 from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.graph.check_fragment import where_it_broke
 from dit_cachegraph.graph.fx_utils import module_stack, num_elements_hint, value_of
 from dit_cachegraph.graph.join_lists import has_repeats, is_chained, join_lists
 from dit_cachegraph.plan import Block, BlockSequence
@@ -30,7 +31,7 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
     candidates = _module_lists(nodes)
     chained = [s for s in candidates if has_repeats(s) and is_chained(s, nodes)]
     if not chained:
-        raise CannotCut(_why_no_blocks(candidates))
+        raise CannotCut(_why_no_blocks(candidates, where_it_broke(gm)))
     work = [num_elements_hint(value_of(node)) for node in nodes]
     anchor = max(chained, key=lambda s: sum(sum(work[b.first : b.last + 1]) for b in s.blocks))
     return join_lists(anchor, candidates, nodes)
@@ -46,16 +47,16 @@ def _check_hooks(nodes: list[fx.Node]) -> None:
             )
 
 
-def _why_no_blocks(candidates: list[BlockSequence]) -> str:
+def _why_no_blocks(candidates: list[BlockSequence], where: str) -> str:
     if not candidates:
         return (
             "this graph calls no module of a list (`nn.ModuleList`), so there are no repeated "
-            "blocks; if the model has some, a graph break may have kept them out of this graph"
+            f"blocks; if the model has some, a graph break may have kept them out of it{where}"
         )
     seen = ", ".join(str(s) for s in candidates[:4])
     return (
         f"no list of at least two blocks of which each feeds the next (seen: {seen}); if the "
-        "model has one, a graph break may have split it: TORCH_LOGS=graph_breaks shows where"
+        f"model has one, a graph break may have split it{where}"
     )
 
 

@@ -67,29 +67,36 @@ def _name_patterns(
 def _pattern(
     inside: range, streams: Sequence[StreamNodes], probe: StreamNodes, assignment: Assignment
 ) -> str:
-    first = inside[0]
-    carried = [s for s in streams if s.at[first] is not None and s.at[first + 1] is not None]
+    # Where the streams are put into one before a list, it is carried from the second block on.
+    first = next((i for i in inside if _carried(i, streams)), inside[0])
+    carried = _carried(first, streams)
     extra = [s for s in streams if s.at[first] is not None and s not in carried]
-    if probe not in carried or len(carried) > 2:
+    if not carried or len(carried) > 2:
         return f"general form: {len(carried) + len(extra)} in, {len(carried)} out"
+    hidden = probe if probe in carried else carried[0]
     if len(carried) == 1:
-        reads_text = _reads_an_outside_sequence(first, probe, streams, assignment)
+        reads_text = _reads_an_outside_sequence(first, hidden, streams, assignment)
         return "Pattern_2 (h, e -> h)" if reads_text else "Pattern_3 (h -> h)"
-    names = {probe.at[first + 1]: "h"}
-    names |= {s.at[first + 1]: "e" for s in carried if s is not probe}
+    names = {hidden.at[first + 1]: "h"}
+    names |= {s.at[first + 1]: "e" for s in carried if s is not hidden}
     order = return_order(assignment.nodes, assignment.blocks[first], names)
     if order is None:
         return "Pattern_0 or Pattern_1 (h, e -> h and e)"
     return "Pattern_0 (h, e -> h, e)" if order == ("h", "e") else "Pattern_1 (h, e -> e, h)"
 
 
+def _carried(block: int, streams: Sequence[StreamNodes]) -> list[StreamNodes]:
+    """The streams that enter this block and leave it."""
+    return [s for s in streams if s.at[block] is not None and s.at[block + 1] is not None]
+
+
 def _reads_an_outside_sequence(
-    position: int, probe: StreamNodes, streams: Sequence[StreamNodes], assignment: Assignment
+    position: int, hidden: StreamNodes, streams: Sequence[StreamNodes], assignment: Assignment
 ) -> bool:
     """True if the block reads a floating-point sequence with as many dimensions as its stream and
     another length, from outside the trunk: text that it attends to and doesn't carry."""
     block = assignment.blocks[position]
-    stream = probe.at[position]
+    stream = hidden.at[position]
     inside = assignment.nodes[block.first : block.last + 1]
     own = {n for s in streams for n in s.at if n is not None}
     shape = _shape_of(stream)

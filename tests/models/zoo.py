@@ -22,13 +22,7 @@ IMAGES = (*FLUX_LIKE, *JOINT, *CROSS, *REFINED, *SINGLE)
 VIDEOS = (*WAN_LIKE, *JOINT_VIDEO, *CROSS_VIDEOS, *KANDINSKY, *MULTIMODAL, *AUDIO, *OTHERS)
 
 # What does not hold yet, by what was seen. Each is run with the slow tests, and says when it holds.
-OPEN = {
-    "nucleus": "more segments where it is deeper",
-    **dict.fromkeys(
-        ("hunyuan_image", "hunyuan_video15", "mochi", "framepack"),
-        "graph breaks in the trunk: another list is cached, or none",
-    ),
-}  # fmt: skip
+OPEN: dict[str, str] = {}
 
 
 def params_of(entries: Iterable[Entry]) -> list[object]:
