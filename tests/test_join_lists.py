@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT
+from toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT, TwoListDiT
 from toy_runs import assert_cached
 
 
@@ -107,3 +107,45 @@ def test_layers_beside_the_blocks_are_no_blocks() -> None:
 
 def test_blocks_of_one_layer_are_blocks_where_nothing_else_is() -> None:
     assert lists_of(ToyDiT([AddingBlock(0.1) for _ in range(3)])) == [("blocks", 3)]
+
+
+class OneSequenceBlock(nn.Module):
+    """Over text and image in one sequence; shift, scale and gate are rows of a table, or none."""
+
+    def __init__(self, has_table: bool) -> None:
+        super().__init__()
+        self.has_table = has_table
+        self.up, self.down = nn.Linear(DIM, 2 * DIM), nn.Linear(2 * DIM, DIM)
+
+    def forward(self, both: Tensor, temb: Tensor) -> Tensor:
+        shift, scale, gate = temb.unbind(dim=1) if self.has_table else (temb[:, 0],) * 3
+        x = both * (1 + scale[:, None]) + shift[:, None]
+        return both + gate[:, None] * self.down(torch.tanh(self.up(x)))
+
+
+class ConcatenatingDiT(TwoListDiT):
+    """Joint blocks, then blocks over one sequence of text and image."""
+
+    def __init__(self, has_table: bool) -> None:
+        super().__init__(2, 0)
+        self.single_blocks = nn.ModuleList(OneSequenceBlock(has_table) for _ in range(3))
+        self.has_table = has_table
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            e, h = block(h, e, temb)
+        both = torch.cat([e, h], dim=1)
+        table = torch.cat([temb, 2 * temb, 3 * temb], dim=1) if self.has_table else temb
+        for block in self.single_blocks:
+            both = block(both, table)
+        return both[:, e.shape[1] :]
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_pattern_of_blocks_over_one_sequence(has_table: bool) -> None:
+    """The streams are put into one in the glue, which goes with the list's first block."""
+    graph = assert_cached(ConcatenatingDiT(has_table))
+    assert [found.pattern for found in graph.block_lists] == [
+        "Pattern_0 or Pattern_1 (h, e -> h and e)",
+        "Pattern_3 (h -> h)",
+    ]

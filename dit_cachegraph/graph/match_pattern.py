@@ -15,9 +15,11 @@ from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.block_source import return_order
 from dit_cachegraph.graph.find_roles import choose_probe, find_roles
 from dit_cachegraph.graph.find_streams import StreamNodes, find_streams
-from dit_cachegraph.graph.fx_utils import is_weight, value_of
+from dit_cachegraph.graph.fx_utils import is_weight, target_name, value_of
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.plan import ArgumentRoles, BlockListReport, BlockSequence
+
+_UNPACKING = frozenset(("getitem", "chunk", "flatten", "unbind", "split"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,16 @@ def _reads_an_outside_sequence(
         if node in own or is_weight(node) or len(other) != len(shape) or len(shape) < 3:
             continue
         # Rotary tables are broadcast over the batch and modulation over the tokens.
-        if other[1] not in ("1", shape[1]) and other[0] == shape[0]:
+        is_sequence = other[1] not in ("1", shape[1]) and other[0] == shape[0]
+        if is_sequence and not _is_unpacked(node, inside):
             return True
     return False
+
+
+def _is_unpacked(node: fx.Node, inside: Sequence[fx.Node]) -> bool:
+    """True for a table whose rows have names of their own: shift, scale and gate."""
+    users = [user for user in inside if node in user.all_input_nodes]
+    return all(target_name(user) in _UNPACKING for user in users)
 
 
 def _shape_of(node: fx.Node | None) -> tuple[object, ...]:
