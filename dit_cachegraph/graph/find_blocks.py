@@ -1,10 +1,11 @@
 """Find the trunk: the repeated blocks that carry the image to the output.
 
 A Dynamo graph comes in, the block sequences of the trunk come out, in call order. Candidates are
-calls of modules that sit in a list (`...blocks.3`, by module path); everything else is decided by
-dataflow: a list counts only if each block feeds the next one, the heaviest such list is the
-anchor, and the lists that go on with what it carries join it (`join_lists`). So FLUX's double and
-single blocks are one trunk, while a refiner that makes only the text side of it is not part of it.
+calls of modules that sit in a list (`...blocks.3`, by module path) or a dictionary, or else code
+that repeats (`find_repeats`); everything else is decided by dataflow: a list counts only if each
+block feeds the next one, the heaviest such list is the anchor, and the lists that go on with what
+it carries join it (`join_lists`). So FLUX's double and single blocks are one trunk, while a refiner
+that makes only the text side of it is not part of it.
 
     prologue | transformer_blocks.0 | ... | single_transformer_blocks.37 | epilogue
 """
@@ -15,6 +16,7 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.check_fragment import where_it_broke
+from dit_cachegraph.graph.find_repeats import find_repeats
 from dit_cachegraph.graph.fx_utils import module_stack, num_elements_hint, value_of
 from dit_cachegraph.graph.join_lists import has_repeats, is_chained, join_lists
 from dit_cachegraph.plan import Block, BlockSequence
@@ -29,12 +31,26 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
     nodes = list(gm.graph.nodes)
     _check_hooks(nodes)
     candidates = _module_lists(nodes)
+    work = [num_elements_hint(value_of(node)) for node in nodes if node.op != "placeholder"]
+    work = [0] * (len(nodes) - len(work)) + work
     chained = [s for s in candidates if has_repeats(s) and is_chained(s, nodes)]
+    chained = chained or ([] if candidates else _repeated_code(nodes, work))
     if not chained:
         raise CannotCut(_why_no_blocks(candidates, where_it_broke(gm)))
-    work = [num_elements_hint(value_of(node)) for node in nodes]
-    anchor = max(chained, key=lambda s: sum(sum(work[b.first : b.last + 1]) for b in s.blocks))
+    anchor = max(chained, key=lambda s: _work_of(s, work))
     return join_lists(anchor, candidates, nodes)
+
+
+def _work_of(sequence: BlockSequence, work: list[int]) -> int:
+    return sum(sum(work[block.first : block.last + 1]) for block in sequence.blocks)
+
+
+def _repeated_code(nodes: list[fx.Node], work: list[int]) -> list[BlockSequence]:
+    """Blocks that are no modules, if they are most of the graph."""
+    found = find_repeats(nodes)
+    if found is None or not is_chained(found, nodes) or 2 * _work_of(found, work) < sum(work):
+        return []
+    return [found]
 
 
 def _check_hooks(nodes: list[fx.Node]) -> None:
@@ -62,22 +78,24 @@ def _why_no_blocks(candidates: list[BlockSequence], where: str) -> str:
 
 def _module_lists(nodes: list[fx.Node]) -> list[BlockSequence]:
     """Every list of which a module is called, at any depth, with the node span of each call."""
-    spans: dict[tuple[str, str, str], list[int]] = {}
-    classes: dict[tuple[str, str, str], str] = {}
-    for i, node in enumerate(nodes):
+    calls = [
+        (i, call, path, cls.__name__ if isinstance(cls, type) else str(cls).rpartition(".")[2])
+        for i, node in enumerate(nodes)
         # Parameters have a module path too, but stand together before the first call.
-        for call, path, cls in module_stack(node) if node.op != "placeholder" else ():
-            container, _, index = path.rpartition(".")
-            if not index.isdigit() or not container:
-                continue
-            key = (container, path, call)
-            spans.setdefault(key, [i, i])[1] = i
-            classes[key] = cls.__name__ if isinstance(cls, type) else str(cls).rpartition(".")[2]
-    lists: dict[str, list[Block]] = defaultdict(list)
-    for key, (first, last) in spans.items():
-        container, path, _ = key
-        lists[container].append(Block(path, first, last, classes[key]))
+        if node.op != "placeholder"
+        for call, path, cls in module_stack(node)
+    ]
+    called = {path for _, _, path, _ in calls}
+    lists: dict[tuple[str, str], dict[tuple[str, str], Block]] = defaultdict(dict)
+    for i, call, path, cls in calls:
+        container, _, index = path.rpartition(".")
+        if not container or not (index.isdigit() or container not in called):
+            continue
+        # A dictionary (`nn.ModuleDict`) may hold other things beside the blocks.
+        blocks = lists[container, "" if index.isdigit() else cls]
+        first = blocks[path, call].first if (path, call) in blocks else i
+        blocks[path, call] = Block(path, first, i, cls)
     return [
-        BlockSequence(name, tuple(sorted(blocks, key=lambda b: b.first)))
-        for name, blocks in lists.items()
+        BlockSequence(name, tuple(sorted(blocks.values(), key=lambda b: b.first)))
+        for (name, _), blocks in lists.items()
     ]
