@@ -134,18 +134,18 @@ def _hands_over(
     nodes: Sequence[fx.Node],
     order: dict[fx.Node, int],
 ) -> bool:
-    """True if all that `after` carries comes out of `before`, and nothing is added on the way."""
+    """True if all that `after` carries comes out of `before`, and nothing is added on the way. It
+    may read what `before` hands on once more, as a skip."""
     if not (is_chained(before, nodes) and is_chained(after, nodes)):
         return False
     last, head = before.blocks[-1], after.blocks[0]
     reached = _reached_from(last, head.first, nodes)
     entering = _entering(head, nodes, order)
     leaving = _leaving(last, nodes, order)
-    return (
-        bool(entering)
-        and all(node in reached for node in entering)
-        and _num_elements(entering) == _num_elements(leaving)
-    )
+    if not entering or not all(node in reached for node in entering):
+        return False
+    beside_skips = [node for node in entering if node not in leaving]
+    return _num_elements(leaving) in (_num_elements(entering), _num_elements(beside_skips))
 
 
 def _entering(block: Block, nodes: Sequence[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
