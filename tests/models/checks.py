@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -22,7 +23,16 @@ MATTERS = 1e-2
 THRESHOLD = 0.2
 
 
-def check(entry: Entry) -> None:
+@dataclass(frozen=True)
+class Result:
+    """What was found of an entry: the report of its cached graph, or what it was refused for."""
+
+    entry: Entry
+    graph: GraphReport | None
+    reason: str = ""
+
+
+def check(entry: Entry) -> Result:
     """Build, compile and run one entry, and check all that must hold for it."""
     model = entry.build()
     steps = list(entry.steps(model, levels_of(entry)))
@@ -33,13 +43,13 @@ def check(entry: Entry) -> None:
     assert_equals_eager(compiled, steps, eager)
     assert_breaks_are_as_said(entry)
     if entry.refusal is not None:
-        assert_refused(compiled, entry.refusal)
-        return
+        return Result(entry, None, assert_refused(compiled, entry.refusal))
     graph = cached_graph(compiled)
     assert_replays(compiled, steps)
     assert_hits(compiled, steps)
     assert_a_hit_skips_half(compiled, steps, blocks, graph)
     assert_no_growth(entry, graph)
+    return Result(entry, graph)
 
 
 def levels_of(entry: Entry) -> list[float]:
@@ -111,11 +121,13 @@ def assert_breaks_are_as_said(entry: Entry) -> None:
     assert (num_graphs > 1) == entry.breaks, f"{num_graphs} graphs: {dict(counters['graph_break'])}"
 
 
-def assert_refused(compiled: nn.Module, sentence: str) -> None:
+def assert_refused(compiled: nn.Module, sentence: str) -> str:
+    """The first refusal that says so."""
     report = dc.summary(compiled)
     assert all(graph.refusals for graph in report.graphs), f"cached after all:\n{report}"
     matching = [refusal for refusal in report.refusals if sentence in refusal]
     assert matching, f"no refusal says {sentence!r}:\n{report}"
+    return matching[0]
 
 
 def cached_graph(compiled: nn.Module) -> GraphReport:
