@@ -3,7 +3,8 @@
 All nodes inside a block's span are the block's, whatever module made them. Glue between two blocks
 goes with the block after it (a ControlNet's add, a long skip's concatenation), except what depends
 on no block at all (a slice of `temb` for each block): that goes into the prologue, so that blocks
-that differ in nothing else stay one compiled function.
+that differ in nothing else stay one compiled function. And what puts a stream back into the shape
+that it had before a block (a permutation, and its inverse) goes with that block.
 
     ... | single_blocks.3 | add control | single_blocks.4 | ...
     ->    segment 5         segment 6     segment 6
@@ -18,10 +19,13 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.fx_utils import line_of, value_of
+from dit_cachegraph.graph.fx_utils import line_of, shape_key, target_name, value_of
 from dit_cachegraph.plan import Block, BlockSequence
 
 ARGUMENT = -1
+_VIEWS = frozenset(
+    ("reshape", "view", "permute", "transpose", "flatten", "unflatten", "movedim", "contiguous")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,10 @@ def assign_nodes(gm: fx.GraphModule, sequences: Sequence[BlockSequence]) -> Assi
     """
     nodes = tuple(gm.graph.nodes)
     found = [block for sequence in sequences for block in sequence.blocks]
-    blocks = [_with_its_contexts(block, nodes) for block in found]
+    blocks: list[Block] = []
+    for block in found:
+        start = blocks[-1].last + 1 if blocks else 0
+        blocks.append(_with_its_way_back(_with_its_contexts(block, nodes), start, nodes))
     segment_of: dict[fx.Node, int] = {}
     spans = iter([*enumerate(blocks), (len(blocks), None)])
     position, block = next(spans)
@@ -102,6 +109,29 @@ def _closes(node: fx.Node, opened: Sequence[fx.Node]) -> bool:
         and node.op == "call_function"
         and all(i in opened and value_of(i) is None for i in inputs)
     )
+
+
+def _with_its_way_back(block: Block, start: int, nodes: Sequence[fx.Node]) -> Block:
+    """The block with the views after it, if these bring its stream back to the shape that it came
+    in: Latte's temporal blocks work on frames of a token, between blocks on tokens of a frame."""
+    own = set(nodes[block.first : block.last + 1])
+    exits = {shape_key(n) for n in own if any(user not in own for user in n.users)}
+    read = {a for n in nodes[start : block.last + 1] for a in n.all_input_nodes}
+    came = {shape_key(n) for n in read.difference(nodes[start:])} - exits
+    last = block.last
+    while _is_view(nodes[last + 1]) and own.issuperset(_tensors_read(nodes[last + 1])):
+        last += 1
+        own.add(nodes[last])
+    is_back = last > block.last and shape_key(nodes[last]) in came
+    return replace(block, last=last) if is_back else block
+
+
+def _is_view(node: fx.Node) -> bool:
+    return target_name(node) in _VIEWS or isinstance(value_of(node), torch.SymInt)
+
+
+def _tensors_read(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
 
 
 def segment_name(segment: int, blocks: Sequence[Block]) -> str:
