@@ -91,6 +91,25 @@ def test_blocks_of_a_dictionary() -> None:
     assert graph.num_compiled == 3
 
 
-@pytest.mark.parametrize(("num_blocks", "is_chained"), [(1, True), (3, False)])
-def test_dictionary_without_a_chain(num_blocks: int, is_chained: bool) -> None:
-    assert_refused(DictDiT(num_blocks, is_chained), "no list of at least two blocks.*seen: parts")
+@pytest.mark.parametrize(
+    ("num_blocks", "is_chained", "sentence"),
+    [(1, True, NO_LIST), (3, False, "no list of at least two blocks.*seen: parts x 3")],
+)
+def test_dictionary_without_a_chain(num_blocks: int, is_chained: bool, sentence: str) -> None:
+    assert_refused(DictDiT(num_blocks, is_chained), sentence)
+
+
+class HeadDiT(DictDiT):
+    """One head of many, kept by name, does as much to the stream as a block."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.heads = nn.ModuleDict({"2-1": GatedBlock()})
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        return self.heads["2-1"](super().trunk(h, temb, e), temb)
+
+
+def test_head_in_a_dictionary_is_no_block() -> None:
+    found = assert_cached(HeadDiT()).block_lists
+    assert [(b.name, b.num_blocks) for b in found] == [("parts", 3)]

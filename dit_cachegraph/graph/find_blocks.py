@@ -91,11 +91,12 @@ def _module_lists(nodes: list[fx.Node]) -> list[BlockSequence]:
         container, _, index = path.rpartition(".")
         if not container or not (index.isdigit() or container not in called):
             continue
-        # A dictionary (`nn.ModuleDict`) may hold other things beside the blocks.
+        # A dictionary (`nn.ModuleDict`) may hold one thing of many kinds: each kind is a list.
         blocks = lists[container, "" if index.isdigit() else cls]
         first = blocks[path, call].first if (path, call) in blocks else i
         blocks[path, call] = Block(path, first, i, cls)
     return [
         BlockSequence(name, tuple(sorted(blocks.values(), key=lambda b: b.first)))
-        for (name, _), blocks in lists.items()
+        for (name, kind), blocks in lists.items()
+        if not kind or len(blocks) > 1
     ]

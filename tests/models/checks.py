@@ -52,22 +52,22 @@ def check(entry: Entry) -> Result:
     return Result(entry, graph)
 
 
-def levels_of(entry: Entry) -> list[float]:
-    return [0.95 - entry.stride * i for i in range(NUM_STEPS)]
+def levels_of(entry: Entry, num_steps: int = NUM_STEPS) -> list[float]:
+    return [0.95 - entry.stride * i for i in range(num_steps)]
 
 
 @torch.no_grad()
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """All that the model returns, in one flat tensor."""
-    return torch.cat([tensor.flatten().float() for tensor in _tensors_in(model(**inputs))])
+    return torch.cat([tensor.flatten().float() for tensor in tensors_in(model(**inputs))])
 
 
-def _tensors_in(value: object) -> Iterable[Tensor]:
+def tensors_in(value: object) -> Iterable[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     items = value.values() if isinstance(value, dict) else value
     assert isinstance(items, Iterable), f"no tensor: {value!r}"
-    return chain.from_iterable(_tensors_in(item) for item in items if item is not None)
+    return chain.from_iterable(tensors_in(item) for item in items if item is not None)
 
 
 def compiled_for(entry: Entry, model: nn.Module) -> nn.Module:
