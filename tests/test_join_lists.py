@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dit_cachegraph as dc
 from toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT, TwoListDiT
-from toy_runs import assert_cached
+from toy_runs import assert_cached, compile_toy, run, toy_steps
 
 
 def gated_blocks(num_blocks: int) -> list[nn.Module]:
@@ -48,6 +49,48 @@ def test_two_lists_called_in_turn_are_one_sequence(num_pairs: int) -> None:
 def test_an_adapter_that_is_added_is_no_block() -> None:
     """It doesn't carry the stream: the addition reads the stream as well."""
     assert lists_of(InTurnDiT(3, hands_over=False)) == [("blocks", 3)]
+
+
+class FramesDiT(ToyDiT):
+    """Two frames of three tokens. The blocks work on tokens of a frame and on frames of a token, in
+    turn; between them the stream has the layout of the former."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        temb = temb[:1]
+        h = h.reshape(-1, 3, DIM)
+        for block, other in zip(self.blocks, self.others, strict=True):
+            h = block(h, temb)
+            by_token = h.reshape(-1, 2, 3, DIM).permute(0, 2, 1, 3).reshape(-1, 2, DIM)
+            by_token = other(by_token, temb)
+            h = by_token.reshape(-1, 3, 2, DIM).permute(0, 2, 1, 3).reshape(-1, 3, DIM)
+        return h.reshape(-1, 6, DIM)
+
+    def __init__(self, *steps: float) -> None:
+        super().__init__([Calling(step) for step in steps[::2]])
+        self.others = nn.ModuleList(Calling(step) for step in steps[1::2])
+
+
+class Calling(nn.Module):
+    """An adding block as a module of a module: a list of layers alone joins no other."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.block = AddingBlock(step)
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        return self.block(h, temb)
+
+
+def test_stream_that_is_permuted_for_every_other_block_is_one_stream() -> None:
+    """Between two shapes there would be nothing to add to, and a hit would keep the old latents."""
+    model = FramesDiT(1, 2, 3, 4)
+    compiled = compile_toy(model, residual_diff_threshold=1.0)
+    computed, reused = toy_steps([90.0, 30.0])
+    torch.testing.assert_close(run(compiled, computed), run(model, computed))
+    output = run(compiled, reused)
+    (graph,) = dc.summary(compiled).graphs
+    assert (graph.num_blocks, graph.num_streams, graph.num_compiled) == (4, 1, 4)
+    torch.testing.assert_close(output, reused["hidden_states"] + (0.5 + 2 + 3 + 4) / 2)
 
 
 class PairDiT(ToyDiT):

@@ -119,11 +119,12 @@ def _with_its_way_back(block: Block, start: int, nodes: Sequence[fx.Node]) -> Bl
     read = {a for n in nodes[start : block.last + 1] for a in n.all_input_nodes}
     came = {shape_key(n) for n in read.difference(nodes[start:])} - exits
     last = block.last
-    while _is_view(nodes[last + 1]) and own.issuperset(_tensors_read(nodes[last + 1])):
-        last += 1
-        own.add(nodes[last])
-    is_back = last > block.last and shape_key(nodes[last]) in came
-    return replace(block, last=last) if is_back else block
+    for i, node in enumerate(nodes[block.last + 1 :], block.last + 1):
+        if not _is_view(node) or not own.issuperset(_tensors_read(node)):
+            break
+        own.add(node)
+        last = i if shape_key(node) in came else last
+    return replace(block, last=last)
 
 
 def _is_view(node: fx.Node) -> bool:
