@@ -1,8 +1,7 @@
 """Eager reference of DBCache, written apart from the package so that the two can be compared.
 
-The oracle owns a deep copy of the model whose blocks are wrapped. The copy's own forward runs in
-eager mode; the wrappers watch the streams go by and, on a hit, let the region's blocks pass.
-One oracle is one guidance branch: keep one per branch.
+It owns a deep copy of the model with wrapped blocks. The copy's own forward runs in eager mode; the
+wrappers watch the streams and, on a hit, let the region pass. Keep one oracle a guidance branch.
 """
 
 import copy
@@ -122,9 +121,8 @@ class EagerOracle:
     """Eager DBCache around a private copy of `model`.
 
     block_lists: names of the ModuleLists in call order, one after the other or `in_turn`.
-    stream_outputs: for each block list, the names of what its blocks return, in order; each is
-    also the name of the block's argument that the stream comes in by. A block that returns one
-    name returns a bare tensor. `image_stream` is the one of the image.
+    stream_outputs: for each list, the names of what its blocks return, in order; each is also the
+    name of the argument that the stream comes in by. A block of one name returns a bare tensor.
     """
 
     def __init__(
@@ -140,9 +138,9 @@ class EagerOracle:
         self.image_stream = image_stream
         lists = {name: self.model.get_submodule(name) for name in block_lists}
         places = [(i, name) for name, blocks in lists.items() for i in range(len(blocks))]
-        for index, (i, name) in enumerate(
-            sorted(places, key=lambda place: place[0]) if in_turn else places
-        ):
+        if in_turn:
+            places.sort(key=lambda place: place[0])
+        for index, (i, name) in enumerate(places):
             block, outputs = lists[name][i], stream_outputs[name]
             lists[name][i] = _WatchedBlock(block, index, outputs, self._visit)
         self.num_blocks = len(places)

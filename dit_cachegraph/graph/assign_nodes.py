@@ -54,9 +54,9 @@ def assign_nodes(gm: fx.GraphModule, sequences: Sequence[BlockSequence]) -> Assi
     nodes = tuple(gm.graph.nodes)
     found = [block for sequence in sequences for block in sequence.blocks]
     blocks: list[Block] = []
-    for block in found:
+    for called in found:
         start = blocks[-1].last + 1 if blocks else 0
-        blocks.append(_with_its_way_back(_with_its_contexts(block, nodes), start, nodes))
+        blocks.append(_with_its_way_back(_with_its_contexts(called, nodes), start, nodes))
     segment_of: dict[fx.Node, int] = {}
     spans = iter([*enumerate(blocks), (len(blocks), None)])
     position, block = next(spans)

@@ -70,6 +70,10 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(self.q(x), k, v))
 
 
+def blocks_of(cls: type[nn.Module], num_blocks: int) -> nn.ModuleList:
+    return nn.ModuleList(cls() for _ in range(num_blocks))
+
+
 class PreNormBlock(nn.Module):
     """Two norms, shifted, scaled and gated by the timestep."""
 
@@ -83,10 +87,7 @@ class PreNormBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(temb).chunk(6, dim=-1)
         x = self.norm(h) * (1 + scale1) + shift1
         update = gate1 * self.attention(x, torch.cat([x, e], dim=1))
-        if self.is_sound:
-            h = h + update
-        else:
-            h += update
+        h = h + update if self.is_sound else h.add_(update)
         return h + gate2 * self.mlp(self.norm(h) * (1 + scale2) + shift2)
 
 
@@ -115,10 +116,10 @@ class ParallelBlock(nn.Module):
 
 
 class ParallelDiT(OwnDiT):
-    """The neighbour's blocks all read the first stream: side by side, none feeds the next."""
+    """The neighbour's blocks stand side by side: none feeds the next."""
 
     def make_blocks(self, num_layers: int) -> None:
-        self.blocks = nn.ModuleList(ParallelBlock() for _ in range(num_layers))
+        self.blocks = blocks_of(ParallelBlock, num_layers)
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
         if not self.is_sound:
@@ -140,7 +141,7 @@ class UpBlock(nn.Module):
 
 
 class WideningBlock(nn.Module):
-    """Hands on twice as many channels as it was given."""
+    """Hands on twice as many channels as it was given, and so no stream."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -151,18 +152,16 @@ class WideningBlock(nn.Module):
 
 
 class UShapedDiT(OwnDiT):
-    """Down, a block in the middle, and up with skips. The neighbour only widens: no block hands on
-    a stream that it was given."""
+    """Down, a block in the middle, and up with skips. The neighbour only widens."""
 
     def make_blocks(self, num_layers: int) -> None:
         if not self.is_sound:
-            widths = [WIDTH * 2**i for i in range(num_layers)]
-            self.down = nn.ModuleList(WideningBlock(width) for width in widths)
-            self.narrow = nn.Linear(2 * widths[-1], WIDTH)
+            self.down = nn.ModuleList(WideningBlock(WIDTH * 2**i) for i in range(num_layers))
+            self.narrow = nn.Linear(WIDTH * 2**num_layers, WIDTH)
             return
-        self.down = nn.ModuleList(ParallelBlock() for _ in range(num_layers))
+        self.down = blocks_of(ParallelBlock, num_layers)
         self.middle = ParallelBlock()
-        self.up = nn.ModuleList(UpBlock() for _ in range(num_layers))
+        self.up = blocks_of(UpBlock, num_layers)
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
         skips = []
@@ -196,7 +195,7 @@ class ExpertsDiT(OwnDiT):
     """The neighbour picks its tokens once for all blocks, by data: any number of them."""
 
     def make_blocks(self, num_layers: int) -> None:
-        self.blocks = nn.ModuleList(ExpertsBlock() for _ in range(num_layers))
+        self.blocks = blocks_of(ExpertsBlock, num_layers)
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
         if self.is_sound:
@@ -211,12 +210,11 @@ class ExpertsDiT(OwnDiT):
 
 
 class TowersDiT(OwnDiT):
-    """Image and text have blocks of their own, called in turn, and each reads the other. The
-    neighbour enters a context manager around all of them."""
+    """Two towers, in turn, that read each other; the neighbour's in a context manager."""
 
     def make_blocks(self, num_layers: int) -> None:
-        self.image_blocks = nn.ModuleList(PreNormBlock() for _ in range(num_layers))
-        self.text_blocks = nn.ModuleList(PreNormBlock() for _ in range(num_layers))
+        self.image_blocks = blocks_of(PreNormBlock, num_layers)
+        self.text_blocks = blocks_of(PreNormBlock, num_layers)
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
         if self.is_sound:
@@ -235,8 +233,7 @@ class TwiceDiT(OwnDiT):
     """The whole list is called twice. The neighbour has one block, called once."""
 
     def make_blocks(self, num_layers: int) -> None:
-        num_blocks = num_layers if self.is_sound else 1
-        self.blocks = nn.ModuleList(ParallelBlock() for _ in range(num_blocks))
+        self.blocks = blocks_of(ParallelBlock, num_layers if self.is_sound else 1)
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
         for _ in range(2 if self.is_sound else 1):
@@ -291,11 +288,10 @@ def squashed(h: Tensor, temb: Tensor, weights: Weights) -> Tensor:
 
 
 class FunctionsDiT(OwnDiT):
-    """A loop over a function, without modules. The neighbour calls two that have nothing in
-    common."""
+    """A loop over a function, without modules. The neighbour's two have nothing in common."""
 
     def make_blocks(self, num_layers: int) -> None:
-        self.weights = nn.ModuleList(Weights() for _ in range(num_layers))
+        self.weights = blocks_of(Weights, num_layers)
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
         if not self.is_sound:

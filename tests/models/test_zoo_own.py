@@ -59,7 +59,7 @@ SOUND = (
     own("functions", FunctionsDiT, "weights", calls_modules=False),
 )
 REFUSED = (
-    own("writes", PreNormDiT, "blocks", refusal="writes in place (`iadd` at own_dits.py:"),
+    own("writes", PreNormDiT, "blocks", refusal="writes in place (`add_` at own_dits.py:"),
     own("side_by_side", ParallelDiT, "blocks", refusal=NO_CHAIN),
     own("widening", UShapedDiT, "down", refusal="hands on nothing that it was given"),
     own("picked_tokens", ExpertsDiT, "blocks", refusal="has a size that depends on data"),
