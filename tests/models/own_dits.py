@@ -1,9 +1,8 @@
 """Hand-written diffusion transformers, in shapes that diffusers has none of.
 
 Each is called as forward(hidden_states (batch, tokens, NUM_CHANNELS), timestep (batch,),
-encoder_hidden_states (batch, text tokens, TEXT_DIM)) and has `num_layers` blocks a list.
-`is_sound=False` makes its neighbour: nearly the same, but for one thing that can't be cached.
-"""
+encoder_hidden_states (batch, text tokens, TEXT_DIM)) and has `num_layers` blocks a list;
+`is_sound=False` makes its neighbour: the same, but for one thing that can't be cached."""
 
 import math
 
