@@ -11,6 +11,7 @@ from dit_cachegraph.config import split_options
 from dit_cachegraph.exc import CannotCut, NotCachedWarning
 from dit_cachegraph.graph.assign_nodes import assign_nodes
 from dit_cachegraph.graph.check_effects import check_effects
+from dit_cachegraph.graph.check_fragment import check_fragment
 from dit_cachegraph.graph.compile_segments import (
     InnerCompiler,
     compile_segments,
@@ -62,6 +63,7 @@ def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
     """Find the blocks of a graph and cut it along them: all stages but the compilation."""
     try:
         sequences = find_blocks(gm)
+        check_fragment(gm)
         assignment = assign_nodes(gm, sequences)
         check_effects(assignment)
         pattern = match_pattern(sequences, assignment)

@@ -112,7 +112,7 @@ class ArgumentRoles:
     """What the call's arguments are, by index: who tells the model, the step and the request.
 
     `host_timesteps` lie on another device than the stream: reading them waits for nothing.
-    `sketched` are the latents that continuity is read off, None where they are no floats.
+    `sketched` are the latents that continuity is read off: those that are floats.
     `embeds_timestep`: False for a fragment that gets the timestep from one before it, or for models
     without one.
     """
@@ -122,7 +122,7 @@ class ArgumentRoles:
     timesteps: tuple[int, ...]
     conditioning: tuple[int, ...]
     host_timesteps: tuple[int, ...]
-    sketched: int | None
+    sketched: tuple[int, ...]
     embeds_timestep: bool
 
 

@@ -1,8 +1,7 @@
 """Eager reference of DBCache, written apart from the package so that the two can be compared.
 
-The oracle owns a deep copy of the model whose blocks are wrapped. The copy's own forward runs in
-eager mode; the wrappers watch the streams go by and, on a hit, let the region's blocks pass.
-One oracle is one guidance branch: keep one per branch.
+It owns a deep copy of the model with wrapped blocks. The copy's own forward runs in eager mode; the
+wrappers watch the streams and, on a hit, let the region pass. Keep one oracle a guidance branch.
 """
 
 import copy
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-IMAGE_STREAM = "hidden_states"
 Streams = dict[str, Tensor | None]
 
 
@@ -122,10 +120,9 @@ class WatchedBlock(nn.Module):
 class EagerOracle:
     """Eager DBCache around a private copy of `model`.
 
-    block_lists: names of the ModuleLists, in call order.
-    stream_outputs: for each block list, the names of what its blocks return, in order; each is
-    also the name of the block's argument that the stream comes in by. A block that returns one
-    name returns a bare tensor. The image stream is called "hidden_states".
+    block_lists: names of the ModuleLists in call order, one after the other or `in_turn`.
+    stream_outputs: for each list, the names of what its blocks return, in order; each is also the
+    name of the argument that the stream comes in by. A block of one name returns a bare tensor.
     """
 
     def __init__(
@@ -133,17 +130,20 @@ class EagerOracle:
         model: nn.Module,
         block_lists: Sequence[str],
         stream_outputs: Mapping[str, tuple[str, ...]],
+        image_stream: str = "hidden_states",
+        in_turn: bool = False,
         **settings: object,
     ) -> None:
         self.model = copy.deepcopy(model)
-        self.num_blocks = 0
-        for list_name in block_lists:
-            blocks = self.model.get_submodule(list_name)
-            assert isinstance(blocks, nn.ModuleList)
-            for position, block in enumerate(blocks):
-                outputs = stream_outputs[list_name]
-                blocks[position] = WatchedBlock(block, self.num_blocks, outputs, self._visit)
-                self.num_blocks += 1
+        self.image_stream = image_stream
+        lists = {name: self.model.get_submodule(name) for name in block_lists}
+        places = [(i, name) for name, blocks in lists.items() for i in range(len(blocks))]
+        if in_turn:
+            places.sort(key=lambda place: place[0])
+        for index, (i, name) in enumerate(places):
+            block, outputs = lists[name][i], stream_outputs[name]
+            lists[name][i] = WatchedBlock(block, index, outputs, self._visit)
+        self.num_blocks = len(places)
         self.settings = OracleSettings()
         self._state = _State()
         self._pass = _Pass()
@@ -194,13 +194,13 @@ class EagerOracle:
         """Take the streams entering block `index` to those leaving it."""
         now = self._pass
         if index == 0:
-            now.trunk_input = streams[IMAGE_STREAM]
+            now.trunk_input = streams[self.image_stream]
         if index not in self.region:
             return run()
         if index == self.region[0]:
             now.entering = {name: s for name, s in streams.items() if s is not None}
             assert now.trunk_input is not None
-            now.probe = now.entering[IMAGE_STREAM] - now.trunk_input
+            now.probe = now.entering[self.image_stream] - now.trunk_input
             now.probe_diff = self._measure(now.probe)
             now.verdict = self._decide(now.probe_diff)
         is_last = index == self.region[-1]

@@ -19,15 +19,15 @@ NO_GRAD = "gradients on, and the cache is for inference"
 
 
 class OneModuleDiT(ToyDiT):
-    """One block, called three times, in no list."""
+    """One block in no list, called once or several times."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_calls: int) -> None:
         torch.manual_seed(0)
         super().__init__([])
-        self.block = GatedBlock()
+        self.block, self.num_calls = GatedBlock(), num_calls
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
-        for _ in range(3):
+        for _ in range(self.num_calls):
             h = self.block(h, temb)
         return h
 
@@ -40,7 +40,11 @@ class SideBySideDiT(ToyDiT):
 
 
 def test_no_list() -> None:
-    assert_refused(OneModuleDiT(), NO_LIST)
+    assert_refused(OneModuleDiT(num_calls=1), NO_LIST)
+
+
+def test_one_module_called_several_times() -> None:
+    assert assert_cached(OneModuleDiT(num_calls=3)).num_blocks == 3
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,26 @@ def test_context_inside_the_block() -> None:
 
 def test_context_inside_the_block_to_its_end() -> None:
     assert assert_cached(writing_dit(autocast_to_the_end)).num_compiled == 3
+
+
+class MaskBlock(nn.Module):
+    """Python's operator module names `&` and `|` with an underscore."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, h: Tensor, temb: Tensor, mask: Tensor) -> Tensor:
+        return h + self.step * temb * ((mask & mask) | mask)
+
+
+class MaskedDiT(ToyDiT):
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        mask = h[:, :, :1] > -10
+        for block in self.blocks:
+            h = block(h, temb, mask)
+        return h
+
+
+def test_operators_that_end_in_an_underscore_write_nothing() -> None:
+    assert assert_cached(MaskedDiT([MaskBlock() for _ in range(3)])).num_blocks == 3

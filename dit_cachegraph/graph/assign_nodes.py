@@ -3,7 +3,8 @@
 All nodes inside a block's span are the block's, whatever module made them. Glue between two blocks
 goes with the block after it (a ControlNet's add, a long skip's concatenation), except what depends
 on no block at all (a slice of `temb` for each block): that goes into the prologue, so that blocks
-that differ in nothing else stay one compiled function.
+that differ in nothing else stay one compiled function. And what puts a stream back into the shape
+that it had before a block (a permutation, and its inverse) goes with that block.
 
     ... | single_blocks.3 | add control | single_blocks.4 | ...
     ->    segment 5         segment 6     segment 6
@@ -15,12 +16,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.fx_utils import value_of
+from dit_cachegraph.graph.fx_utils import line_of, shape_key, target_name, value_of
 from dit_cachegraph.plan import Block, BlockSequence
 
 ARGUMENT = -1
+_VIEWS = frozenset(
+    ("reshape", "view", "permute", "transpose", "flatten", "unflatten", "movedim", "contiguous")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,10 @@ def assign_nodes(gm: fx.GraphModule, sequences: Sequence[BlockSequence]) -> Assi
     """
     nodes = tuple(gm.graph.nodes)
     found = [block for sequence in sequences for block in sequence.blocks]
-    blocks = [_with_its_contexts(block, nodes) for block in found]
+    blocks: list[Block] = []
+    for called in found:
+        start = blocks[-1].last + 1 if blocks else 0
+        blocks.append(_with_its_way_back(_with_its_contexts(called, nodes), start, nodes))
     segment_of: dict[fx.Node, int] = {}
     spans = iter([*enumerate(blocks), (len(blocks), None)])
     position, block = next(spans)
@@ -103,6 +111,30 @@ def _closes(node: fx.Node, opened: Sequence[fx.Node]) -> bool:
     )
 
 
+def _with_its_way_back(block: Block, start: int, nodes: Sequence[fx.Node]) -> Block:
+    """The block with the views after it, if these bring its stream back to the shape that it came
+    in: Latte's temporal blocks work on frames of a token, between blocks on tokens of a frame."""
+    own = set(nodes[block.first : block.last + 1])
+    exits = {shape_key(n) for n in own if any(user not in own for user in n.users)}
+    read = {a for n in nodes[start : block.last + 1] for a in n.all_input_nodes}
+    came = {shape_key(n) for n in read.difference(nodes[start:])} - exits
+    last = block.last
+    for i, node in enumerate(nodes[block.last + 1 :], block.last + 1):
+        if not _is_view(node) or not own.issuperset(_tensors_read(node)):
+            break
+        own.add(node)
+        last = i if shape_key(node) in came else last
+    return replace(block, last=last)
+
+
+def _is_view(node: fx.Node) -> bool:
+    return target_name(node) in _VIEWS or isinstance(value_of(node), torch.SymInt)
+
+
+def _tensors_read(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
+
+
 def segment_name(segment: int, blocks: Sequence[Block]) -> str:
     """The name a report uses: `prologue`, `blocks.3`, `epilogue`."""
     if segment <= 0:
@@ -124,4 +156,11 @@ def _check_borders(
                 f"{segment_name(segment_of[users[0]], blocks)}, and is neither a tensor nor an "
                 "integer; a context manager around several blocks does this: enter it inside the "
                 "block, or around the whole model"
+            )
+        if users and free_unbacked_symbols(value_of(node)):
+            raise CannotCut(
+                f"`{node.name}`{line_of(node)}, made in {segment_name(own, blocks)} and used in "
+                f"{segment_name(segment_of[users[0]], blocks)}, has a size that depends on data (a "
+                "mask, most likely): a hit would not know it; drop the padding before the model, "
+                "or keep its size and mask it inside the blocks"
             )

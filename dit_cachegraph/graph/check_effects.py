@@ -11,7 +11,7 @@ of Wan fills an `empty_like`) is sound; one to a value from elsewhere is not:
 
 import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -20,7 +20,7 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment, segment_name
-from dit_cachegraph.graph.fx_utils import storages_of, target_name
+from dit_cachegraph.graph.fx_utils import line_of, storages_of, target_name
 
 _IN_PLACE_OPERATORS = frozenset(
     getattr(operator, name)
@@ -58,7 +58,7 @@ def check_effects(assignment: Assignment) -> None:
         if 1 <= segment <= len(assignment.blocks) and _is_random(node):
             raise CannotCut(
                 f"{segment_name(segment, assignment.blocks)} draws random numbers "
-                f"(`{target_name(node)}`{_line(node)}): a reused step would draw none; "
+                f"(`{target_name(node)}`{line_of(node)}): a reused step would draw none; "
                 "call `eval()` on the model, or draw them before the blocks"
             )
 
@@ -114,8 +114,11 @@ def _written_by_schema(node: fx.Node, overload: torch._ops.OpOverload) -> list[o
 
 
 def _is_in_place_name(node: fx.Node) -> bool:
-    """True for `add_`, `torch.relu_`, `masked_fill_`, ...: torch's mark of an in-place function."""
+    """True for `add_`, `torch.relu_`, `masked_fill_`, ...: torch's mark of an in-place function.
+    Python's own operators (`and_`, `or_`, `not_`) are named so for another reason."""
     if node.op not in ("call_method", "call_function") or not node.args:
+        return False
+    if getattr(node.target, "__module__", None) == operator.and_.__module__:
         return False
     name = target_name(node)
     return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
@@ -188,7 +191,7 @@ def _check_write(
     )
     raise CannotCut(
         f"{_where(segment, i, assignment)} writes in place (`{target_name(node)}`"
-        f"{_line(node)}) to `{written.name}`, {where}, which a reused step would leave "
+        f"{line_of(node)}) to `{written.name}`, {where}, which a reused step would leave "
         "unwritten; write `x = x + y` instead of `x += y` there"
     )
 
@@ -197,15 +200,3 @@ def _where(segment: int, i: int, assignment: Assignment) -> str:
     if segment == 0 and i > assignment.blocks[0].first:
         return "the code between the blocks"
     return segment_name(segment, assignment.blocks)
-
-
-def _line(node: fx.Node) -> str:
-    """` at file:line`, from Dynamo's stack trace."""
-    frames: Sequence[str] = [
-        line for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line
-    ]
-    if not frames:
-        return ""
-    parts = frames[-1].split(",")
-    file = parts[0].strip().removeprefix("File ").strip('"').rpartition("/")[2]
-    return f" at {file}:{parts[1].strip().removeprefix('line ')}"

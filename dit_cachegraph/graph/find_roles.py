@@ -1,7 +1,9 @@
 """Tell the arguments of the graph apart by dataflow: latents, timestep, conditioning, weights.
 
-latents       feed the probe stream where it enters the trunk, and are shaped like the output
-timestep      reach a sine or cosine before any weight, and a weight after it
+latents       feed a stream that reaches the end (video, sound), and are shaped like an output; of
+              what feeds the probe stream, what is most like one
+timestep      reach a sine or cosine before any weight, and a weight after it; also a difference of
+              two of them does
 controls      shaped like the probe stream, and no part of it at its entry (ControlNet's residuals):
               they are made anew at each step, and say nothing of whose step it is
 conditioning  every other tensor of the user
@@ -13,12 +15,14 @@ import torch
 from torch import fx
 
 from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
+from dit_cachegraph.graph.check_effects import written_by
 from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import (
     is_parameter,
     is_weight,
     num_elements_hint,
     source_name,
+    storages_of,
     target_name,
     value_of,
 )
@@ -31,35 +35,35 @@ _AS_ANOTHER = frozenset(("type_as", "to", "expand_as", "view_as", "reshape_as"))
 def choose_probe(streams: Sequence[StreamNodes], assignment: Assignment) -> StreamNodes | None:
     """The image stream: it enters block 0 and reaches the output; of several such streams the one
     fed by the argument that is shaped like the output, then the largest."""
-    entering = [s for s in streams if s.at[0] is not None and s.at[1] is not None]
+    entering = [s for s in streams if s.moves_in_the_first_block]
     if not entering:
         return None
     ending = [s for s in entering if s.reaches_the_end] or entering
-    users = _user_tensors(assignment)
+    users, behind = set(_user_tensors(assignment)), _Behind(assignment)
 
     def rank(stream: StreamNodes) -> tuple[int, int]:
         node = stream.at[0]
         assert node is not None
-        sources = _arguments_behind(node) & set(users)
+        sources = behind.of(node) & users
         score = max((_likeness(s, assignment) for s in sources), default=-1)
         return score, num_elements_hint(value_of(node))
 
     return max(ending, key=rank)
 
 
-def find_roles(assignment: Assignment, probe: StreamNodes) -> ArgumentRoles:
+def find_roles(
+    assignment: Assignment, streams: Sequence[StreamNodes], probe: StreamNodes
+) -> ArgumentRoles:
     """The role of every argument, by its index among the call's arguments."""
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]
     index = {node: i for i, node in enumerate(arguments)}
-    users = _user_tensors(assignment)
+    users, behind = _user_tensors(assignment), _Behind(assignment)
     entry = probe.at[0]
     assert entry is not None
-    behind = _arguments_behind(entry)
-    feeding = [n for n in users if n in behind]
-    best = max((_likeness(n, assignment) for n in feeding), default=0)
-    latents = [n for n in feeding if _likeness(n, assignment) == best]
+    feeding = behind.of(entry)
+    latents = _latents(users, feeding, streams, behind, assignment)
     timesteps = _timesteps([n for n in users if n not in latents])
-    controls = [n for n in users if n not in behind and _sizes(n) == _sizes(entry)]
+    controls = [n for n in users if n not in feeding and _sizes(n) == _sizes(entry)]
     told = {*latents, *timesteps, *controls}
     device = _device(entry)
     return ArgumentRoles(
@@ -68,9 +72,31 @@ def find_roles(assignment: Assignment, probe: StreamNodes) -> ArgumentRoles:
         timesteps=tuple(index[n] for n in timesteps if _device(n) == device),
         host_timesteps=tuple(index[n] for n in timesteps if _device(n) != device),
         conditioning=tuple(index[n] for n in users if n not in told),
-        embeds_timestep=any(is_embedded_by_sinusoid(n) for n in timesteps),
-        sketched=next((index[n] for n in latents if _can_be_sketched(n)), None),
+        embeds_timestep=bool(_embedded(timesteps)),
+        sketched=tuple(index[n] for n in latents if _is_float(n)),
     )
+
+
+def _latents(
+    users: Sequence[fx.Node],
+    feeding: set[fx.Node],
+    streams: Sequence[StreamNodes],
+    behind: "_Behind",
+    assignment: Assignment,
+) -> list[fx.Node]:
+    """What is denoised. Beside the image there may be sound, in a stream or a tensor of its own:
+    then the model returns something of its shape."""
+    ends = [s.at[0] for s in streams if s.reaches_the_end and s.at[0] is not None]
+    reaching = feeding.union(*(behind.of(node) for node in ends))
+    best = max((_likeness(n, assignment) for n in users if n in feeding), default=0)
+    results = [value_of(r) for r in assignment.results if isinstance(r, fx.Node)]
+    shapes = [_sizes_of(r) for r in results if isinstance(r, torch.Tensor) and r.dim() > 1]
+    return [
+        n
+        for n in users
+        if (n in feeding and _likeness(n, assignment) == best)
+        or (n in reaching and _is_float(n) and _sizes(n) in shapes)
+    ]
 
 
 def _user_tensors(assignment: Assignment) -> list[fx.Node]:
@@ -93,48 +119,69 @@ def _trunk_weights(assignment: Assignment) -> list[fx.Node]:
     return in_trunk or weights
 
 
-def _arguments_behind(node: fx.Node) -> set[fx.Node]:
-    found, stack, seen = set(), [node], {node}
-    while stack:
-        current = stack.pop()
-        if current.op == "placeholder":
-            found.add(current)
-        for arg in current.all_input_nodes:
-            if arg not in seen:
-                seen.add(arg)
-                stack.append(arg)
-    return found
+class _Behind:
+    """Which arguments a value depends on, also through what was written to it before the blocks."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._writers: dict[int, list[fx.Node]] = {}
+        for node in assignment.nodes[: assignment.blocks[0].first]:
+            for storage in {s for written in written_by(node) for s in storages_of(written)}:
+                self._writers.setdefault(storage, []).append(node)
+
+    def of(self, node: fx.Node) -> set[fx.Node]:
+        found, stack, seen = set(), [node], {node}
+        while stack:
+            current = stack.pop()
+            if current.op == "placeholder":
+                found.add(current)
+            inputs = [*current.all_input_nodes, *self._written_to(current)]
+            stack += [i for i in inputs if i not in seen]
+            seen.update(inputs)
+        return found
+
+    def _written_to(self, node: fx.Node) -> list[fx.Node]:
+        if not self._writers or is_parameter(node):
+            return []
+        return [writer for s in storages_of(node) for writer in self._writers.get(s, ())]
 
 
 def _likeness(node: fx.Node, assignment: Assignment) -> int:
-    """How many sizes an argument shares with the output: the latents share nearly all."""
-    value = value_of(node)
-    outputs = [value_of(r) for r in assignment.results if isinstance(r, fx.Node)]
-    tensors = [o for o in outputs if isinstance(o, torch.Tensor)]
-    if not isinstance(value, torch.Tensor) or not tensors:
-        return 0
-    output = tensors[0]
-    if output.dim() != value.dim():
-        return 0
-    pairs = zip(output.shape, value.shape, strict=True)
-    return sum(str(a) == str(b) for a, b in pairs)
+    """How many sizes an argument shares with an output: the latents share nearly all."""
+    results = [value_of(r) for r in assignment.results if isinstance(r, fx.Node)]
+    own = _sizes(node)
+    shared = [
+        sum(a == b for a, b in zip(_sizes_of(result), own, strict=True))
+        for result in results
+        if isinstance(result, torch.Tensor) and result.dim() == len(own)
+    ]
+    return max(shared, default=0)
 
 
 def _timesteps(candidates: Sequence[fx.Node]) -> list[fx.Node]:
     """Named ones first: where several arguments reach a sinusoid (timestep, guidance), the order
     only breaks ties; the one that moves is read as the clock."""
-    found = [n for n in candidates if is_embedded_by_sinusoid(n)]
-    if not found:
-        found = [n for n in candidates if _dim(n) <= 1]
+    found = _embedded(candidates) or [n for n in candidates if _dim(n) <= 1]
     return sorted(found, key=lambda n: "time" not in source_name(n).lower())
+
+
+def _embedded(candidates: Sequence[fx.Node]) -> list[fx.Node]:
+    """The arguments of which a sinusoid is embedded, alone or with other numbers (their difference,
+    or the embeddings of both in one tensor)."""
+    alone = [n for n in candidates if is_embedded_by_sinusoid(n)]
+    numbers = [n for n in candidates if n in alone or _dim(n) <= 1]
+    return [n for n in candidates if n in alone or is_embedded_by_sinusoid(n, numbers)]
 
 
 def _sizes(node: fx.Node) -> tuple[str, ...]:
     value = value_of(node)
-    return tuple(map(str, value.shape)) if isinstance(value, torch.Tensor) else ()
+    return _sizes_of(value) if isinstance(value, torch.Tensor) else ()
 
 
-def _can_be_sketched(node: fx.Node) -> bool:
+def _sizes_of(tensor: torch.Tensor) -> tuple[str, ...]:
+    return tuple(map(str, tensor.shape))
+
+
+def _is_float(node: fx.Node) -> bool:
     value = value_of(node)
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
@@ -149,11 +196,12 @@ def _dim(node: fx.Node) -> int:
     return value.dim() if isinstance(value, torch.Tensor) else 99
 
 
-def is_embedded_by_sinusoid(argument: fx.Node) -> bool:
-    """True if a sinusoid of this argument alone (and constants) is multiplied with a weight."""
-    if _dim(argument) > 2:
+def is_embedded_by_sinusoid(argument: fx.Node, numbers: Sequence[fx.Node] = ()) -> bool:
+    """True if a sinusoid of this argument (and constants, and other numbers) is multiplied with a
+    weight. A timestep is one for a sample, a frame or a token, with any number of sizes of one."""
+    if sum(size != "1" for size in _sizes(argument)) > 2:
         return False
-    pure, periodic = {argument}, set()
+    pure, periodic = {argument, *numbers}, set()
     stack = list(argument.users)
     seen = set(stack)
     while stack:

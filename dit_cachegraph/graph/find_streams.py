@@ -33,6 +33,11 @@ class StreamNodes:
     def reaches_the_end(self) -> bool:
         return self.at[-1] is not None
 
+    @property
+    def moves_in_the_first_block(self) -> bool:
+        """True if block 0 reads it and hands it on: it does not just pass by."""
+        return self.at[0] is not None and self.at[1] not in (None, self.at[0])
+
 
 @dataclass(frozen=True, slots=True)
 class _Ends:

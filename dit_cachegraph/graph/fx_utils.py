@@ -93,6 +93,17 @@ def target_name(node: fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
+def line_of(node: fx.Node) -> str:
+    """` at file:line`, from Dynamo's stack trace."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = [line for line in trace.splitlines() if "File " in line]
+    if not frames:
+        return ""
+    parts = frames[-1].split(",")
+    file = parts[0].strip().removeprefix("File ").strip('"').rpartition("/")[2]
+    return f" at {file}:{parts[1].strip().removeprefix('line ')}"
+
+
 def target_key(node: fx.Node) -> object:
     """Equal for nodes that call or name the same thing. Dynamo wraps a function of NumPy's anew at
     every call, and names anew the graph of one that is handed on (flex attention's mask)."""
@@ -104,6 +115,13 @@ def target_key(node: fx.Node) -> object:
         if isinstance(graph, fx.GraphModule) and not graph.graph.find_nodes(op="get_attr"):
             return graph.code
     return node.target
+
+
+def without_message(node: fx.Node) -> tuple[fx.node.Argument, ...]:
+    """The arguments of a node, but not what an assertion would say: Dynamo writes sizes that depend
+    on data into it by names of their own."""
+    is_assertion = target_name(node).startswith(("_assert_scalar", "_assert_async"))
+    return node.args[:1] if is_assertion else node.args
 
 
 def free_symbols(values: Iterable[object]) -> set[sympy.Symbol]:

@@ -15,9 +15,11 @@ from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.block_source import return_order
 from dit_cachegraph.graph.find_roles import choose_probe, find_roles
 from dit_cachegraph.graph.find_streams import StreamNodes, find_streams
-from dit_cachegraph.graph.fx_utils import is_weight, value_of
+from dit_cachegraph.graph.fx_utils import is_weight, target_name, value_of
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.plan import ArgumentRoles, BlockListReport, BlockSequence
+
+_UNPACKING = frozenset(("getitem", "chunk", "flatten", "unbind", "split"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def match_pattern(sequences: Sequence[BlockSequence], assignment: Assignment) ->
         raise CannotCut(
             f"{name} hands on nothing that it was given: there is no residual to compare steps by"
         )
-    roles = find_roles(assignment, probe)
+    roles = find_roles(assignment, streams, probe)
     return Pattern(streams, probe, roles, _name_patterns(sequences, streams, probe, assignment))
 
 
@@ -67,29 +69,36 @@ def _name_patterns(
 def _pattern(
     inside: range, streams: Sequence[StreamNodes], probe: StreamNodes, assignment: Assignment
 ) -> str:
-    first = inside[0]
-    carried = [s for s in streams if s.at[first] is not None and s.at[first + 1] is not None]
+    # Where the streams are put into one before a list, it is carried from the second block on.
+    first = next((i for i in inside if _carried(i, streams)), inside[0])
+    carried = _carried(first, streams)
     extra = [s for s in streams if s.at[first] is not None and s not in carried]
-    if probe not in carried or len(carried) > 2:
+    if not carried or len(carried) > 2:
         return f"general form: {len(carried) + len(extra)} in, {len(carried)} out"
+    hidden = probe if probe in carried else carried[0]
     if len(carried) == 1:
-        reads_text = _reads_an_outside_sequence(first, probe, streams, assignment)
+        reads_text = _reads_an_outside_sequence(first, hidden, streams, assignment)
         return "Pattern_2 (h, e -> h)" if reads_text else "Pattern_3 (h -> h)"
-    names = {probe.at[first + 1]: "h"}
-    names |= {s.at[first + 1]: "e" for s in carried if s is not probe}
+    names = {hidden.at[first + 1]: "h"}
+    names |= {s.at[first + 1]: "e" for s in carried if s is not hidden}
     order = return_order(assignment.nodes, assignment.blocks[first], names)
     if order is None:
         return "Pattern_0 or Pattern_1 (h, e -> h and e)"
     return "Pattern_0 (h, e -> h, e)" if order == ("h", "e") else "Pattern_1 (h, e -> e, h)"
 
 
+def _carried(block: int, streams: Sequence[StreamNodes]) -> list[StreamNodes]:
+    """The streams that enter this block and leave it."""
+    return [s for s in streams if s.at[block] is not None and s.at[block + 1] is not None]
+
+
 def _reads_an_outside_sequence(
-    position: int, probe: StreamNodes, streams: Sequence[StreamNodes], assignment: Assignment
+    position: int, hidden: StreamNodes, streams: Sequence[StreamNodes], assignment: Assignment
 ) -> bool:
     """True if the block reads a floating-point sequence with as many dimensions as its stream and
     another length, from outside the trunk: text that it attends to and doesn't carry."""
     block = assignment.blocks[position]
-    stream = probe.at[position]
+    stream = hidden.at[position]
     inside = assignment.nodes[block.first : block.last + 1]
     own = {n for s in streams for n in s.at if n is not None}
     shape = _shape_of(stream)
@@ -98,9 +107,16 @@ def _reads_an_outside_sequence(
         if node in own or is_weight(node) or len(other) != len(shape) or len(shape) < 3:
             continue
         # Rotary tables are broadcast over the batch and modulation over the tokens.
-        if other[1] not in ("1", shape[1]) and other[0] == shape[0]:
+        is_sequence = other[1] not in ("1", shape[1]) and other[0] == shape[0]
+        if is_sequence and not _is_unpacked(node, inside):
             return True
     return False
+
+
+def _is_unpacked(node: fx.Node, inside: Sequence[fx.Node]) -> bool:
+    """True for a table whose rows have names of their own: shift, scale and gate."""
+    users = [user for user in inside if node in user.all_input_nodes]
+    return all(target_name(user) in _UNPACKING for user in users)
 
 
 def _shape_of(node: fx.Node | None) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ Inputs: size arguments, hidden, hidden_in, previous, timesteps, latents. It is c
 segments and serves every `Fn`, since the stream has one layout at every border.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -32,7 +33,7 @@ def observe_graph(
     assert entry is not None
     hidden = borders.fake(entry)
     timesteps = [value_of(arguments[i]) for i in roles.timesteps]
-    sketched = [] if roles.sketched is None else [value_of(arguments[roles.sketched])]
+    sketched = _joined([value_of(arguments[i]) for i in roles.sketched])
     latents = value_of(arguments[roles.latents[0]]) if roles.latents else None
     sizes = size_arguments([hidden, *timesteps, *sketched], assignment)
     batch_dim = batch_dim_of(hidden, latents)
@@ -56,6 +57,15 @@ def observe_graph(
     module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")
     values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps, *sketched)
     return sizes, batch_dim, SegmentGraph(module, values)
+
+
+def _joined(latents: Sequence[object]) -> list[object]:
+    """The latents as the sketch is given them: several as one flat tensor."""
+    if len(latents) < 2:
+        return list(latents)
+    tensors = [t for t in latents if isinstance(t, torch.Tensor)]
+    with tensors[0].fake_mode, torch.no_grad():  # type: ignore[attr-defined]
+        return [torch.cat([t.reshape(-1) for t in tensors])]
 
 
 def batch_dim_of(stream: object, latents: object) -> int | None:

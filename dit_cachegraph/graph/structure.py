@@ -17,6 +17,7 @@ from dit_cachegraph.graph.fx_utils import (
     size_expression,
     target_key,
     value_of,
+    without_message,
 )
 
 
@@ -58,7 +59,8 @@ def structure_of(
                 return ("node", places[arg])
             return ("entry", entries[arg]) if arg in entries else ("size", size_expression(arg))
 
-        rows.append((node.op, target_key(node), _freeze(node.args, ref), _freeze(node.kwargs, ref)))
+        args = without_message(node)
+        rows.append((node.op, target_key(node), _freeze(args, ref), _freeze(node.kwargs, ref)))
     kinds = tuple(layout_key(layout_of(entry)) for entry in entries)
     if layout_of is value_of:
         kinds = tuple(k[:2] + (k[3],) if k[0] == "tensor" else k for k in kinds)

@@ -56,23 +56,24 @@ class Content:
 
 
 class LatentsIdentity(NamedTuple):
-    """The object that a call took as latents. The passes of guidance share it within a step."""
+    """The objects that a call took as latents. The passes of guidance share them within a step."""
 
-    storage: "weakref.ref[torch.UntypedStorage]"
-    offset: int | torch.SymInt
-    shape: torch.Size
+    storages: tuple["weakref.ref[torch.UntypedStorage]", ...]
+    places: tuple[tuple[int | torch.SymInt, torch.Size], ...]
 
     def is_that_of(self, other: "LatentsIdentity | None") -> bool:
-        if other is None or self.offset != other.offset or self.shape != other.shape:
+        if other is None or self.places != other.places:
             return False
-        storage = self.storage()
-        return storage is not None and storage is other.storage()
+        mine = [storage() for storage in self.storages]
+        others = [storage() for storage in other.storages]
+        pairs = zip(mine, others, strict=True)
+        return all(a is b and a is not None for a, b in pairs)
 
 
 def latents_identity(latents: Sequence[object]) -> LatentsIdentity | None:
-    """The object that a call took as latents: the first of them."""
-    first = next(iter(latents), None)
-    if not isinstance(first, Tensor):
+    """The objects that a call took as latents: all of them, since one may stand still for ever."""
+    tensors = [value for value in latents if isinstance(value, Tensor)]
+    if not tensors:
         return None
-    storage = first.untyped_storage()
-    return LatentsIdentity(weakref.ref(storage), first.storage_offset(), first.shape)
+    storages = tuple(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
+    return LatentsIdentity(storages, tuple((t.storage_offset(), t.shape) for t in tensors))

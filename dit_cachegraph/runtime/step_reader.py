@@ -36,8 +36,8 @@ class StepReader:
         self._timesteps = gatherer(roles.timesteps)
         self._num_clock = 2 * len(roles.timesteps)
         self._host_timesteps = roles.host_timesteps
-        self._sketched = gatherer(() if roles.sketched is None else (roles.sketched,))
-        self._num_sketch = 0 if roles.sketched is None else ops.SKETCH_SIZE
+        self._sketched = _joiner(roles.sketched)
+        self._num_sketch = ops.SKETCH_SIZE if roles.sketched else 0
 
     def read_all(self, values: Values, hidden: Tensor, hidden_in: Tensor, previous: Tensor) -> Seen:
         """Clock, diff and sketch: one compiled pass over the tensors, one copy."""
@@ -100,3 +100,11 @@ def gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:
         only = slots[0]
         return lambda values: (values[only],)
     return lambda values: ()
+
+
+def _joiner(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:
+    """`values` at `slots` as one tensor, for the sketch of latents that come in several."""
+    gather = gatherer(slots)
+    if len(slots) < 2:
+        return gather
+    return lambda values: (torch.cat([t.reshape(-1) for t in gather(values)]),)  # type: ignore[attr-defined]

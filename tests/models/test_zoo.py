@@ -10,7 +10,8 @@ import pytest
 from diffusers import ModelMixin
 
 from models.checks import check
-from models.zoo import IMAGES, VIDEOS, params_of
+from models.table import TABLE, row_of
+from models.zoo import ENTRIES, IMAGES, SAMPLE, params_of
 
 pytestmark = pytest.mark.e2e
 
@@ -32,18 +33,28 @@ def transformers_with_block_loops() -> dict[str, type[ModelMixin]]:
 def test_every_class_has_an_entry():
     found = transformers_with_block_loops()
     assert len(found) >= 60
-    covered = {entry.model for entry in (*IMAGES, *VIDEOS)}
+    covered = {entry.model for entry in ENTRIES}
     missing = [name for name, cls in found.items() if cls not in covered]
     assert not missing, f"{', '.join(missing)}: a ModuleList of blocks and no entry in the zoo"
 
 
 def test_nearly_all_entries_are_cached():
-    entries = (*IMAGES, *VIDEOS)
-    num_cached = sum(entry.refusal is None for entry in entries)
-    assert num_cached / len(entries) >= MIN_SHARE_CACHED
-    assert len({entry.name for entry in entries}) == len(entries)
+    num_cached = sum(entry.refusal is None for entry in ENTRIES)
+    assert num_cached / len(ENTRIES) >= MIN_SHARE_CACHED
+    names = {entry.name for entry in ENTRIES}
+    assert len(names) == len(ENTRIES)
+    assert names >= SAMPLE
+
+
+def test_the_table_has_a_line_for_every_entry():
+    head, rest = TABLE.read_text().split("## Not cached")
+    for entry in ENTRIES:
+        start = f"| `{entry.model.__name__}` | {entry.name} |"
+        (line,) = [line for line in (head + rest).splitlines() if line.startswith(start)]
+        assert (line in rest) == (entry.refusal is not None)
+        assert entry.refusal is None or entry.refusal in line
 
 
 @pytest.mark.parametrize("entry", params_of(IMAGES), ids=str)
 def test_images(entry):
-    check(entry)
+    assert row_of(check(entry)) in TABLE.read_text(), "run scripts/write_models.py"

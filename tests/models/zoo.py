@@ -1,4 +1,4 @@
-"""All entries of the zoo, and what does not hold yet."""
+"""All entries of the zoo, and which of them are checked in every run."""
 
 from collections.abc import Iterable
 
@@ -21,33 +21,15 @@ from models.zoo_wan import WAN_LIKE
 IMAGES = (*FLUX_LIKE, *JOINT, *CROSS, *REFINED, *SINGLE)
 VIDEOS = (*WAN_LIKE, *JOINT_VIDEO, *CROSS_VIDEOS, *KANDINSKY, *MULTIMODAL, *AUDIO, *OTHERS)
 
-# What does not hold yet, by what was seen. Each is run with the slow tests, and says when it holds.
-OPEN = {
-    **dict.fromkeys(("chroma", "z_image"), "a random model of which hardly any step is near"),
-    **dict.fromkeys(
-        ("bria_fibo", "ideogram4", "nucleus", "z_image_batch"), "more segments where it is deeper"
-    ),
-    **dict.fromkeys(
-        ("cosmos2", "cosmos25_transfer", "sana_wm", "kandinsky6", "ltx2", "cosmos3", "minimax_h3",
-         "ace_step", "proteina"),
-        "the repeat of a step is taken for a new image",
-    ),
-    **dict.fromkeys(
-        ("hunyuan_image", "hunyuan_video15", "mochi", "framepack", "motif_video",
-         "motif_video_decoder", "bria_fibo2"),
-        "graph breaks in the trunk: another list is cached, or none",
-    ),
-    "latte": "interleaved lists: only one is the trunk",
-    "longcat_audio": "the inputs of the entry don't fit the model",
-}  # fmt: skip
+ENTRIES = (*IMAGES, *VIDEOS)
+
+# Those of every run, fast ones of unlike shape; the rest is for `make test-all`.
+SAMPLE = frozenset(("dit", "latte", "prior", "sd3"))
 
 
 def params_of(entries: Iterable[Entry]) -> list[object]:
-    """Entries as parameters of a test. Building and checking one takes seconds, so all are slow."""
-    return [pytest.param(entry, marks=_marks_of(entry)) for entry in entries]
-
-
-def _marks_of(entry: Entry) -> list[pytest.MarkDecorator]:
-    if entry.name in OPEN:
-        return [pytest.mark.slow, pytest.mark.xfail(strict=True, reason=OPEN[entry.name])]
-    return [pytest.mark.slow]
+    """Entries as parameters of a test: all but a sample are slow."""
+    return [
+        pytest.param(entry, marks=[] if entry.name in SAMPLE else [pytest.mark.slow])
+        for entry in entries
+    ]

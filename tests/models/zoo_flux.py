@@ -11,7 +11,7 @@ from diffusers import (
     LongCatImageTransformer2DModel,
     OvisImageTransformer2DModel,
 )
-from torch import ones, zeros
+from torch import full, ones, zeros
 
 from models.entry import (
     BATCH,
@@ -55,6 +55,10 @@ def _with_reference(draw: Draw) -> Inputs:
 
 def _pooled(draw: Draw) -> Inputs:
     return {**_text_and_ids(draw), "pooled_projections": draw.normal(BATCH, POOLED_DIM)}
+
+
+def _guided(draw: Draw) -> Inputs:
+    return {**_pooled(draw), "guidance": full([BATCH], 3.5)}
 
 
 def _flux_controls(draw: Draw) -> Inputs:
@@ -115,6 +119,26 @@ FLUX_LIKE = (
         _DEPTHS,
         _TWO_LISTS,
         TOKENS,
+        _pooled,
+        by_ones,
+    ),
+    Entry(
+        "flux_guided",
+        FluxTransformer2DModel,
+        {**_CONFIG, **_POOLED, "guidance_embeds": True},
+        _DEPTHS,
+        _TWO_LISTS,
+        TOKENS,
+        _guided,
+        by_ones,
+    ),
+    Entry(
+        "flux_fill",
+        FluxTransformer2DModel,
+        {**_CONFIG, **_POOLED, "in_channels": 2 * NUM_CHANNELS, "out_channels": NUM_CHANNELS},
+        _DEPTHS,
+        _TWO_LISTS,
+        (BATCH, SIZE * SIZE, 2 * NUM_CHANNELS),
         _pooled,
         by_ones,
     ),

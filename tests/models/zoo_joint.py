@@ -115,6 +115,10 @@ def _qwen(draw: Draw) -> Inputs:
     return {**text(draw), **mask, "img_shapes": [[(1, SIZE, SIZE)]] * BATCH}
 
 
+def _qwen_unmasked(draw: Draw) -> Inputs:
+    return {**_qwen(draw), "encoder_hidden_states_mask": None}
+
+
 def _qwen_controls(draw: Draw) -> Inputs:
     controls = [draw.normal(BATCH, SIZE * SIZE, WIDTH) for _ in range(2)]
     return {**_qwen(draw), "controlnet_block_samples": controls}
@@ -219,6 +223,16 @@ JOINT = (
         _BLOCKS,
         TOKENS,
         _qwen,
+        by_ones,
+    ),
+    Entry(
+        "qwen_image_unmasked",
+        QwenImageTransformer2DModel,
+        _QWEN,
+        {"num_layers": 4},
+        _BLOCKS,
+        TOKENS,
+        _qwen_unmasked,
         by_ones,
     ),
     Entry(

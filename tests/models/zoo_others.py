@@ -152,10 +152,10 @@ OTHERS = (
             "num_sequence_classes": 8,
         },
         {"nlayers": 6},
-        ("transformer_layers",),
+        ("transformer_layers", "pair_update_layers"),
         (BATCH, _NUM_RESIDUES, 3 + NUM_CHANNELS),
         _protein,
         _of_a_molecule,
-        stride=0.0002,
+        stride=0.00005,
     ),
 )

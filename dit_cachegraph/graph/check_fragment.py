@@ -1,0 +1,78 @@
+"""Refuse a graph that has only a side list of a model whose blocks Dynamo put elsewhere.
+
+Where a graph breaks among the blocks, what is left in one piece may be the refiner of the text. It
+repeats too, and nothing in its own graph tells that it isn't the trunk: the model does, whose call
+is on Python's stack while its parts are compiled.
+
+    refiner (a graph) | block (a graph) | block (the same graph) | ...      nothing is cached
+"""
+
+import sys
+
+from torch import fx, nn
+
+from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.graph.fx_utils import is_weight
+
+_OUTERMOST = "compile_wrapper"  # what `torch.compile` puts around what it was given, since 2.9
+
+
+def check_fragment(gm: fx.GraphModule) -> None:
+    """Raise `CannotCut` if the model's largest list of blocks has no weight in this graph."""
+    model = _model_being_called()
+    found = _largest_list(model) if model is not None else None
+    if found is None:
+        return
+    name, blocks = found
+    weights = {id(p) for p in blocks.parameters()}
+    if not any(id(w) in weights for w in _weights_of(gm)):
+        raise CannotCut(
+            f"the blocks of {type(model).__name__}, `{name}`, are not in this graph: a graph break "
+            f"put them into others{where_it_broke(gm)}"
+        )
+
+
+def where_it_broke(gm: fx.GraphModule) -> str:
+    """` (at file:line: reason; hint)` of the graph break that ended this graph; else how to see
+    it."""
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return " (TORCH_LOGS=graph_breaks shows where)"
+    frame = reason.user_stack[-1]
+    lines = [line.strip() for line in reason.reason.splitlines()]
+    hints = [line for line in lines if line.startswith("Hint:")]
+    # Dynamo's name for an `if`.
+    what = "a branch on the value of a tensor" if "generic_jump" in lines[0] else lines[0]
+    said = "; ".join([what, *hints[:1]])
+    return f" (at {frame.filename.rpartition('/')[2]}:{frame.lineno}: {said})"
+
+
+def _model_being_called() -> nn.Module | None:
+    """The outermost module whose call is under way inside what was compiled."""
+    found = None
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != _OUTERMOST:
+        caller = frame.f_locals.get("self")
+        found = caller if isinstance(caller, nn.Module) else found
+        frame = frame.f_back  # type: ignore[assignment]
+    return found if frame is not None else None
+
+
+def _largest_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """The list of repeated modules that holds most parameters."""
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) < len(module)
+    }
+    sizes = {name: sum(p.numel() for p in lists[name].parameters()) for name in lists}
+    if not any(sizes.values()):
+        return None
+    largest = max(sizes, key=lambda name: sizes[name])
+    return largest, lists[largest]
+
+
+def _weights_of(gm: fx.GraphModule) -> list[object]:
+    """The parameters themselves, behind the placeholders of the graph."""
+    arguments = [n.meta.get("grapharg") for n in gm.graph.nodes if is_weight(n)]
+    return [argument.example for argument in arguments if argument is not None]

@@ -1,0 +1,62 @@
+"""What came of the zoo, as the table in `docs/models.md` (`python scripts/write_models.py`)."""
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import diffusers
+import torch
+
+from models.checks import Result
+
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+_HEAD = """# Which models are cached
+
+Made by `python scripts/write_models.py` on {date}, with torch {torch} and diffusers {diffusers}.
+Every transformer class of diffusers that has a loop over blocks is built in small and compiled;
+what must hold for an entry is written in `tests/models/checks.py`. Nothing in the package reads
+this table or knows these models.
+
+{num_cached} of {num_entries} entries are cached, of {num_classes} classes.
+
+| class | entry | blocks found | pattern |
+|---|---|---|---|
+"""
+_REST = """
+## Not cached
+
+These run compiled and uncached, with the reason in the report.
+
+| class | entry | reason |
+|---|---|---|
+"""
+
+
+def row_of(result: Result) -> str:
+    """One line of the table. An entry whose graph breaks outside the blocks says so."""
+    entry = result.entry
+    start = f"| `{entry.model.__name__}` | {entry.name} |"
+    if result.graph is None:
+        return f"{start} {result.reason.removeprefix('not cached: ')} |"
+    names = ", ".join(found.name for found in result.graph.block_lists)
+    patterns = dict.fromkeys(found.pattern for found in result.graph.block_lists)
+    breaks = " (the graph breaks elsewhere)" if entry.breaks else ""
+    return f"{start} {names}{breaks} | {', '.join(patterns)} |"
+
+
+def table_of(results: Sequence[Result]) -> str:
+    cached = [result for result in results if result.graph is not None]
+    head = _HEAD.format(
+        date=datetime.now(timezone.utc).date(),
+        torch=torch.__version__.partition("+")[0],
+        diffusers=diffusers.__version__,
+        num_cached=len(cached),
+        num_entries=len(results),
+        num_classes=len({result.entry.model for result in results}),
+    )
+    rest = [result for result in results if result.graph is None]
+    return head + _lines(cached) + _REST + _lines(rest)
+
+
+def _lines(results: Sequence[Result]) -> str:
+    return "".join(sorted(row_of(result) + "\n" for result in results))
