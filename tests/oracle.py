@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+IMAGE_STREAM = "hidden_states"
 Streams = dict[str, Tensor | None]
 
 
@@ -130,7 +131,7 @@ class EagerOracle:
         model: nn.Module,
         block_lists: Sequence[str],
         stream_outputs: Mapping[str, tuple[str, ...]],
-        image_stream: str = "hidden_states",
+        image_stream: str = IMAGE_STREAM,
         in_turn: bool = False,
         **settings: object,
     ) -> None:
