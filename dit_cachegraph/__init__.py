@@ -7,6 +7,7 @@ from dit_cachegraph.api import configure, request, reset, summary
 from dit_cachegraph.exc import CacheGraphError, InvalidConfig, NotCachedWarning, UnknownTarget
 from dit_cachegraph.explain import explain
 from dit_cachegraph.policy.dbcache import DBCacheConfig
+from dit_cachegraph.policy.step_mask import steps_mask
 from dit_cachegraph.report import Report
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "explain",
     "request",
     "reset",
+    "steps_mask",
     "summary",
 ]

@@ -14,16 +14,24 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
-from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.policy.rule import Decision, History, Observation, ProbeKind
 from dit_cachegraph.runtime.cache_state import Image, Kept, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote, current_note
-from dit_cachegraph.runtime.commit_step import Done, Now, Outcome, commit_step, history_of
+from dit_cachegraph.runtime.commit_step import (
+    Done,
+    Now,
+    Outcome,
+    Passed,
+    commit_step,
+    history_of,
+)
 from dit_cachegraph.runtime.conditioning import latents_identity
 from dit_cachegraph.runtime.effects import bases_of, error_sums, estimates, kept_after, put
 from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.observe import Observer, fits, noise_of
 from dit_cachegraph.runtime.request import current_request
+from dit_cachegraph.runtime.signal import SignalReader
 from dit_cachegraph.runtime.step_plan import PlanTable
 from dit_cachegraph.runtime.step_reader import Seen, Values, gatherer
 
@@ -64,6 +72,7 @@ class CachedModel:
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._latents = gatherer(compiled.roles.latents)
         self._observer = Observer(compiled)
+        self._signal = SignalReader(compiled)
         self._weightless = ModelState()
 
     def _prepare(self, i: int) -> _Call:
@@ -128,7 +137,7 @@ class CachedModel:
         sight = self._sight(values, now, self._observer.read_clock(values, now))
         match = find_image(now.branch.images, sight, now.model.known, now.partner)
         self._run(values, 0, len(self._calls))
-        history = history_of(match).seen_by(now.plan.rule)
+        history = self._history(now, match)
         done = (Done(Decision(False, "disabled"), Observation(), None, None),)
         commit_step(now, Outcome(sight, match, history, done, None), self.compiled.trunk)
         return self._results(values)
@@ -141,7 +150,7 @@ class CachedModel:
             self._run(values, at + 1, region.probe_from + 1)
             hidden_in = None if region.probe_in is None else _tensor(values[region.probe_in])
             self._run(values, region.probe_from + 1, region.probe_boundary + 1)
-            hidden = None if region.probe_out is None else _tensor(values[region.probe_out])
+            hidden = self._probed(values, now, i)
             if look is None:
                 look = self._look(values, now, hidden, hidden_in)
             done.append(self._decide(values, now, look, done, hidden, hidden_in))
@@ -155,7 +164,7 @@ class CachedModel:
         self._run(values, at + 1, trunk.num_blocks + 2)
         results = self._results(values)
         outcome = Outcome(look.sight, look.match, look.history, tuple(done), look.kept)
-        commit_step(now, outcome, trunk, results)
+        commit_step(now, outcome, trunk, Passed(self._latents_of(values, now.note), results))
         return results
 
     def _look(
@@ -171,12 +180,23 @@ class CachedModel:
             kept, why_nothing = self._usable(match.image, now)
             if kept is not None:
                 seen = self._observer.read_first(values, now, kept, hidden, hidden_in)
-        history = history_of(match).seen_by(now.plan.rule)
+        history = self._history(now, match)
         if kept is not None and match.moment.doubt is not None:
             kept, why_nothing = None, match.moment.doubt
         if kept is not None and match.moment.restarts_at is not None:
             kept = kept.restarted(match.moment.restarts_at - 1)
         return _Look(sight, match, history, kept, why_nothing, seen)
+
+    def _probed(self, values: Values, now: Now, i: int) -> Tensor | None:
+        """What a region compares, where its boundary is reached."""
+        region, probe = now.plan.regions[i], now.plan.spans[i].probe
+        if probe is not None and probe.kind is ProbeKind.SIGNAL:
+            return self._signal.read(values, now, probe.noise_filter)
+        return None if region.probe_out is None else _tensor(values[region.probe_out])
+
+    def _history(self, now: Now, match: Match) -> History:
+        settings = now.plan.settings
+        return history_of(match).seen_by(settings.rule, settings.common.num_inference_steps)
 
     def _sight(self, values: Values, now: Now, seen: Seen) -> Sight:
         latents = self._latents_of(values, now.note)
@@ -215,7 +235,8 @@ class CachedModel:
         reason = self._why_compute(now, look) or rule.why_compute(
             look.history, earlier, noise_of(look.sight, now)
         )
-        seen = Observation(look.seen.moved, look.seen.size, why_nothing, earlier)
+        sums, change = (look.seen.moved, look.seen.size), look.seen.change
+        seen = Observation(*sums, why_nothing, earlier, change)
         anchor = None if kept is None else kept.probe
         if before and reason is None and rule.needs_diff and anchor is not None:
             assert probe is not None and hidden is not None
