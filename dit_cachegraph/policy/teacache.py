@@ -72,8 +72,8 @@ class TeaCache(Rule):
         return decide_by_total(history, self._rescaled(diff), self.teacache_threshold)
 
     def _rescaled(self, diff: float) -> float:
-        value = 0.0
-        for coefficient in self.teacache_coefficients:
+        value, *others = self.teacache_coefficients
+        for coefficient in others:
             value = value * diff + coefficient
         return value
 
