@@ -67,6 +67,8 @@ def _of_bins(
     if compute_bins is None or cache_bins is None:
         raise InvalidConfig("compute_bins and cache_bins make a mask together: give both")
     for name, bins in (("compute_bins", compute_bins), ("cache_bins", cache_bins)):
+        if not isinstance(bins, Sequence):
+            raise InvalidConfig(f"{name} must be a sequence of numbers of steps, got {bins!r}")
         for size in bins:
             check_int(name, size, at_least=1)
     if not 0 <= len(compute_bins) - len(cache_bins) <= 1:
