@@ -173,7 +173,7 @@ class Effect:
 class Region:
     """The blocks `start..stop-1` behind one guard, with what a hit has to remake. `probe_out` is
     what is compared, at boundary `probe_boundary`; what it was at boundary `probe_from`,
-    `probe_in`, is subtracted. Both are None where nothing is."""
+    `probe_in`, is subtracted. Both are None where nothing is, or where that is the signal."""
 
     start: int
     stop: int

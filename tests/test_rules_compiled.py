@@ -195,3 +195,32 @@ def test_reads_from_the_device_at_each_step():
         assert reads_of(case, key, **options) == (counts or [1] * NUM_STEPS, {True, False})
     counts, _ = reads_of(case, "f", rule="even", every=2, max_warmup_steps=1, observe_error=True)
     assert counts == [0, 0, 1, 0, 1, 0, 1, 0, 1, 0]
+
+
+def test_switched_in_the_middle_of_an_image_none_goes_by_what_another_left():
+    case = Case()
+    anything = 1e9
+    tea = {"rule": "teacache", "teacache_threshold": anything}
+    easy = {"rule": "easycache", "easycache_threshold": anything, "max_warmup_steps": 0}
+    mag = {**MAGCACHE, "magcache_threshold": anything, "retention_ratio": 0.0, "max_skip_steps": 1}
+    unknown = "the output's change is not known yet"
+    reused = "1 reused in a row"
+    plan = [
+        (tea, "warmup"),
+        (tea, "hit"),
+        (easy, "region changed"),
+        (easy, unknown),
+        (easy, "hit"),
+        (tea, "region changed"),
+        (easy, "region changed"),
+        (easy, unknown),
+        (mag, "region changed"),
+        (mag, "hit"),
+    ]
+    for (options, reason), kwargs in zip(plan, case.image, strict=True):
+        dc.configure(case.compiled, **options)
+        ran = run_all(case.compiled, [kwargs])[0]
+        assert ran.reason.split(",")[0] == reason
+    assert run_all(case.compiled, case.image[:1])[0].reason == "new image"
+    ran = run_all(case.compiled, case.image[1:4])
+    assert [step.reason.split(",")[0] for step in ran] == ["hit", reused, "hit"]

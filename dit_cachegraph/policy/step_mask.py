@@ -1,7 +1,7 @@
 """Masks of which steps compute, by name or by bins: what `steps_computation_mask` takes.
 
     steps_mask(mask_policy="fast")                             1111110100010000100000100001
-    steps_mask(compute_bins=(2, 1), cache_bins=(1, 2), total_steps=6)                110100
+    steps_mask(compute_bins=(2, 1), cache_bins=(1, 2), total_steps=6)                110101
 
 At 28 and 50 steps the named ones are cache-dit's tables. At any other number the table of 28 is
 resized: the same share of the steps computes, the first of them in a row as there, and no run of
