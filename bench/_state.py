@@ -15,7 +15,7 @@ from bench._steps import Spread, seconds_each, spread_of
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.policy.rule import Decision, Observation
 from dit_cachegraph.runtime.cached_model import CachedModel
-from dit_cachegraph.runtime.commit_step import Done, Outcome, commit_step, history_of
+from dit_cachegraph.runtime.commit_step import Done, Outcome, Passed, commit_step, history_of
 from dit_cachegraph.runtime.find_image import find_image
 
 NUM_CALLS = 50
@@ -81,7 +81,7 @@ def measure_state(
 
 def _state_of(driver: CachedModel, arguments: Sequence[object]) -> Callable[[], None]:
     """What a computed step does for its state, of an image that goes on."""
-    values = [*arguments, *driver._blank]
+    values = driver._segments.values_of(arguments)
     now = driver._now(values)
     seen = driver._observer.read_clock(values, now)
     clock, sketched, kept = seen.clock, seen.sketch, now.branch.images[-1].kept
@@ -98,6 +98,6 @@ def _state_of(driver: CachedModel, arguments: Sequence[object]) -> Callable[[], 
         sight = driver._sight(values, now, moved)
         match = find_image(now.branch.images, sight, now.model.known, now.partner)
         outcome = Outcome(sight, match, history_of(match), done, kept)
-        commit_step(now, outcome, driver.compiled.trunk, ())
+        commit_step(now, outcome, driver.compiled.trunk, Passed((), ()))
 
     return state

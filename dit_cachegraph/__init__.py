@@ -11,6 +11,7 @@ from dit_cachegraph.explain import explain
 from dit_cachegraph.plot import plot
 from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.dbprune import DBPruneConfig
+from dit_cachegraph.policy.step_mask import steps_mask
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 from dit_cachegraph.report import Report
 
@@ -30,5 +31,6 @@ __all__ = [
     "plot",
     "request",
     "reset",
+    "steps_mask",
     "summary",
 ]

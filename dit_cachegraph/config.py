@@ -18,7 +18,6 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS, Overrides, build, frozen, merge
 from dit_cachegraph.policy.checks import check_bool, check_int, check_number, check_sequence
 from dit_cachegraph.policy.predictor import Predictor
-from dit_cachegraph.policy.presets import DEFAULT_PRESET
 from dit_cachegraph.policy.rule import Rule
 
 
@@ -104,8 +103,8 @@ def resolve(*layers: Overrides) -> Settings:
     for layer in layers:
         _check_names(layer, _known())
         merged = merge(merged, layer)
-    rule = cast(Rule, build(RULE_KINDS, merged, DEFAULT_PRESET))
-    predictor = cast(Predictor, build(PREDICTOR_KINDS, merged, DEFAULT_PRESET))
+    rule = cast(Rule, build(RULE_KINDS, merged))
+    predictor = cast(Predictor, build(PREDICTOR_KINDS, merged))
     common = CommonSettings(**{n: v for n, v in merged.items() if n in _COMMON})  # type: ignore[arg-type]
     observes = common.observe_error or common.max_observed_error is not None or rule.needs_error
     return Settings(common, rule, predictor, observes)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES, options_of
 from dit_cachegraph.policy.predictor import Predictor
-from dit_cachegraph.policy.presets import PRESETS
+from dit_cachegraph.policy.presets import DEFAULT_PRESET, PRESETS
 from dit_cachegraph.policy.rule import Rule
 
 Overrides = Mapping[str, object]
@@ -38,9 +38,15 @@ PREDICTOR_KINDS = Kinds("predictor", Predictor, PREDICTORS, "replay")
 
 
 def add_layer(layers: Layers, given: Overrides) -> Layers:
-    """`given` on top of the layers, without what it covers of them."""
-    lower = (tuple((n, v) for n, v in layer if n not in given) for layer in layers)
-    return (*(layer for layer in lower if layer), tuple(frozen(given).items()))
+    """`given` on top of the layers, without those that later ones cover wholly."""
+    covered: set[str] = set()
+    kept = []
+    for layer in reversed((*layers, tuple(frozen(given).items()))):
+        names = {name for name, _ in layer}
+        if not names <= covered:
+            kept.append(layer)
+        covered |= names
+    return tuple(reversed(kept))
 
 
 def frozen(settings: Overrides) -> dict[str, object]:
@@ -102,6 +108,8 @@ def _choice(kinds: Kinds, merged: Overrides, given: Overrides) -> object:
         current = _preset(given["preset"])[kinds.key]
         return None if names <= _options(kinds, current) else _by_options(kinds, names)
     current = merged.get(kinds.key)
+    if kinds is PREDICTOR_KINDS and current is None and "rule" not in merged:
+        current = _preset(merged.get("preset", DEFAULT_PRESET))[kinds.key]
     return current if names <= _options(kinds, current) else _by_options(kinds, names)
 
 
@@ -137,11 +145,11 @@ def _preset(name: object) -> Overrides:
     return PRESETS[name]
 
 
-def build(kinds: Kinds, merged: Overrides, default_preset: str) -> object:
+def build(kinds: Kinds, merged: Overrides) -> object:
     """The rule or predictor that the merged layers ask for."""
     preset: Overrides = {}
     if "rule" not in merged:
-        preset = _preset(merged.get("preset", default_preset))
+        preset = _preset(merged.get("preset", DEFAULT_PRESET))
     choice = merged.get(kinds.key, preset.get(kinds.key, kinds.home))
     if not isinstance(choice, str):
         return choice

@@ -107,6 +107,29 @@ def probe_value(hidden: Tensor, hidden_in: Tensor | None, downsample_factor: int
     return hidden.clone() if hidden_in is None else residual(hidden, hidden_in)
 
 
+def noise_level(timestep: Tensor) -> Tensor:
+    """A timestep, that counts noise from 0 to 1 or in thousandths, as a share of it: one number."""
+    level = timestep.float().amax()
+    return torch.where(level > 1, level / 1000, level)
+
+
+def filter_noise(signal: Tensor, noise: Tensor, grid: Sequence[int], power: float) -> Tensor:
+    """The Wiener filter of a share of `noise` over the tokens of `signal`, [..., tokens, channels],
+    which lie on `grid`, for a content whose spectrum falls with `power`. Scaled to a mean gain of
+    1 on each axis."""
+    axes = tuple(range(-1 - len(grid), -1))
+    noise = noise.clamp(1e-6, 1 - 1e-6)
+    spectrum = torch.fft.rfftn(signal.float().unflatten(-2, tuple(grid)), dim=axes)
+    for axis, size in zip(axes, grid, strict=True):
+        frequency = torch.fft.fftfreq(size, device=signal.device).abs()
+        content = 1 / (frequency**power + 1e-16)
+        gain = (1 - noise) * content / ((1 - noise) ** 2 * content + noise**2 + 1e-16)
+        gain = (gain / gain.mean())[: spectrum.shape[axis]]
+        spectrum = spectrum * gain.reshape(-1, *[1] * (-1 - axis))
+    filtered = torch.fft.irfftn(spectrum, s=tuple(grid), dim=axes)
+    return filtered.flatten(axes[0], -2).to(signal.dtype)
+
+
 def forecast(base: Tensor | None, snapshots: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """`base` plus the weighted sum of the snapshots, added in float32; in a storage of its own."""
     load_kernels()

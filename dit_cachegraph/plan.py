@@ -75,14 +75,23 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Signal:
+    """The modulated input of block 0: the slots that it is computed from at the first border, and
+    which of its dimensions is the batch, if one is."""
+
+    inputs: tuple[int, ...]
+    batch_dim: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Trunk:
     """The whole cut graph: what the driver walks.
 
     `made_by[slot]` is the segment that makes the value (-1 for arguments), `last_use[slot]` the
     last one that reads it (`num_blocks + 2` for a value that the call returns). `observe_sizes`
     are the size arguments that the fused diff takes first; `batch_dim` is that of the probe stream,
-    None where samples are folded into another. `signature` is equal for trunks that differ in sizes
-    alone: what one keeps, the other may use.
+    None where samples are folded into another. `signal` is a sentence where there is none.
+    `signature` is equal for trunks that differ in sizes alone: what one keeps, the other may use.
     """
 
     segments: tuple[Segment, ...]
@@ -96,6 +105,7 @@ class Trunk:
     block_lists: tuple[BlockListReport, ...]
     observe_sizes: tuple[int, ...]
     batch_dim: int | None
+    signal: Signal | str
     signature: int
 
     @property
@@ -137,12 +147,14 @@ class FragmentRoles:
 
 @dataclass(frozen=True, slots=True)
 class CompiledTrunk:
-    """A trunk with its compiled functions, `functions[segment.kind]`, and the fused diff."""
+    """A trunk with its compiled functions, `functions[segment.kind]`, the fused diff, and the
+    signal, which is not compiled."""
 
     trunk: Trunk
     roles: ArgumentRoles
     functions: tuple[CompiledSegment, ...]
     observe: CompiledSegment
+    signal: CompiledSegment | None
     num_compiled: int
     compile_seconds: float
 
@@ -161,7 +173,7 @@ class Effect:
 class Region:
     """The blocks `start..stop-1` behind one guard, with what a hit has to remake. `probe_out` is
     what is compared, at boundary `probe_boundary`; what it was at boundary `probe_from`,
-    `probe_in`, is subtracted. Both are None where nothing is."""
+    `probe_in`, is subtracted. Both are None where nothing is, or where that is the signal."""
 
     start: int
     stop: int

@@ -64,6 +64,8 @@ CASES = [
     # An option of a predictor leaves the rule.
     ([{"taylorseer_order": 2}], (BALANCED[0], TaylorSeerCalibratorConfig(taylorseer_order=2))),
     ([{"predictor": "replay"}], (BALANCED[0], Replay())),
+    ([{"calibrator_cache_type": "hidden_states"}],
+     (BALANCED[0], TaylorSeerCalibratorConfig(calibrator_cache_type="hidden_states"))),
     ([{"every": 3, "taylorseer_order": 2}], (EvenSchedule(every=3),
                                              TaylorSeerCalibratorConfig(taylorseer_order=2))),
     # By name, with options of its own.
@@ -102,8 +104,13 @@ def test_what_a_later_layer_covers_is_not_kept():
     kept = ()
     for threshold in range(50):
         kept = add_layer(kept, {"residual_diff_threshold": threshold})
-        kept = add_layer(kept, {"every": 2})
-    assert kept == ((("residual_diff_threshold", 49),), (("every", 2),))
+        kept = add_layer(kept, {"every": 2, "max_warmup_steps": 3})
+        kept = add_layer(kept, {"every": 3})
+    assert kept == (
+        (("residual_diff_threshold", 49),),
+        (("every", 2), ("max_warmup_steps", 3)),
+        (("every", 3),),
+    )
 
 
 @pytest.mark.parametrize(

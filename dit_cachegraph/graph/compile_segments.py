@@ -100,6 +100,7 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
         roles=cut.roles,
         functions=functions,
         observe=observe,
+        signal=None if cut.signal is None else _boxed(cut.signal),
         num_compiled=len(functions),
         compile_seconds=time.perf_counter() - start,
     )

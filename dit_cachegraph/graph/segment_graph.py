@@ -29,20 +29,23 @@ from dit_cachegraph.graph.fx_utils import (
     value_of,
 )
 from dit_cachegraph.graph.match_pattern import Pattern
-from dit_cachegraph.graph.observe_graph import observe_graph
+from dit_cachegraph.graph.observe_graph import batch_dim_of, observe_graph
 from dit_cachegraph.graph.share_segments import Piece, Shared, share_segments, signature_of
+from dit_cachegraph.graph.signal_graph import SignalGraph, signal_graph
 from dit_cachegraph.graph.structure import structure_of
-from dit_cachegraph.plan import ArgumentRoles, Segment, Stream, Trunk
+from dit_cachegraph.plan import ArgumentRoles, Segment, Signal, Stream, Trunk
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The trunk, its distinct graphs, `graphs[segment.kind]`, and the graph of the fused diff."""
+    """The trunk, its distinct graphs, `graphs[segment.kind]`, the graph of the fused diff, and that
+    of the signal."""
 
     trunk: Trunk
     roles: ArgumentRoles
     graphs: tuple[SegmentGraph, ...]
     observe: SegmentGraph
+    signal: fx.GraphModule | None
 
     def to_text(self) -> str:
         """Every distinct segment as FX code, then the order in which they are called."""
@@ -69,14 +72,26 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
     for i, piece in enumerate(pieces):
         kind = next(k for k, shared in enumerate(kinds) if i in shared.members)
         segments.append(_segment(i, kind, kinds[kind], piece, slots, assignment))
+    signal = signal_graph(gm, assignment, pattern)
     sizes, batch_dim, observe = observe_graph(assignment, borders, pattern.probe, pattern.roles)
     trunk = replace(
         _trunk(assignment, segments, slots, pattern, borders),
         observe_sizes=tuple(slots[n] for n in sizes),
         batch_dim=batch_dim,
+        signal=signal if isinstance(signal, str) else _signal(signal, slots, assignment, pattern),
         signature=signature_of(pieces, assignment),
     )
-    return Cut(trunk, pattern.roles, tuple(graphs), observe)
+    module = None if isinstance(signal, str) else signal.gm
+    return Cut(trunk, pattern.roles, tuple(graphs), observe, module)
+
+
+def _signal(
+    found: SignalGraph, slots: dict[fx.Node, int], assignment: Assignment, pattern: Pattern
+) -> Signal:
+    arguments = [n for n in assignment.nodes if n.op == "placeholder"]
+    latents = value_of(arguments[pattern.roles.latents[0]]) if pattern.roles.latents else None
+    batch_dim = batch_dim_of(value_of(found.signal), latents)
+    return Signal(tuple(slots[n] for n in found.inputs), batch_dim)
 
 
 def _piece(segment: int, assignment: Assignment, borders: Borders) -> Piece:
@@ -214,6 +229,7 @@ def _trunk(
         block_lists=pattern.block_lists,
         observe_sizes=(),
         batch_dim=None,
+        signal="",
         signature=0,
     )
 

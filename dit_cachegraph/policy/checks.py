@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from dit_cachegraph.exc import InvalidConfig
 
+MASK_POLICIES = ("slow", "medium", "fast", "ultra")
+
 
 def check_int(
     name: str,
@@ -29,6 +31,34 @@ def check_number(name: str, value: object, *, none_is_ok: bool = False) -> None:
         raise InvalidConfig(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
+def check_numbers(name: str, value: object) -> tuple[float, ...]:
+    """Finite numbers, at least one, as a tuple; any sequence of them is taken."""
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not value
+        or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value)
+        or not all(map(math.isfinite, value))
+    ):
+        raise InvalidConfig(f"{name} must be a sequence of finite numbers, got {value!r}")
+    return tuple(value)
+
+
+def check_grid(name: str, value: object) -> tuple[int, ...] | None:
+    """Two or three sizes, or None, as a tuple; any sequence of them is taken."""
+    if value is None:
+        return None
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or len(value) not in (2, 3)
+        or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in value)
+    ):
+        wanted = "(height, width) or (frames, height, width)"
+        raise InvalidConfig(f"{name} must be {wanted}, got {value!r}")
+    return tuple(value)
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
@@ -44,6 +74,11 @@ def check_mask(name: str, value: object) -> tuple[int, ...] | None:
     """The mask as a tuple of 0 and 1; any sequence of them is taken."""
     if value is None:
         return None
+    if isinstance(value, str) and value in MASK_POLICIES:
+        raise InvalidConfig(
+            f"{name} takes the mask itself: dit_cachegraph.steps_mask(total_steps=..., "
+            f"mask_policy={value!r}) makes it"
+        )
     if (
         not isinstance(value, Sequence)
         or isinstance(value, str)

@@ -60,7 +60,7 @@ class DBCacheConfig(Rule):
     """At most so many reused steps in a row; -1 for no limit."""
 
     steps_computation_mask: tuple[int, ...] | None = None
-    """One 0 or 1 a step: 1 computes. Steps past its end compute."""
+    """One 0 or 1 a step, as `steps_mask` makes them: 1 computes. Steps past its end compute."""
 
     steps_computation_policy: Literal["dynamic", "static"] = "dynamic"
     """What a 0 of the mask means: "dynamic" asks the threshold, "static" reuses."""

@@ -21,14 +21,24 @@ class ProbeKind(enum.Enum):
     LATENTS = "the model's input; with the last step"
 
 
+class NoiseFilter(NamedTuple):
+    """A Wiener filter for the step's noise level over the grid of the tokens; None: the grid that
+    the latents show, and a spectrum that falls with the number of its axes as its power."""
+
+    grid: tuple[int, ...] | None = None
+    power: float | None = None
+
+
 class Probe(NamedTuple):
     """What is compared, and how. `downsample_factor`: every k-th channel alone;
-    `important_condition_threshold`: only tokens that moved by more than this, where there are any.
+    `important_condition_threshold`: only tokens that moved by more than this, where there are any;
+    `noise_filter`: after this filter, for a signal.
     """
 
     kind: ProbeKind
     downsample_factor: int = 1
     important_condition_threshold: float = 0.0
+    noise_filter: NoiseFilter | None = None
 
     @property
     def is_of_last_step(self) -> bool:
@@ -53,10 +63,19 @@ class Sums(NamedTuple):
     size: tuple[float, ...]
 
 
+class Change(NamedTuple):
+    """How far the model's input and output moved to the last computed step from the one before it,
+    and how large they are there."""
+
+    input: Sums
+    output: Sums
+
+
 class History(NamedTuple):
     """What happened so far in one image of one branch. `step` is the index of the current step, a
     step with any reuse is a hit, `memory` is what the rule `owner` remembers, and `largest_error`
-    the largest one that the guard observed."""
+    the largest one that the guard observed. `num_steps` is the number of steps of an image, where
+    `num_inference_steps` says it."""
 
     step: int = 0
     num_hits: int = 0
@@ -65,6 +84,7 @@ class History(NamedTuple):
     memory: object = None
     owner: type | None = None
     largest_error: float = 0.0
+    num_steps: int | None = None
 
     def after(self, decisions: Sequence["Decision"], error: float | None = None) -> "History":
         """The history that the next step sees, but for the rule's memory."""
@@ -78,23 +98,24 @@ class History(NamedTuple):
             largest_error=max(self.largest_error, error or 0.0),
         )
 
-    def seen_by(self, rule: "Rule") -> "History":
-        """The same without the memory of another rule."""
-        if self.owner is type(rule):
-            return self
-        return self._replace(memory=None, owner=type(rule))
+    def seen_by(self, rule: "Rule", num_steps: int | None = None) -> "History":
+        """The same without the memory of another rule, and with what is known of the image now."""
+        memory = self.memory if self.owner is type(rule) else None
+        return self._replace(memory=memory, owner=type(rule), num_steps=num_steps)
 
 
 class Observation(NamedTuple):
     """What a step saw of one region: per sample `sum|v - a|` and `sum|a|` of the probe `v` and its
     anchor `a`, or why there is nothing to compare with or to reuse. `earlier` are the decisions on
-    the regions before it; `companions` are the other guidance branches of the same request."""
+    the regions before it; `companions` are the other guidance branches of the same request.
+    `change` is known at the step after a computed one, where the rule needs the output."""
 
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
     nothing_kept: str | None = None
     earlier: tuple["Decision", ...] = ()
     companions: tuple["Companion", ...] = ()
+    change: Change | None = None
 
 
 class Decision(NamedTuple):
@@ -119,13 +140,11 @@ class Companion(NamedTuple):
 class StepResult(NamedTuple):
     """What a step did: a decision for each region, and what was seen of the first one. Where all of
     it computed and that was measured: `error`, what a reuse would have missed as a share of the
-    streams; `output`, per sample `sum|o - p|` and `sum|p|` of the model's output `o` and that of
-    the last computed step, `p`."""
+    streams."""
 
     decisions: tuple[Decision, ...]
     seen: Observation
     error: float | None = None
-    output: Sums | None = None
 
 
 class Rule(Protocol):
@@ -156,7 +175,8 @@ class Rule(Protocol):
 
     @property
     def needs_output(self) -> bool:
-        """True where each computed step measures how far the model's output moved."""
+        """True where each computed step measures how far the model's input and output moved. The
+        next one reads that in the copy which it makes anyway, as `Observation.change`."""
         return False
 
     @property

@@ -38,16 +38,25 @@ class RegionKept(NamedTuple):
             yield self.probe
 
 
+class Ends(NamedTuple):
+    """The model's input and output at the last computed step. `moved`: how far each is from the
+    computed step before it, [B, 2], until the next step has read it."""
+
+    input: Tensor
+    output: Tensor
+    moved: tuple[Tensor, Tensor] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What is kept of all regions. `signature` is that of the trunk: another trunk, other spans or
-    another predictor can't use it. `output` is the model's, where the rule asks for it."""
+    another predictor can't use it. `ends` are the model's, where the rule asks for them."""
 
     signature: int
     spans: tuple[Span, ...]
     predictor: Predictor
     regions: tuple[RegionKept | None, ...]
-    output: Tensor | None = None
+    ends: Ends | None = None
 
     def restarted(self, step: int) -> "Kept":
         """The same where the last step, which computed, turns out to be `step` of a new image."""
@@ -57,14 +66,15 @@ class Kept:
             else RegionKept(kept.probe, (step,), tuple(s[-1:] for s in kept.snapshots))
             for kept in self.regions
         ]
-        return replace(self, regions=tuple(regions))
+        ends = None if self.ends is None else self.ends._replace(moved=None)
+        return replace(self, regions=tuple(regions), ends=ends)
 
     def tensors(self) -> Iterator[Tensor]:
         for region in self.regions:
             if region is not None:
                 yield from region.tensors()
-        if self.output is not None:
-            yield self.output
+        if self.ends is not None:
+            yield from (self.ends.input, self.ends.output)
 
 
 class Recorded(NamedTuple):

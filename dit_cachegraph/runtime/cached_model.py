@@ -6,18 +6,24 @@ Straight Python over compiled functions; no FX. One driver serves all models, re
 of its graph: what differs between them lies in their state, and weights come with each call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from dit_cachegraph import ops
-from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
-from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.policy.rule import Decision, History, Observation, ProbeKind
 from dit_cachegraph.runtime.cache_state import Image, Kept, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote, current_note
-from dit_cachegraph.runtime.commit_step import Done, Now, Outcome, commit_step, history_of
+from dit_cachegraph.runtime.commit_step import (
+    Done,
+    Now,
+    Outcome,
+    Passed,
+    commit_step,
+    history_of,
+)
 from dit_cachegraph.runtime.conditioning import latents_identity
 from dit_cachegraph.runtime.effects import bases_of, error_sums, estimates, kept_after, put
 from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
@@ -25,18 +31,10 @@ from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.observe import Observer, companions_of, fits, noise_of
 from dit_cachegraph.runtime.recording import record
 from dit_cachegraph.runtime.request import current_request
+from dit_cachegraph.runtime.segment_runner import SegmentRunner
+from dit_cachegraph.runtime.signal import SignalReader
 from dit_cachegraph.runtime.step_plan import PlanTable
 from dit_cachegraph.runtime.step_reader import Seen, Values, gatherer
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One segment, ready to run: gathers its inputs, and which values die with it."""
-
-    function: CompiledSegment
-    gather: Callable[[Values], Sequence[object]]
-    dead: tuple[int, ...]
-    outputs: tuple[int | None, ...]
 
 
 class _Look(NamedTuple):
@@ -54,32 +52,20 @@ class CachedModel:
     """What Dynamo calls at each step: the compiled trunk with its cache."""
 
     def __init__(self, compiled: CompiledTrunk, options: Mapping[str, object]) -> None:
-        trunk = compiled.trunk
         self.compiled = compiled
         self.plans = PlanTable(compiled, options)
-        self._signature = trunk.signature
-        self._calls = tuple(self._prepare(i) for i in range(len(trunk.segments)))
-        self._blank = [None] * (trunk.num_slots - trunk.num_arguments)
+        self._signature = compiled.trunk.signature
+        self._segments = SegmentRunner(compiled)
         self._weights = gatherer(compiled.roles.trunk_parameters)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._latents = gatherer(compiled.roles.latents)
         self._observer = Observer(compiled)
+        self._signal = SignalReader(compiled)
         self._weightless = ModelState()
 
-    def _prepare(self, i: int) -> _Call:
-        trunk = self.compiled.trunk
-        segment = trunk.segments[i]
-        dead = [
-            slot
-            for slot in range(trunk.num_arguments, trunk.num_slots)
-            if trunk.last_use[slot] == i
-        ]
-        function = self.compiled.functions[segment.kind]
-        return _Call(function, gatherer(segment.inputs), tuple(dead), segment.outputs)
-
     def __call__(self, *args: object) -> tuple[object, ...]:
-        values: Values = [*args, *self._blank]
+        values = self._segments.values_of(args)
         now = self._now(values)
         if not now.plan.settings.common.enabled:
             return self._run_uncached(values, now)
@@ -112,24 +98,14 @@ class CachedModel:
         found = REGISTRY.by_weight(values[self._first_weight])
         return found if found is not None else REGISTRY.of_weights(self._weights(values))
 
-    def _run(self, values: Values, start: int, stop: int) -> None:
-        """Run segments `start..stop-1`, dropping each value after its last use."""
-        for call in self._calls[start:stop]:
-            inputs = list(call.gather(values))
-            for slot in call.dead:
-                values[slot] = None
-            for out, value in zip(call.outputs, call.function(inputs), strict=True):
-                if out is not None:
-                    values[out] = value
-
     def _results(self, values: Values) -> tuple[object, ...]:
         return tuple(values[slot] for slot in self.compiled.trunk.results)
 
     def _run_uncached(self, values: Values, now: Now) -> tuple[object, ...]:
         sight = self._sight(values, now, self._observer.read_clock(values, now))
         match = find_image(now.branch.images, sight, now.model.known, now.partner)
-        self._run(values, 0, len(self._calls))
-        history = history_of(match).seen_by(now.plan.rule)
+        self._segments.run(values, 0, len(self.compiled.trunk.segments))
+        history = self._history(now, match)
         done = (Done(Decision(False, "disabled"), Observation(), None, None),)
         commit_step(now, Outcome(sight, match, history, done, None), self.compiled.trunk)
         return self._results(values)
@@ -137,26 +113,26 @@ class CachedModel:
     def _run_step(self, values: Values, now: Now) -> tuple[object, ...]:
         trunk, look, at = self.compiled.trunk, None, 0
         done: list[Done] = []
-        self._run(values, 0, 1)
+        self._segments.run(values, 0, 1)
         for i, region in enumerate(now.plan.regions):
-            self._run(values, at + 1, region.probe_from + 1)
+            self._segments.run(values, at + 1, region.probe_from + 1)
             hidden_in = None if region.probe_in is None else _tensor(values[region.probe_in])
-            self._run(values, region.probe_from + 1, region.probe_boundary + 1)
-            hidden = None if region.probe_out is None else _tensor(values[region.probe_out])
+            self._segments.run(values, region.probe_from + 1, region.probe_boundary + 1)
+            hidden = self._probed(values, now, i)
             if look is None:
                 look = self._look(values, now, hidden, hidden_in)
             done.append(self._decide(values, now, look, done, hidden, hidden_in))
             del hidden, hidden_in
-            self._run(values, region.probe_boundary + 1, region.start + 1)
+            self._segments.run(values, region.probe_boundary + 1, region.start + 1)
             done[-1] = self._do(values, now, look, i, done[-1])
             at = region.stop
         if look is None:
             look = self._look(values, now, None, None)
             done.append(Done(Decision(False, "empty region"), Observation(), None, None))
-        self._run(values, at + 1, trunk.num_blocks + 2)
+        self._segments.run(values, at + 1, trunk.num_blocks + 2)
         results = self._results(values)
         outcome = Outcome(look.sight, look.match, look.history, tuple(done), look.kept)
-        commit_step(now, outcome, trunk, results)
+        commit_step(now, outcome, trunk, Passed(self._latents_of(values, now.note), results))
         return results
 
     def _look(
@@ -172,12 +148,23 @@ class CachedModel:
             kept, why_nothing = self._usable(match.image, now)
             if kept is not None:
                 seen = self._observer.read_first(values, now, kept, hidden, hidden_in)
-        history = history_of(match).seen_by(now.plan.rule)
+        history = self._history(now, match)
         if kept is not None and match.moment.doubt is not None:
             kept, why_nothing = None, match.moment.doubt
         if kept is not None and match.moment.restarts_at is not None:
             kept = kept.restarted(match.moment.restarts_at - 1)
         return _Look(sight, match, history, kept, why_nothing, seen)
+
+    def _probed(self, values: Values, now: Now, i: int) -> Tensor | None:
+        """What a region compares, where its boundary is reached."""
+        region, probe = now.plan.regions[i], now.plan.spans[i].probe
+        if probe is not None and probe.kind is ProbeKind.SIGNAL:
+            return self._signal.read(values, now, probe.noise_filter)
+        return None if region.probe_out is None else _tensor(values[region.probe_out])
+
+    def _history(self, now: Now, match: Match) -> History:
+        settings = now.plan.settings
+        return history_of(match).seen_by(settings.rule, settings.common.num_inference_steps)
 
     def _sight(self, values: Values, now: Now, seen: Seen) -> Sight:
         latents = self._latents_of(values, now.note)
@@ -217,7 +204,8 @@ class CachedModel:
             look.history, earlier, noise_of(look.match, look.sight)
         )
         others = () if before else companions_of(look.match, look.sight, rule)
-        seen = Observation(look.seen.moved, look.seen.size, why_nothing, earlier, others)
+        sums, change = (look.seen.moved, look.seen.size), look.seen.change
+        seen = Observation(*sums, why_nothing, earlier, others, change)
         anchor = None if kept is None else kept.probe
         if before and reason is None and rule.needs_diff and anchor is not None:
             assert probe is not None and hidden is not None
@@ -267,7 +255,7 @@ class CachedModel:
             assert kept is not None
             put(values, region, estimates(region, kept, bases, predictor, step))
             return done._replace(kept=kept if probe is None else kept._replace(probe=probe))
-        self._run(values, region.start + 1, region.stop + 1)
+        self._segments.run(values, region.start + 1, region.stop + 1)
         sums = None
         if kept is not None and now.plan.settings.observes_error:
             estimated = estimates(region, kept, bases, predictor, step)

@@ -10,8 +10,8 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult, Sums
-from dit_cachegraph.runtime.cache_state import Branch, Image, Kept, Recorded, RegionKept
+from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult
+from dit_cachegraph.runtime.cache_state import Branch, Ends, Image, Kept, Recorded, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote
 from dit_cachegraph.runtime.find_image import Match, Sight
 from dit_cachegraph.runtime.life import begin_image, end_step
@@ -67,6 +67,13 @@ class Outcome(NamedTuple):
         return any(done.decision.hit for done in self.done)
 
 
+class Passed(NamedTuple):
+    """What the model was given as latents, and what it returns."""
+
+    latents: Sequence[object]
+    results: Sequence[object]
+
+
 def history_of(match: Match) -> History:
     """What the rule sees."""
     if match.moment.restarts_at is not None:
@@ -74,14 +81,12 @@ def history_of(match: Match) -> History:
     return match.image.history if match.image is not None else History()
 
 
-def commit_step(
-    now: Now, outcome: Outcome, trunk: Trunk, results: Sequence[object] | None = None
-) -> None:
-    """Write down what a step did, and free what is not needed any more. `results` are what the
-    model returns, None where nothing is to be kept."""
+def commit_step(now: Now, outcome: Outcome, trunk: Trunk, passed: Passed | None = None) -> None:
+    """Write down what a step did, and free what is not needed any more. `passed` is None where
+    nothing is to be kept."""
     model, branch, (sight, match, history, done, _) = now.model, now.branch, outcome
     error = _error(outcome)
-    output, output_sums = _output(now, outcome, results)
+    ends = None if passed is None else _ends(now, outcome, passed)
     image = match.image if match.image is not None else Image(branch)
     if match.image is not None and branch.num_uses == 1:
         model.branches.note_rebuilt(branch)
@@ -90,15 +95,15 @@ def commit_step(
         image.is_complete = False
     image.has_successor = False
     image.trajectory = match.moment.trajectory
-    result = StepResult(outcome.decisions, done[0].seen, error, output_sums)
+    result = StepResult(outcome.decisions, done[0].seen, error)
     memory = now.plan.rule.remember(history, result)
     image.history = history.after(result.decisions, error)._replace(memory=memory)
     image.last_decision = result.decisions[0]
     image.sketch, image.latents, image.signature = sight.sketch, sight.latents, sight.signature
-    if results is None or not now.plan.regions:
+    if passed is None or not now.plan.regions:
         image.kept = None
     else:
-        image.kept = _kept(now, outcome, trunk.signature, output)
+        image.kept = _kept(now, outcome, trunk.signature, ends)
     model.known = match.moment.known
     if match.image is None:
         begin_image(model.branches, model.schedules, image)
@@ -111,9 +116,9 @@ def commit_step(
     )
 
 
-def _kept(now: Now, outcome: Outcome, signature: int, output: Tensor | None) -> Kept:
+def _kept(now: Now, outcome: Outcome, signature: int, ends: Ends | None) -> Kept:
     regions = tuple([done.kept for done in outcome.done])
-    return Kept(signature, now.plan.spans, now.plan.predictor, regions, output)
+    return Kept(signature, now.plan.spans, now.plan.predictor, regions, ends)
 
 
 def _error(outcome: Outcome) -> float | None:
@@ -127,21 +132,28 @@ def _error(outcome: Outcome) -> float | None:
     return batch_diff(*read_sums(total), "max")
 
 
-def _output(
-    now: Now, outcome: Outcome, results: Sequence[object] | None
-) -> tuple[Tensor | None, Sums | None]:
-    """The model's output and how far it moved, where the rule asks for it."""
-    before = None if outcome.before is None else outcome.before.output
-    if not now.plan.rule.needs_output or outcome.is_hit:
-        return before, None
-    output = next(
-        (r for r in results or () if isinstance(r, Tensor) and r.is_floating_point()), None
-    )
-    if output is None:
-        return None, None
-    is_alike = before is not None and before.shape == output.shape
-    sums = read_sums(ops.distance(output, before, 0)) if is_alike and before is not None else None
-    return output.clone(), sums
+def _ends(now: Now, outcome: Outcome, passed: Passed) -> Ends | None:
+    """The model's input and output, and how far they moved since the last computed step, where the
+    rule asks for it. That is not read here, so that nothing waits for it."""
+    before = None if outcome.before is None else outcome.before.ends
+    if not now.plan.rule.needs_output:
+        return None
+    if outcome.is_hit:
+        return None if before is None else before._replace(moved=None)
+    latents, output = _first_floats(passed.latents), _first_floats(passed.results)
+    if latents is None or output is None:
+        return None
+    moved = None
+    if before is not None and (before.input.shape, before.output.shape) == (
+        latents.shape,
+        output.shape,
+    ):
+        moved = (ops.distance(before.input, latents, 0), ops.distance(before.output, output, 0))
+    return Ends(latents.clone(), output.clone(), moved)
+
+
+def _first_floats(values: Sequence[object]) -> Tensor | None:
+    return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
 
 
 def _record(model: ModelState, image: Image, recorded: Recorded | None, *, is_first: bool) -> None:

@@ -5,11 +5,14 @@ each further    its diff, in one copy, where the rule has to look
 a schedule      timestep and sketch alone; within `request(key)` nothing
 """
 
+from itertools import accumulate, pairwise
+
+import torch
 from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.policy.rule import Companion, Probe, ProbeKind, Rule, Sums
+from dit_cachegraph.policy.rule import Change, Companion, Probe, ProbeKind, Rule, Sums
 from dit_cachegraph.runtime.cache_state import Kept
 from dit_cachegraph.runtime.commit_step import Now
 from dit_cachegraph.runtime.find_image import Match, Sight
@@ -29,7 +32,13 @@ class Observer:
 
     def __init__(self, compiled: CompiledTrunk) -> None:
         self._reader = StepReader(compiled)
-        self._batch_dim = compiled.trunk.batch_dim
+        batch_dim, signal = compiled.trunk.batch_dim, compiled.trunk.signal
+        self._batch_dims = {
+            ProbeKind.RESIDUAL: batch_dim,
+            ProbeKind.HIDDEN: batch_dim,
+            ProbeKind.SIGNAL: None if isinstance(signal, str) else signal.batch_dim,
+            ProbeKind.LATENTS: None if batch_dim is None else 0,
+        }
 
     def read_first(
         self,
@@ -50,7 +59,12 @@ class Observer:
         anchor = None if first is None else first.probe
         if not fits(anchor, hidden, probe):
             anchor = None
-        seen = self._read_probe(values, probe, hidden, hidden_in, anchor)
+        moved = None if kept is None or kept.ends is None else kept.ends.moved
+        if anchor is not None and moved is not None:
+            sums = self._sums(probe, hidden, hidden_in, anchor)
+            seen = self._read_with_change(values, sums, *moved)
+        else:
+            seen = self._read_probe(values, probe, hidden, hidden_in, anchor)
         if now.note is None:
             return seen
         told = self.read_clock(values, now)
@@ -72,6 +86,17 @@ class Observer:
         sums = None if anchor is None else self._sums(probe, hidden, hidden_in, anchor)
         return self._reader.read_with(values, sums)
 
+    def _read_with_change(
+        self, values: Values, sums: Tensor, input_moved: Tensor, output_moved: Tensor
+    ) -> Seen:
+        """With what the last computed step measured of itself, in the same copy."""
+        seen = self._reader.read_with(values, torch.cat([sums, input_moved, output_moved]))
+        ends = accumulate(map(len, (sums, input_moved, output_moved)), initial=0)
+        own, came_in, came_out = [
+            Sums(seen.moved[start:stop], seen.size[start:stop]) for start, stop in pairwise(ends)
+        ]
+        return seen._replace(moved=own.moved, size=own.size, change=Change(came_in, came_out))
+
     def read_region(
         self, probe: Probe, hidden: Tensor, hidden_in: Tensor | None, anchor: Tensor
     ) -> Sums:
@@ -81,8 +106,8 @@ class Observer:
     def _sums(
         self, probe: Probe, hidden: Tensor, hidden_in: Tensor | None, anchor: Tensor
     ) -> Tensor:
-        batch_dim = 0 if probe.kind is ProbeKind.LATENTS else self._batch_dim
-        _, downsample_factor, important = probe
+        batch_dim = self._batch_dims[probe.kind]
+        _, downsample_factor, important, _ = probe
         return ops.probe_sums(hidden, hidden_in, anchor, batch_dim, downsample_factor, important)
 
     def read_clock(self, values: Values, now: Now) -> Seen:

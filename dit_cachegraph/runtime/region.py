@@ -57,6 +57,12 @@ def _probe(
         if not roles.latents:
             raise InvalidConfig("this rule compares the model's input, and this graph has none")
         return start, start, None, roles.latents[0]
+    if span.probe.kind is ProbeKind.SIGNAL:
+        if isinstance(trunk.signal, str):
+            raise InvalidConfig(trunk.signal)
+        if start > 0:
+            raise InvalidConfig(f"only block 0 has a signal, and this region begins at {start}")
+        return start, start, None, None
     if span.probe.kind is ProbeKind.HIDDEN:
         return start, start, None, _stream_at(trunk, start)
     slots = trunk.streams[trunk.probe_stream].slots

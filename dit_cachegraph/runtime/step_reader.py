@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.policy.rule import Sums
+from dit_cachegraph.policy.rule import Change, Sums
 from dit_cachegraph.runtime.sketch import Sketch
 from dit_cachegraph.runtime.trajectory import Clock
 
@@ -18,12 +18,14 @@ Values = list[object]
 
 class Seen(NamedTuple):
     """The clock, or None where there is no timestep or it was not read; the sketch of the latents;
-    per sample `sum|r - p|` and `sum|p|`, empty where no diff was asked for."""
+    per sample `sum|r - p|` and `sum|p|`, empty where no diff was asked for; how the model's input
+    and output moved, where that was asked for."""
 
     clock: Clock | None = None
     sketch: Sketch | None = None
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
+    change: Change | None = None
 
 
 class StepReader:

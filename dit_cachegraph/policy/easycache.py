@@ -1,0 +1,105 @@
+"""EasyCache (arXiv 2507.02860): forecast how far the output moves from how far the input does.
+
+    k = |o - o'| / |x - x'|                   at a computed step, against the one computed before it
+    E = sum of k |x_t - x_(t-1)| / |o|        over the steps since, with `o` as last computed
+
+with the model's input `x` and output `o` in L1. A step is reused while E is below the threshold;
+when one computes, E begins anew. The first steps compute, and the last one where
+`num_inference_steps` says which that is. Each guidance branch decides for itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from dit_cachegraph.policy.accumulated import decide_by_total, why_first_or_last
+from dit_cachegraph.policy.checks import check_choice, check_int, check_number
+from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.rule import (
+    Change,
+    Decision,
+    History,
+    Observation,
+    Probe,
+    ProbeKind,
+    Rule,
+    Span,
+    StepResult,
+)
+
+
+class Forecast(NamedTuple):
+    """The rule's memory on reused steps: E, and how the output moved with the input before."""
+
+    total: float
+    change: Change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EasyCache(Rule):
+    """The options of EasyCache."""
+
+    name: ClassVar[str] = "easycache"
+
+    easycache_threshold: float = 0.05
+    """Reuse while the forecast change of the output is below this share of it. Higher saves more
+    and costs quality."""
+
+    max_warmup_steps: int = 5
+    """The first steps of an image, always computed."""
+
+    batch_rule: Literal["max", "mean"] = "max"
+    """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
+    their average, as the authors do."""
+
+    def __post_init__(self) -> None:
+        check_number("easycache_threshold", self.easycache_threshold)
+        check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)
+        check_choice("batch_rule", self.batch_rule, ("max", "mean"))
+
+    @property
+    def needs_output(self) -> bool:
+        return True
+
+    @property
+    def threshold(self) -> float:
+        return self.easycache_threshold
+
+    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
+        return (Span(0, sum(list_sizes), Probe(ProbeKind.LATENTS)),)
+
+    def why_compute(
+        self, history: History, earlier: Sequence[Decision], noise: float | None
+    ) -> str | None:
+        return why_first_or_last(history, self.max_warmup_steps)
+
+    def decide(self, history: History, observation: Observation) -> Decision:
+        if observation.nothing_kept is not None:
+            return Decision(False, observation.nothing_kept)
+        change = self._change(history, observation)
+        if change is None:
+            return Decision(False, "the output's change is not known yet")
+        before = history.memory.total if isinstance(history.memory, Forecast) else 0.0
+        added = history._replace(memory=before)
+        return decide_by_total(added, self._forecast(change, observation), self.easycache_threshold)
+
+    def remember(self, history: History, result: StepResult) -> object:
+        (decision,), change = result.decisions, self._change(history, result.seen)
+        if not decision.hit or decision.diff is None or change is None:
+            return None
+        return Forecast(decision.diff, change)
+
+    def _change(self, history: History, observation: Observation) -> Change | None:
+        """Just measured, where the last step computed; else as it was then."""
+        known = history.memory.change if isinstance(history.memory, Forecast) else None
+        return observation.change or known
+
+    def _forecast(self, change: Change, observation: Observation) -> float:
+        (input_moved, _), (output_moved, output_size) = change
+        moved = observation.moved
+        if self.batch_rule == "mean" or len(moved) != len(output_moved):
+            input_moved, moved = (sum(input_moved),), (sum(moved),)
+            output_moved, output_size = (sum(output_moved),), (sum(output_size),)
+        ratio = [o * m for o, m in zip(output_moved, moved, strict=True)]
+        scale = [i * s for i, s in zip(input_moved, output_size, strict=True)]
+        return batch_diff(ratio, scale, "max")

@@ -1,0 +1,85 @@
+"""SeaCache (arXiv 2602.18993): as TeaCache, on what is content in the first block's input.
+
+The modulated input is filtered over the grid of its tokens by the Wiener filter of the step's noise
+level, which keeps what is signal by then, coarse structure first; no coefficients are fitted. With
+`s` the share of noise, `a = 1 - s`, and `S = 1 / |f|^p` the power spectrum of a picture, each axis
+has the gain `a S / (a^2 S + s^2)`; their product is scaled to a mean of 1.
+
+That is the filter of flow models, whose noise share is the timestep as a part of its range; on
+others it is an approximation. The grid is read off latents that have one (an image `[B, C, H, W]`
+or video `[B, C, F, H, W]`, cut into square patches). Packed latents (FLUX, Qwen-Image) don't show
+it: then `seacache_grid` must say it, since a filter along the row of tokens would be another one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from dit_cachegraph.policy.accumulated import decide_by_total, total_after, why_first_or_last
+from dit_cachegraph.policy.checks import check_choice, check_grid, check_int, check_number
+from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.rule import (
+    Decision,
+    History,
+    NoiseFilter,
+    Observation,
+    Probe,
+    ProbeKind,
+    Rule,
+    Span,
+    StepResult,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeaCache(Rule):
+    """The options of SeaCache."""
+
+    name: ClassVar[str] = "seacache"
+
+    seacache_threshold: float = 0.3
+    """Reuse while what has been added up is below this. Higher saves more and costs quality."""
+
+    seacache_grid: tuple[int, ...] | None = None
+    """The tokens' grid, (height, width) or (frames, height, width). None: as the latents show it.
+    """
+
+    seacache_power: float | None = None
+    """The power `p` with which a picture's spectrum falls. None: 2 for images, 3 for videos."""
+
+    max_warmup_steps: int = 1
+    """The first steps of an image, always computed."""
+
+    batch_rule: Literal["max", "mean"] = "max"
+    """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
+    their average, as the authors do."""
+
+    def __post_init__(self) -> None:
+        check_number("seacache_threshold", self.seacache_threshold)
+        grid = check_grid("seacache_grid", self.seacache_grid)
+        object.__setattr__(self, "seacache_grid", grid)
+        check_number("seacache_power", self.seacache_power, none_is_ok=True)
+        check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)
+        check_choice("batch_rule", self.batch_rule, ("max", "mean"))
+
+    @property
+    def threshold(self) -> float:
+        return self.seacache_threshold
+
+    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
+        noise_filter = NoiseFilter(self.seacache_grid, self.seacache_power)
+        return (Span(0, sum(list_sizes), Probe(ProbeKind.SIGNAL, noise_filter=noise_filter)),)
+
+    def why_compute(
+        self, history: History, earlier: Sequence[Decision], noise: float | None
+    ) -> str | None:
+        return why_first_or_last(history, self.max_warmup_steps)
+
+    def decide(self, history: History, observation: Observation) -> Decision:
+        if observation.nothing_kept is not None:
+            return Decision(False, observation.nothing_kept)
+        diff = batch_diff(observation.moved, observation.size, self.batch_rule)
+        return decide_by_total(history, diff, self.seacache_threshold)
+
+    def remember(self, history: History, result: StepResult) -> object:
+        return total_after(result)

@@ -1,0 +1,68 @@
+"""The modulated input of block 0, as it is or filtered for the noise level of the step."""
+
+import math
+
+from torch import Tensor
+
+from dit_cachegraph import ops
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.policy.rule import NoiseFilter
+from dit_cachegraph.runtime.commit_step import Now
+from dit_cachegraph.runtime.step_reader import Values, gatherer
+
+
+class SignalReader:
+    """Computes the signal of one trunk's calls, where a rule asks for it."""
+
+    def __init__(self, compiled: CompiledTrunk) -> None:
+        trunk, roles = compiled.trunk, compiled.roles
+        self._function = compiled.signal
+        self._inputs = gatherer(() if isinstance(trunk.signal, str) else trunk.signal.inputs)
+        self._timesteps = gatherer((*roles.host_timesteps, *roles.timesteps))
+        self._latents = gatherer(roles.latents)
+
+    def read(self, values: Values, now: Now, noise_filter: NoiseFilter | None) -> Tensor:
+        """The signal at the first border.
+
+        Raises:
+            InvalidConfig: it is to be filtered, and its grid or the noise level is not known.
+        """
+        assert self._function is not None
+        (signal,) = self._function(list(self._inputs(values)))
+        assert isinstance(signal, Tensor)
+        if noise_filter is None:
+            return signal
+        latents = self._latents(values) if now.note is None else now.note.latents
+        grid = noise_filter.grid or _grid_of(latents[0] if latents else None, signal.shape[-2])
+        if math.prod(grid) != signal.shape[-2]:
+            raise InvalidConfig(
+                f"seacache_grid {grid} has {math.prod(grid)} tokens, and block 0 of this model is "
+                f"fed {signal.shape[-2]}"
+            )
+        power = float(len(grid)) if noise_filter.power is None else noise_filter.power
+        return ops.filter_noise(signal, self._noise(values, now, signal), grid, power)
+
+    def _noise(self, values: Values, now: Now, signal: Tensor) -> Tensor:
+        """The share of noise in the latents, on the signal's device: nothing waits for it."""
+        timesteps = self._timesteps(values) if now.note is None else now.note.timesteps
+        for timestep in timesteps:
+            if isinstance(timestep, Tensor):
+                level = ops.noise_level(timestep.to(signal.device, non_blocking=True))
+                return 1 - level if now.model.known.direction > 0 else level
+        raise InvalidConfig("seacache filters by the noise level, and this graph has no timestep")
+
+
+def _grid_of(latents: object, num_tokens: int) -> tuple[int, ...]:
+    """The grid of the tokens of `[B, C, H, W]` or `[B, C, F, H, W]`, cut into square patches."""
+    if isinstance(latents, Tensor) and latents.dim() in (4, 5):
+        *frames, height, width = latents.shape[2:]
+        patch = math.isqrt(math.prod(latents.shape[2:]) // num_tokens)
+        if patch > 0:
+            grid = (*frames, height // patch, width // patch)
+            if math.prod(grid) == num_tokens:
+                return grid
+    raise InvalidConfig(
+        "seacache filters over the grid of the tokens, which this model's input doesn't show: say "
+        "it as seacache_grid=(height, width), in tokens"
+    )
