@@ -1,7 +1,9 @@
-"""Trains a model from scratch, or goes on with it.
+"""Trains a model or a reader from scratch, or goes on with it.
 
     python -m bench.train flux --minutes 90      FLUX, pictures of 64 x 64
     python -m bench.train wan --minutes 90       Wan, clips of 8 frames of 32 x 32
+    python -m bench.train flux-reader            what reads the drawings of the first
+    python -m bench.train wan-reader             and of the second
 
 On a GPU a few minutes do. A run that was stopped goes on when the same command is given again;
 one that is over goes on when more minutes are given. `--fresh` forgets the checkpoint.
@@ -15,8 +17,8 @@ from pathlib import Path
 import torch
 
 from bench._machine import this_machine
-from bench.train.recipes import RECIPES, Recipe
-from bench.train.shelf import SHELF, note_figures, put_model
+from bench.train.shelf import SHELF, note_figures
+from bench.train.tasks import TASKS, Task
 from bench.train.trainer import Plan, Trainer
 
 RUNS = Path("train_out")
@@ -26,7 +28,7 @@ SECONDS_A_CHECKPOINT = 180.0
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__)
-    parser.add_argument("model", choices=RECIPES)
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--minutes", type=float, default=8.0, help="of training, in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=None, metavar="COUNT")
@@ -37,16 +39,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make_plan(recipe: Recipe, parsed: argparse.Namespace) -> Plan:
-    """What was asked for, with the recipe's batch where none was."""
+def make_plan(task: Task, parsed: argparse.Namespace) -> Plan:
+    """What was asked for, with the task's batch where none was."""
     device = torch.device(parsed.device)
-    usual = recipe.gpu_batch_size if device.type == "cuda" else recipe.batch_size
+    usual = task.gpu_batch_size if device.type == "cuda" else task.batch_size
     return Plan(parsed.seed, device, parsed.batch or usual, minutes=parsed.minutes)
 
 
 def put_down(trainer: Trainer, folder: Path, command: str) -> None:
     """Writes the averaged weights and how they came about."""
-    put_model(folder, trainer.recipe, trainer.average, trainer.words)
+    trainer.task.put(folder, trainer.average)
     plan = trainer.plan
     figures: dict[str, object] = {
         "command": command,
@@ -60,21 +62,21 @@ def put_down(trainer: Trainer, folder: Path, command: str) -> None:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "machine": str(this_machine()),
     }
-    note_figures(folder, "training", figures)
+    note_figures(folder, trainer.task.name, figures)
 
 
 def main(arguments: Sequence[str]) -> None:
     parsed = parse_arguments(arguments)
-    recipe = RECIPES[parsed.model]
-    checkpoint = parsed.runs / f"{recipe.name}.pt"
-    trainer = Trainer(recipe, make_plan(recipe, parsed))
+    task = TASKS[parsed.task]
+    checkpoint = parsed.runs / f"{task.name}.pt"
+    trainer = Trainer(task, make_plan(task, parsed))
     if checkpoint.exists() and not parsed.fresh:
         trainer.load(checkpoint)
         print(f"goes on from step {trainer.step} of {checkpoint}")
     trainer.run(checkpoint, SECONDS_A_CHECKPOINT)
-    folder = parsed.shelf / f"{recipe.name}-draws"
+    folder = parsed.shelf / task.folder
     put_down(trainer, folder, "python -m bench.train " + " ".join(arguments))
-    print(f"{folder} holds the model")
+    print(f"{folder} holds the weights")
 
 
 if __name__ == "__main__":

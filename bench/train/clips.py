@@ -70,7 +70,11 @@ def _moving(shape: Tensor, place: Tensor, motion: Tensor, dice: Dice) -> Tensor:
     radius = (0.34 + 0.1 * dice.rand(1)) * course[..., 2].exp()
     turn = (0.7 * dice.rand(1) - 0.35).expand(-1, NUM_FRAMES)
     from_edge = distance(
-        shape.repeat_interleave(NUM_FRAMES), radius.flatten(), centre.flatten(0, 1), turn.flatten(), SIDE
+        shape.repeat_interleave(NUM_FRAMES),
+        radius.flatten(),
+        centre.flatten(0, 1),
+        turn.flatten(),
+        SIDE,
     )
     return soft(from_edge).unflatten(0, (-1, NUM_FRAMES))
 

@@ -5,15 +5,16 @@ from torch import Generator, Tensor, nn
 
 from bench.train.codec import encode
 from bench.train.recipes import Recipe
+from bench.train.world import word_table
 
 EMPTY_SHARE = 0.1  # of the prompts are empty (zeros), so that guidance has something to push off
 
 
-def loss_of(recipe: Recipe, model: nn.Module, words: Tensor, count: int, dice: Generator) -> Tensor:
+def flow_loss(recipe: Recipe, model: nn.Module, count: int, dice: Generator) -> Tensor:
     """The mean squared error of the velocity on `count` new drawings, on the dice's device."""
     drawings, picks = recipe.world.draw(count, dice)
     latents = recipe.pack(encode(drawings))
-    text = words[recipe.world.word_indices(picks)]
+    text = word_table(len(recipe.world.words)).to(dice.device)[recipe.world.word_indices(picks)]
     named = torch.rand(count, 1, 1, generator=dice, device=dice.device) >= EMPTY_SHARE
     level = torch.sigmoid(torch.randn(count, generator=dice, device=dice.device))
     noise = torch.randn(latents.shape, generator=dice, device=dice.device)

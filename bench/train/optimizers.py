@@ -35,17 +35,19 @@ class Optimizers:
 
 
 def make_optimizers(model: nn.Module) -> Optimizers:
-    """For a model whose blocks lie in lists; modulations in them are left to AdamW."""
+    """Modulations in the blocks are left to AdamW, and so is all of a model without blocks."""
     in_blocks = {
         name: parameter
         for name, parameter in model.named_parameters()
         if "blocks." in name and ".norm" not in name and parameter.dim() == 2
     }
     rest = [p for name, p in model.named_parameters() if name not in in_blocks]
-    muon = Muon(
-        in_blocks.values(), lr=PEAK_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-    )
-    return Optimizers((muon, AdamW(rest, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.0)))
+    adam = AdamW(rest, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    if not in_blocks:
+        return Optimizers((adam,))
+    matrices = in_blocks.values()
+    muon = Muon(matrices, lr=PEAK_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return Optimizers((muon, adam))
 
 
 def rate_at(step: int, progress: float) -> float:

@@ -25,6 +25,7 @@ class Recipe:
     """
 
     name: str
+    folder: str
     world: World
     model_class: Callable[..., nn.Module]
     config: Mapping[str, object]
@@ -93,6 +94,7 @@ def unpack_wan(latents: Tensor) -> Tensor:
 
 FLUX = Recipe(
     name="flux",
+    folder="flux-scenes",
     world=SCENES,
     model_class=FluxTransformer2DModel,
     config=MappingProxyType(
@@ -116,6 +118,7 @@ FLUX = Recipe(
 )
 WAN = Recipe(
     name="wan",
+    folder="wan-clips",
     world=CLIPS,
     model_class=WanTransformer3DModel,
     config=MappingProxyType(

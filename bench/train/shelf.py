@@ -1,26 +1,28 @@
 """Where a trained model lies: float16 weights, configuration, words, and the run's figures."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.train.recipes import Recipe
+from bench.train.world import word_table
 
 SHELF = Path(__file__).resolve().parent.parent / "data"
 WEIGHTS, FIGURES = "model.safetensors", "figures.json"
 
 
-def put_model(folder: Path, recipe: Recipe, weights: dict[str, Tensor], words: Tensor) -> None:
+def put_model(recipe: Recipe, folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Writes the weights in float16 with all that is needed to use them."""
     folder.mkdir(parents=True, exist_ok=True)
     halves = {name: weight.cpu().half().contiguous() for name, weight in weights.items()}
     save_file(halves, folder / WEIGHTS)
     write_json(folder / "config.json", dict(recipe.config))
     write_json(folder / "words.json", list(recipe.world.words))
-    save_file({"embeddings": words.cpu()}, folder / "words.safetensors")
+    embeddings = word_table(len(recipe.world.words))
+    save_file({"embeddings": embeddings}, folder / "words.safetensors")
 
 
 def get_model(folder: Path, recipe: Recipe) -> nn.Module:
@@ -45,7 +47,3 @@ def note_figures(folder: Path, part: str, figures: dict[str, object]) -> None:
 
 def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def seeded(seed: int, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)

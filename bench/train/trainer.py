@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from bench.train.flow import loss_of
 from bench.train.optimizers import make_optimizers, rate_at
-from bench.train.recipes import Recipe
-from bench.train.world import word_table
+from bench.train.tasks import Task
 
 AVERAGE_DECAY = 0.998
 STEPS_A_LINE = 20
@@ -38,13 +36,12 @@ class Plan:
 class Trainer:
     """A run in progress."""
 
-    def __init__(self, recipe: Recipe, plan: Plan) -> None:
+    def __init__(self, task: Task, plan: Plan) -> None:
         torch.manual_seed(plan.seed)
-        self.recipe, self.plan = recipe, plan
-        self.model = recipe.build().to(plan.device).train()
+        self.task, self.plan = task, plan
+        self.model = task.build().to(plan.device).train()
         self.optimizers = make_optimizers(self.model)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.words = word_table(len(recipe.world.words)).to(plan.device)
         self.step, self.seconds, self.loss = 0, 0.0, float("nan")
 
     @property
@@ -55,7 +52,7 @@ class Trainer:
         """One step; its loss, still on the device."""
         start = time.monotonic()
         dice = Generator(self.plan.device).manual_seed(self.plan.seed * 10_000_019 + self.step)
-        loss = loss_of(self.recipe, self.model, self.words, self.plan.batch_size, dice)
+        loss = self.task.loss(self.model, self.plan.batch_size, dice)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizers.step(rate_at(self.step, self.progress))
