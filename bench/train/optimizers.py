@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-# Muon's steps are scaled to the size of Adam's, so that one rate serves both.
-PEAK_RATE = 2e-3
+ADAM_RATE, MUON_RATE = 2e-3, 5e-3  # Muon's steps are scaled to the size of Adam's
 WARMUP_STEPS = 100
 COOLDOWN = 0.35  # the last share of the run, in which the rate falls to zero
 
@@ -18,11 +17,12 @@ class Optimizers:
 
     parts: tuple[Optimizer, ...]
 
-    def step(self, rate: float) -> None:
-        """One step at this rate; forgets the gradients."""
+    def step(self, share: float) -> None:
+        """One step at this share of the peak rates; forgets the gradients."""
         for part in self.parts:
+            peak = MUON_RATE if isinstance(part, Muon) else ADAM_RATE
             for group in part.param_groups:
-                group["lr"] = rate
+                group["lr"] = peak * share
             part.step()
             part.zero_grad()
 
@@ -42,15 +42,15 @@ def make_optimizers(model: nn.Module) -> Optimizers:
         if "blocks." in name and ".norm" not in name and parameter.dim() == 2
     }
     rest = [p for name, p in model.named_parameters() if name not in in_blocks]
-    adam = AdamW(rest, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    adam = AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     if not in_blocks:
         return Optimizers((adam,))
     matrices = in_blocks.values()
-    muon = Muon(matrices, lr=PEAK_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(matrices, lr=MUON_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     return Optimizers((muon, adam))
 
 
-def rate_at(step: int, progress: float) -> float:
-    """`progress` is the share of the run that is over."""
+def rate_share(step: int, progress: float) -> float:
+    """Of the peak rates; `progress` is the share of the run that is over."""
     warmth = min(1.0, (step + 1) / WARMUP_STEPS)
-    return PEAK_RATE * warmth * min(1.0, max(0.0, 1 - progress) / COOLDOWN)
+    return warmth * min(1.0, max(0.0, 1 - progress) / COOLDOWN)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from bench.train.optimizers import make_optimizers, rate_at
+from bench.train.optimizers import make_optimizers, rate_share
 from bench.train.tasks import Task
 
 AVERAGE_DECAY = 0.998
@@ -55,7 +55,7 @@ class Trainer:
         loss = self.task.loss(self.model, self.plan.batch_size, dice)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizers.step(rate_at(self.step, self.progress))
+        self.optimizers.step(rate_share(self.step, self.progress))
         self.step += 1
         self._take_average()
         self.seconds += time.monotonic() - start
