@@ -6,7 +6,8 @@
     python -m bench.train wan-reader             and of the second
 
 On a GPU a few minutes do. A run that was stopped goes on when the same command is given again;
-one that is over goes on when more minutes are given. `--fresh` forgets the checkpoint.
+one that is over goes on when more minutes are given. `--fresh` forgets the checkpoint, and
+`--from-shelf` begins a new run with the weights that lie there.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=None, metavar="COUNT")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--fresh", action="store_true", help="begin anew")
+    parser.add_argument("--from-shelf", action="store_true", help="begin with the kept weights")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where checkpoints go")
     parser.add_argument("--shelf", type=Path, default=SHELF, help="where models go")
     return parser.parse_args(arguments)
@@ -69,12 +71,14 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parse_arguments(arguments)
     task = TASKS[parsed.task]
     checkpoint = parsed.runs / f"{task.name}.pt"
+    folder = parsed.shelf / task.folder
     trainer = Trainer(task, make_plan(task, parsed))
-    if checkpoint.exists() and not parsed.fresh:
+    if parsed.from_shelf:
+        trainer.begin_with(folder / task.weights)
+    elif checkpoint.exists() and not parsed.fresh:
         trainer.load(checkpoint)
         print(f"goes on from step {trainer.step} of {checkpoint}")
     trainer.run(checkpoint, SECONDS_A_CHECKPOINT)
-    folder = parsed.shelf / task.folder
     put_down(trainer, folder, "python -m bench.train " + " ".join(arguments))
     print(f"{folder} holds the weights")
 

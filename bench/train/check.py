@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Generator, Tensor
 
 from bench._machine import ROOT
@@ -97,10 +96,16 @@ def _cells(row: dict[str, float]) -> str:
     return "".join(f"{100 * share:8.1f}" for share in row.values())
 
 
-def draw_grid(recipe: Recipe, pipe: DiffusionPipeline, folder: Path, guidance: float) -> Tensor:
-    """The drawings of the grid: the first prompts."""
-    text = embed(recipe, folder, recipe.world.every_kind(NUM_GRID))
-    return draw(recipe, pipe, text, num_steps=NUM_STEPS, guidance=guidance)
+def show(recipe: Recipe, folder: Path, pictures: Path, num_steps: int) -> None:
+    """Writes the grids of the first prompts, without guidance and with the least."""
+    picks = recipe.world.every_kind(NUM_GRID)
+    pipe, text = load_pipeline(recipe, folder), embed(recipe, folder, picks)
+    captions = [recipe.world.prompt(row) for row in picks]
+    for guidance in GUIDANCES[:2]:
+        path = pictures / f"{recipe.folder}-guidance-{guidance:.0f}.png"
+        drawings = draw(recipe, pipe, text, num_steps=num_steps, guidance=guidance)
+        write_grid(path, drawings, captions)
+        print(f"{path}: uncached, guidance {guidance}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -111,11 +116,7 @@ def main(arguments: Sequence[str]) -> None:
     print(table(figures))
     command = "python -m bench.train.check " + " ".join(arguments)
     note_figures(folder, "check", {"command": command, **asdict(figures)})
-    pipe = load_pipeline(recipe, folder)
-    for guidance in GUIDANCES[:2]:
-        path = parsed.pictures / f"{recipe.folder}-guidance-{guidance:.0f}.png"
-        write_grid(path, draw_grid(recipe, pipe, folder, guidance))
-        print(f"{path}: uncached, guidance {guidance}")
+    show(recipe, folder, parsed.pictures, parsed.steps)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,18 @@ def flow_loss(recipe: Recipe, model: nn.Module, count: int, dice: Generator) -> 
     latents = recipe.pack(encode(drawings))
     text = word_table(len(recipe.world.words)).to(dice.device)[recipe.world.word_indices(picks)]
     named = torch.rand(count, 1, 1, generator=dice, device=dice.device) >= EMPTY_SHARE
-    level = torch.sigmoid(torch.randn(count, generator=dice, device=dice.device))
+    level = spread_levels(count, dice)
     noise = torch.randn(latents.shape, generator=dice, device=dice.device)
     share = level.view(-1, *[1] * (latents.dim() - 1))
     mixed = torch.lerp(latents, noise, share)
     with torch.autocast("cuda", torch.bfloat16, enabled=dice.device.type == "cuda"):
         velocity = recipe.call(model, mixed, level, text * named)
     return (velocity.float() - (noise - latents)).square().mean()
+
+
+def spread_levels(count: int, dice: Generator) -> Tensor:
+    """[count] logit-normal noise levels, one from each of `count` equally likely ranges, so that
+    one step's loss differs little from the next one's."""
+    within = torch.rand(count, generator=dice, device=dice.device)
+    share = (torch.arange(count, device=dice.device) + within) / count
+    return torch.sigmoid(torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)))

@@ -82,7 +82,7 @@ def draw(
     seed: int = 0,
 ) -> Tensor:
     """Drawings [B, ..., 3, H, W] in [-1, 1] for prompt embeddings [B, words, WORD_DIM]."""
-    arguments = _flux_arguments if recipe is FLUX else _wan_arguments
+    arguments = _flux_arguments if isinstance(pipe, FluxPipeline) else _wan_arguments
     result = pipe(
         prompt_embeds=text,
         negative_prompt_embeds=torch.zeros_like(text),

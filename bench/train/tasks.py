@@ -9,19 +9,21 @@ from types import MappingProxyType
 from torch import Generator, Tensor, nn
 
 from bench.train.flow import flow_loss
-from bench.train.reader import make_reader, put_reader, reading_loss
+from bench.train.reader import READER, make_reader, put_reader, reading_loss
 from bench.train.recipes import FLUX, WAN, Recipe
-from bench.train.shelf import put_model
+from bench.train.shelf import WEIGHTS, put_model
 
 Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`loss(model, count, dice)` is that of `count` new drawings; `put(folder, weights)` keeps."""
+    """`loss(model, count, dice)` is that of `count` new drawings; `put(folder, weights)` keeps
+    the weights there, in the file `weights`."""
 
     name: str
     folder: str
+    weights: str
     build: Callable[[], nn.Module]
     loss: Callable[[nn.Module, int, Generator], Tensor]
     put: Callable[[Path, Weights], None]
@@ -34,6 +36,7 @@ def drawing_task(recipe: Recipe) -> Task:
     return Task(
         name=recipe.name,
         folder=recipe.folder,
+        weights=WEIGHTS,
         build=recipe.build,
         loss=partial(flow_loss, recipe),
         put=partial(put_model, recipe),
@@ -47,6 +50,7 @@ def reading_task(recipe: Recipe) -> Task:
     return Task(
         name=f"{recipe.name}-reader",
         folder=recipe.folder,
+        weights=READER,
         build=partial(make_reader, recipe.world),
         loss=partial(reading_loss, recipe.world),
         put=put_reader,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from bench.train.optimizers import make_optimizers, rate_share
@@ -106,6 +107,12 @@ class Trainer:
         unfinished = checkpoint.with_suffix(".unfinished")
         torch.save(state, unfinished)
         unfinished.replace(checkpoint)
+
+    def begin_with(self, weights: Path) -> None:
+        """A new run, with the weights of a model that was kept in place of random ones."""
+        kept = load_file(weights)
+        self.model.load_state_dict({name: weight.float() for name, weight in kept.items()})
+        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def load(self, checkpoint: Path) -> None:
         """Goes on where `save` stood."""
