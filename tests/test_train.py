@@ -34,7 +34,7 @@ SMALL = {
 DRAWING_SHAPES = {"flux": (3, 64, 64), "wan": (8, 3, 32, 32)}
 
 
-def drawings_of(world, count=400, seed=3):
+def drawings_of(world, count=240, seed=3):
     drawings, picks = world.draw(count, Generator().manual_seed(seed))
     columns = dict(zip(world.slots, picks.unbind(1), strict=True))
     return drawings, picks, columns
@@ -86,7 +86,7 @@ def test_a_scene_shows_the_color_at_the_place_on_the_ground():
         [[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1], [-1, -1], [1, -1], [-1, 1], [1, 1]]
     )
     centre = (31.5 * (1 + 0.45 * places[columns["place"]])).round().long()
-    seen = (drawings[torch.arange(400), :, centre[:, 1], centre[:, 0]] + 1) / 2
+    seen = (drawings[torch.arange(240), :, centre[:, 1], centre[:, 0]] + 1) / 2
     right = nearest_name(seen, COLORS) == columns["color"]
     assert right[solid].float().mean() > 0.95
     assert right[columns["shape"] == shapes.index("ring")].float().mean() < 0.5

@@ -48,10 +48,12 @@ def make_plan(task: Task, parsed: argparse.Namespace) -> Plan:
     return Plan(parsed.seed, device, parsed.batch or usual, minutes=parsed.minutes)
 
 
-def put_down(trainer: Trainer, folder: Path, command: str) -> None:
+def put_down(trainer: Trainer, folder: Path) -> None:
     """Writes the averaged weights and how they came about."""
     trainer.task.put(folder, trainer.average)
     plan = trainer.plan
+    command = f"python -m bench.train {trainer.task.name} --minutes {plan.minutes:g}"
+    command += f" --seed {plan.seed} --batch {plan.batch_size}"
     figures: dict[str, object] = {
         "command": command,
         "seed": plan.seed,
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         trainer.load(checkpoint)
         print(f"goes on from step {trainer.step} of {checkpoint}")
     trainer.run(checkpoint, SECONDS_A_CHECKPOINT)
-    put_down(trainer, folder, "python -m bench.train " + " ".join(arguments))
+    put_down(trainer, folder)
     print(f"{folder} holds the weights")
 
 

@@ -114,7 +114,8 @@ def main(arguments: Sequence[str]) -> None:
     folder = parsed.shelf / recipe.folder
     figures = examine(recipe, folder, parsed.prompts, parsed.steps)
     print(table(figures))
-    command = "python -m bench.train.check " + " ".join(arguments)
+    command = f"python -m bench.train.check {recipe.name} --prompts {parsed.prompts}"
+    command += f" --steps {parsed.steps}"
     note_figures(folder, "check", {"command": command, **asdict(figures)})
     show(recipe, folder, parsed.pictures, parsed.steps)
 

@@ -10,12 +10,12 @@ from torch import Generator, Tensor
 
 from bench.train.strokes import (
     COLORS,
-    FULL_TURN,
     GROUNDS,
     SHAPES,
     Dice,
+    add_bystander,
+    colored,
     distance,
-    pixel_grid,
     rows,
     soft,
     stripes,
@@ -55,8 +55,10 @@ def draw(count: int, generator: Generator) -> tuple[Tensor, Tensor]:
     dice = Dice(count, generator)
     picks = [dice.pick(len(words)) for words in CLIPS.slots.values()]
     color, shape, place, motion, ground = picks
-    still = _with_bystander(_ground(ground, dice), dice)[:, None]
-    body = (rows(COLORS.values(), color)[:, :, None, None] * _lit(dice))[:, None]
+    still = colored(GROUNDS, ground, dice, SIDE)
+    still = still + 0.16 * dice.rand(1, 1, 1) * stripes(dice, SIDE, 1.0, 4.0)
+    still = add_bystander(still, dice, 0.12, 0.18)[:, None]
+    body = colored(COLORS, color, dice, SIDE)[:, None]
     mask = _moving(shape, place, motion, dice)
     clip = mask * body + (1 - mask) * still
     return clip.clamp(0, 1) * 2 - 1, torch.stack(picks, 1)
@@ -77,27 +79,6 @@ def _moving(shape: Tensor, place: Tensor, motion: Tensor, dice: Dice) -> Tensor:
         SIDE,
     )
     return soft(from_edge).unflatten(0, (-1, NUM_FRAMES))
-
-
-def _lit(dice: Dice) -> Tensor:
-    """[B, 1, SIDE, SIDE]: a slope of brightness around 1."""
-    x, y = pixel_grid(SIDE, dice.generator.device)
-    light = dice.rand(1, 1) * FULL_TURN
-    return (1 + 0.2 * (x * light.cos() + y * light.sin()))[:, None]
-
-
-def _ground(ground: Tensor, dice: Dice) -> Tensor:
-    plain = rows(GROUNDS.values(), ground)[:, :, None, None] * _lit(dice)
-    return plain + 0.16 * dice.rand(1, 1, 1) * stripes(dice, SIDE, 1.0, 4.0)
-
-
-def _with_bystander(picture: Tensor, dice: Dice) -> Tensor:
-    """One small shape that stays where it is, there half the time."""
-    shape, radius = dice.pick(len(SHAPES)), 0.12 + 0.06 * dice.rand()
-    from_edge = distance(shape, radius, 1.8 * dice.rand(2) - 0.9, FULL_TURN * dice.rand(), SIDE)
-    mask = soft(from_edge) * (dice.rand(1, 1, 1) < 0.5)
-    color = rows(COLORS.values(), dice.pick(len(COLORS)))[:, :, None, None]
-    return mask * color + (1 - mask) * picture
 
 
 CLIPS = World(

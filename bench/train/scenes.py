@@ -15,6 +15,8 @@ from bench.train.strokes import (
     GROUNDS,
     SHAPES,
     Dice,
+    add_bystander,
+    colored,
     distance,
     pixel_grid,
     rows,
@@ -48,41 +50,17 @@ def draw(count: int, generator: Generator) -> tuple[Tensor, Tensor]:
     dice = Dice(count, generator)
     picks = [dice.pick(len(words)) for words in SCENES.slots.values()]
     size, finish, color, shape, place, ground = picks
-    picture = _with_bystanders(_ground(ground, dice), dice)
+    picture = colored(GROUNDS, ground, dice, SIDE)
+    picture = picture + 0.16 * dice.rand(1, 1, 1) * stripes(dice, SIDE)
+    for _ in range(NUM_BYSTANDERS):
+        picture = add_bystander(picture, dice, 0.08, 0.15)
     radius = rows(SIZES.values(), size) * (0.92 + 0.16 * dice.rand())
     centre = rows(PLACES.values(), place) + 0.12 * dice.rand(2) - 0.06
     from_edge = distance(shape, radius, centre, 0.7 * dice.rand() - 0.35, SIDE)
-    body = _finished(_colored(color, dice), finish, from_edge, dice)
+    body = _finished(colored(COLORS, color, dice, SIDE), finish, from_edge, dice)
     mask = soft(from_edge)
     picture = mask * body + (1 - mask) * picture
     return picture.clamp(0, 1) * 2 - 1, torch.stack(picks, 1)
-
-
-def _lit(dice: Dice) -> Tensor:
-    """[B, 1, SIDE, SIDE]: a slope of brightness around 1."""
-    x, y = pixel_grid(SIDE, dice.generator.device)
-    light = dice.rand(1, 1) * FULL_TURN
-    return (1 + 0.2 * (x * light.cos() + y * light.sin()))[:, None]
-
-
-def _ground(ground: Tensor, dice: Dice) -> Tensor:
-    plain = rows(GROUNDS.values(), ground)[:, :, None, None] * _lit(dice)
-    return plain + 0.16 * dice.rand(1, 1, 1) * stripes(dice, SIDE)
-
-
-def _colored(color: Tensor, dice: Dice) -> Tensor:
-    return rows(COLORS.values(), color)[:, :, None, None] * _lit(dice)
-
-
-def _with_bystanders(picture: Tensor, dice: Dice) -> Tensor:
-    """Small shapes anywhere and of any colour, each there half the time."""
-    for _ in range(NUM_BYSTANDERS):
-        shape, radius = dice.pick(len(SHAPES)), 0.08 + 0.07 * dice.rand()
-        from_edge = distance(shape, radius, 1.8 * dice.rand(2) - 0.9, FULL_TURN * dice.rand(), SIDE)
-        mask = soft(from_edge) * (dice.rand(1, 1, 1) < 0.5)
-        color = rows(COLORS.values(), dice.pick(len(COLORS)))[:, :, None, None]
-        picture = mask * color + (1 - mask) * picture
-    return picture
 
 
 def _finished(body: Tensor, finish: Tensor, from_edge: Tensor, dice: Dice) -> Tensor:

@@ -107,3 +107,25 @@ def stripes(dice: Dice, side: int, least_waves: float = 1.5, most_waves: float =
     angle, phase = (dice.rand(1, 1) * FULL_TURN for _ in range(2))
     waves = least_waves + (most_waves - least_waves) * dice.rand(1, 1)
     return torch.sin(3.1416 * waves * (x * angle.cos() + y * angle.sin()) + phase)[:, None]
+
+
+def slope(dice: Dice, side: int) -> Tensor:
+    """[B, 1, side, side]: light from any side, as a factor around 1."""
+    x, y = pixel_grid(side, dice.generator.device)
+    light = dice.rand(1, 1) * FULL_TURN
+    return (1 + 0.2 * (x * light.cos() + y * light.sin()))[:, None]
+
+
+def colored(colors: Mapping[str, Color], chosen: Tensor, dice: Dice, side: int) -> Tensor:
+    """[B, 3, side, side] in [0, 1]: the chosen colours, lit."""
+    return rows(colors.values(), chosen)[:, :, None, None] * slope(dice, side)
+
+
+def add_bystander(picture: Tensor, dice: Dice, least: float, most: float) -> Tensor:
+    """The pictures with a shape of any kind, colour and place, there half the time."""
+    side = picture.shape[-1]
+    shape, radius = dice.pick(len(SHAPES)), least + (most - least) * dice.rand()
+    from_edge = distance(shape, radius, 1.8 * dice.rand(2) - 0.9, FULL_TURN * dice.rand(), side)
+    mask = soft(from_edge) * (dice.rand(1, 1, 1) < 0.5)
+    color = rows(COLORS.values(), dice.pick(len(COLORS)))[:, :, None, None]
+    return mask * color + (1 - mask) * picture
