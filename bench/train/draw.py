@@ -1,5 +1,5 @@
-"""Draws the pictures that the demo's model was trained on: a prompted shape on a prompted ground, with much that no prompt
-names.
+"""Draws the 32 x 32 pictures that the demo's model was trained on: a prompted shape on a prompted
+ground, with much that no prompt names.
 
 The unnamed part (stripes, bystanders, turn, shading) is there on purpose: with a picture that its
 prompt fixes, a few steps already land on it, and no cache could be told from another.
