@@ -133,6 +133,7 @@ def test_the_codec_loses_little_and_packing_nothing(name):
     torch.testing.assert_close(encode(kept), latents, atol=1e-4, rtol=1e-4)
     assert torch.equal(recipe.unpack(recipe.pack(latents)), latents)
     assert 0.7 < latents.std() < 1.3
+    assert recipe.pack(latents).shape[1:] == recipe.latent_shape
 
 
 def test_prompts_name_every_word():
@@ -235,5 +236,12 @@ def test_psnr_is_the_mean_over_drawings():
     assert check.psnr_db(off, flat) == pytest.approx(30.0, abs=1e-3)
 
 
-def test_wan_keeps_eight_frames():
-    assert WAN.world.draw(1, Generator().manual_seed(0))[0].shape[1] == 8
+def test_what_tells_wan_where_it_is_stands_still():
+    latents = WAN.pack(encode(drawings_of(CLIPS, count=2)[0]))
+    start = WAN.start(torch.randn(2, *WAN.latent_shape))
+    assert torch.equal(start[:, 12:], latents[:, 12:])
+    assert not torch.equal(start[:, :12], latents[:, :12])
+    frame, row, column = latents[0, 12:]
+    assert frame[0].unique().numel() == 1
+    assert (frame[0, 0, 0], frame[7, 0, 0]) == (-1.5, 1.5)
+    assert (row[0, 7, 0], column[0, 0, 7], row[0, 0, 7]) == (1.5, 1.5, -1.5)

@@ -17,7 +17,7 @@ def flow_loss(recipe: Recipe, model: nn.Module, count: int, dice: Generator) -> 
     text = word_table(len(recipe.world.words)).to(dice.device)[recipe.world.word_indices(picks)]
     named = torch.rand(count, 1, 1, generator=dice, device=dice.device) >= EMPTY_SHARE
     level = spread_levels(count, dice)
-    noise = torch.randn(latents.shape, generator=dice, device=dice.device)
+    noise = recipe.start(torch.randn(latents.shape, generator=dice, device=dice.device))
     share = level.view(-1, *[1] * (latents.dim() - 1))
     mixed = torch.lerp(latents, noise, share)
     with torch.autocast("cuda", torch.bfloat16, enabled=dice.device.type == "cuda"):

@@ -14,6 +14,8 @@ from bench.train.scenes import SCENES
 from bench.train.world import WORD_DIM, World
 
 TOKENS_A_SIDE = 8  # of a picture
+NUM_WHERES = 3  # channels that say where a token is
+WAN_CHANNELS = LATENT_DIM // 4 + NUM_WHERES
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -22,6 +24,7 @@ class Recipe:
     """`call(model, latents, level, text)` gives the velocity; level 1 is noise, 0 the drawing.
 
     `pack` turns the codec's [B, ..., 48, h, w] into the model's latents, `unpack` turns them back.
+    `start` takes white noise of the latents' shape and gives what a drawing is sampled from.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Recipe:
     config: Mapping[str, object]
     pack: Callable[[Tensor], Tensor]
     unpack: Callable[[Tensor], Tensor]
+    start: Callable[[Tensor], Tensor]
+    latent_shape: tuple[int, ...]
     call: Call
     batch_size: int
     gpu_batch_size: int
@@ -71,8 +76,13 @@ def unpack_flux(tokens: Tensor) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (TOKENS_A_SIDE, TOKENS_A_SIDE))
 
 
+def start_flux(noise: Tensor) -> Tensor:
+    """As it is."""
+    return noise
+
+
 def call_wan(model: nn.Module, latents: Tensor, level: Tensor, text: Tensor) -> Tensor:
-    """Velocity [B, 12, 8, 8, 8]; latents likewise, level [B], text [B, words, WORD_DIM]."""
+    """Velocity [B, 15, 8, 8, 8]; latents likewise, level [B], text [B, words, WORD_DIM]."""
     velocity: Tensor = model(
         hidden_states=latents,
         timestep=1000 * level,
@@ -83,13 +93,30 @@ def call_wan(model: nn.Module, latents: Tensor, level: Tensor, text: Tensor) -> 
 
 
 def pack_wan(latents: Tensor) -> Tensor:
-    """[B, 8, 48, 4, 4] -> [B, 12, 8, 8, 8]: channels, frames, rows, columns."""
-    return nn.functional.pixel_shuffle(latents, 2).transpose(1, 2)
+    """[B, 8, 48, 4, 4] -> [B, 15, 8, 8, 8]: channels, frames, rows, columns."""
+    drawn = nn.functional.pixel_shuffle(latents, 2).transpose(1, 2)
+    return torch.cat([drawn, _wheres(drawn)], 1)
 
 
 def unpack_wan(latents: Tensor) -> Tensor:
-    """[B, 12, 8, 8, 8] -> [B, 8, 48, 4, 4]."""
-    return nn.functional.pixel_unshuffle(latents.transpose(1, 2), 2)
+    """[B, 15, 8, 8, 8] -> [B, 8, 48, 4, 4]."""
+    return nn.functional.pixel_unshuffle(latents[:, :-NUM_WHERES].transpose(1, 2), 2)
+
+
+def start_wan(noise: Tensor) -> Tensor:
+    """Noise [B, 15, 8, 8, 8] with the last channels as they are in every drawing."""
+    return torch.cat([noise[:, :-NUM_WHERES], _wheres(noise)], 1)
+
+
+def _wheres(latents: Tensor) -> Tensor:
+    """[B, 3, F, h, w]: frame, row and column.
+
+    Wan knows only how far two tokens are from each other, and would have to learn from the borders
+    alone where it is. These channels are the same in noise and drawing, so a step leaves them be.
+    """
+    lines = [torch.linspace(-1.5, 1.5, n, device=latents.device) for n in latents.shape[2:]]
+    wheres = torch.stack(torch.meshgrid(*lines, indexing="ij"))
+    return wheres.expand(len(latents), -1, -1, -1, -1)
 
 
 FLUX = Recipe(
@@ -112,6 +139,8 @@ FLUX = Recipe(
     ),
     pack=pack_flux,
     unpack=unpack_flux,
+    start=start_flux,
+    latent_shape=(TOKENS_A_SIDE**2, LATENT_DIM),
     call=call_flux,
     batch_size=32,
     gpu_batch_size=512,
@@ -124,8 +153,8 @@ WAN = Recipe(
     config=MappingProxyType(
         {
             "patch_size": (1, 2, 2),
-            "in_channels": LATENT_DIM // 4,
-            "out_channels": LATENT_DIM // 4,
+            "in_channels": WAN_CHANNELS,
+            "out_channels": WAN_CHANNELS,
             "num_layers": 10,
             "num_attention_heads": 3,
             "attention_head_dim": 32,
@@ -139,6 +168,8 @@ WAN = Recipe(
     ),
     pack=pack_wan,
     unpack=unpack_wan,
+    start=start_wan,
+    latent_shape=(WAN_CHANNELS, NUM_FRAMES, 8, 8),
     call=call_wan,
     batch_size=16,
     gpu_batch_size=256,

@@ -83,11 +83,12 @@ def draw(
 ) -> Tensor:
     """Drawings [B, ..., 3, H, W] in [-1, 1] for prompt embeddings [B, words, WORD_DIM]."""
     arguments = _flux_arguments if isinstance(pipe, FluxPipeline) else _wan_arguments
+    shape = (len(text), *recipe.latent_shape)
     result = pipe(
+        latents=recipe.start(torch.randn(shape, generator=Generator().manual_seed(seed))),
         prompt_embeds=text,
         negative_prompt_embeds=torch.zeros_like(text),
         num_inference_steps=num_steps,
-        generator=Generator().manual_seed(seed),
         output_type="latent",
         return_dict=False,
         **arguments(text, guidance),
