@@ -13,14 +13,15 @@ from torch import Generator
 # The bench is no installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.train import __main__ as command
 from bench.train import check
 from bench.train.clips import CLIPS
 from bench.train.codec import decode, encode
-from bench.train.reader import make_reader, put_reader
+from bench.train.reader import accuracy, get_reader, make_reader, put_reader
 from bench.train.recipes import FLUX, RECIPES, WAN
 from bench.train.sampling import draw, embed, load_pipeline
 from bench.train.scenes import SCENES
-from bench.train.shelf import get_model, put_model
+from bench.train.shelf import FIGURES, SHELF, WEIGHTS, get_model, put_model
 from bench.train.strokes import COLORS, GROUNDS
 from bench.train.tasks import drawing_task, reading_task
 from bench.train.trainer import Plan, Trainer
@@ -184,6 +185,23 @@ def test_a_plan_ends_by_steps_or_by_minutes():
     assert few_steps(10).progress(10, 1e9) == 1
 
 
+def test_the_command_resumes_and_begins_with_kept_weights(tmp_path, capsys):
+    shelf = tmp_path / "shelf"
+    where = ["--runs", str(tmp_path / "runs"), "--shelf", str(shelf), "--batch", "2"]
+
+    def train(*arguments):
+        command.main(["flux-reader", *where, "--device", "cpu", *arguments])
+        return json.loads((shelf / FLUX.folder / FIGURES).read_text())["flux-reader"]
+
+    first = train("--minutes", "0.01")
+    assert first["drawings"] == 2 * first["steps"] > 0
+    assert train("--minutes", "0.01")["steps"] == first["steps"]
+    assert f"goes on from step {first['steps']} " in capsys.readouterr().out
+    assert train("--minutes", "0.02")["steps"] > first["steps"]
+    assert train("--minutes", "0.01", "--fresh", "--from-shelf")["progress"] >= 1
+    assert "begins with the weights" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_check_prints_and_keeps_its_figures(name, tmp_path, capsys):
     recipe = small_recipe(name)
@@ -226,6 +244,21 @@ def test_a_put_model_comes_back_and_heeds_guidance(name, tmp_path):
     assert plain.shape == (2, *DRAWING_SHAPES[name])
     assert torch.equal(plain, same)
     assert not torch.equal(plain, guided)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_kept_model_is_small_and_draws_the_named_ground(name):
+    recipe = RECIPES[name]
+    folder = SHELF / recipe.folder
+    assert (folder / WEIGHTS).stat().st_size < 12e6
+    assert {name, f"{name}-reader", "check"} <= set(json.loads((folder / FIGURES).read_text()))
+    picks = recipe.world.every_kind(8)
+    pipe, text = load_pipeline(recipe, folder), embed(recipe, folder, picks)
+    drawings = draw(recipe, pipe, text, num_steps=6, guidance=1.0)
+    reader = get_reader(folder, recipe.world)
+    assert accuracy(recipe.world, reader, drawings, picks)["ground"] >= 0.75
+    strangers = accuracy(recipe.world, reader, drawings, picks.roll(1, 0))["ground"]
+    assert strangers < 0.5
 
 
 def test_psnr_is_the_mean_over_drawings():

@@ -6,8 +6,8 @@
     python -m bench.train wan-reader             and of the second
 
 On a GPU a few minutes do. A run that was stopped goes on when the same command is given again;
-one that is over goes on when more minutes are given. `--fresh` forgets the checkpoint, and
-`--from-shelf` begins a new run with the weights that lie there.
+one that is over goes on when more minutes are given. `--fresh` forgets the checkpoint. Without a
+checkpoint, `--from-shelf` begins with the weights that lie in bench/data/.
 """
 
 import argparse
@@ -75,11 +75,12 @@ def main(arguments: Sequence[str]) -> None:
     checkpoint = parsed.runs / f"{task.name}.pt"
     folder = parsed.shelf / task.folder
     trainer = Trainer(task, make_plan(task, parsed))
-    if parsed.from_shelf:
-        trainer.begin_with(folder / task.weights)
-    elif checkpoint.exists() and not parsed.fresh:
+    if checkpoint.exists() and not parsed.fresh:
         trainer.load(checkpoint)
         print(f"goes on from step {trainer.step} of {checkpoint}")
+    elif parsed.from_shelf:
+        trainer.begin_with(folder / task.weights)
+        print(f"begins with the weights in {folder}")
     trainer.run(checkpoint, SECONDS_A_CHECKPOINT)
     put_down(trainer, folder)
     print(f"{folder} holds the weights")
