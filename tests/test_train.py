@@ -210,11 +210,11 @@ def test_the_check_prints_and_keeps_its_figures(name, tmp_path, capsys):
     put_model(recipe, folder, dict(recipe.build().named_parameters()))
     put_reader(folder, make_reader(recipe.world).state_dict())
     check.main(
-        [name, "--prompts", "4", "--steps", "4", "--shelf", str(tmp_path)]
+        [name, "--prompts", "4", "--steps", "2", "--shelf", str(tmp_path)]
         + ["--pictures", str(tmp_path)]
     )
     printed = capsys.readouterr().out
-    assert "4 prompts, 4 Euler steps" in printed
+    assert "4 prompts, 2 Euler steps" in printed
     figures = json.loads((folder / "figures.json").read_text())["check"]
     assert set(figures["read_back"]) == {"1.0", "3.0", "5.0"}
     for row in figures["read_back"].values():
