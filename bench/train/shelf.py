@@ -1,0 +1,49 @@
+"""Where a trained model lies: float16 weights, configuration, words, and the run's figures."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench.train.recipes import Recipe
+from bench.train.world import word_table
+
+SHELF = Path(__file__).resolve().parent.parent / "data"
+WEIGHTS, FIGURES = "model.safetensors", "figures.json"
+
+
+def put_model(recipe: Recipe, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes the weights in float16 with all that is needed to use them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {name: weight.cpu().half().contiguous() for name, weight in weights.items()}
+    save_file(halves, folder / WEIGHTS)
+    write_json(folder / "config.json", dict(recipe.config))
+    write_json(folder / "words.json", list(recipe.world.words))
+    embeddings = word_table(len(recipe.world.words))
+    save_file({"embeddings": embeddings}, folder / "words.safetensors")
+
+
+def get_model(folder: Path, recipe: Recipe) -> nn.Module:
+    """The model in float32, for inference, built from the configuration beside its weights."""
+    model = recipe.model_class(**json.loads((folder / "config.json").read_text()))
+    halves = load_file(folder / WEIGHTS)
+    model.load_state_dict({name: weight.float() for name, weight in halves.items()}, strict=True)
+    return model.eval().requires_grad_(False)
+
+
+def get_words(folder: Path) -> Tensor:
+    """[words, WORD_DIM]: the embedding of each word."""
+    return load_file(folder / "words.safetensors")["embeddings"]
+
+
+def note_figures(folder: Path, part: str, figures: dict[str, object]) -> None:
+    """Sets one part of the figures that lie beside the weights."""
+    path = folder / FIGURES
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {**known, part: figures})
+
+
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
