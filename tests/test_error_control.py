@@ -113,7 +113,7 @@ def test_guidance_branches_compute_and_reuse_together():
 
 def test_copies_are_made_at_computed_steps_alone(host_copies):
     model = FLUX.build(DEPTH)
-    compiled = compile_cached(model, error_tolerance=0.6, min_error_steps=1)
+    compiled = compile_cached(model, error_tolerance=0.6, min_error_steps=1, num_inference_steps=20)
     copies = []
     with torch.no_grad(), dc.request("A"):
         for kwargs in steps_of(model, FLUX, 0):
@@ -124,6 +124,18 @@ def test_copies_are_made_at_computed_steps_alone(host_copies):
     assert sum(hits) > 2
     # The first step has nothing to compare with.
     assert copies == [0] + [0 if hit else 1 for hit in hits[1:]]
+
+
+def test_a_new_image_is_noticed_under_the_same_key():
+    """Also where the pace of the one before would go on reusing."""
+    model = FLUX.build(DEPTH)
+    compiled = compile_cached(model, error_tolerance=5.0, min_error_steps=1, max_gap=8)
+    with dc.request("A"):
+        first = run_all(compiled, steps_of(model, FLUX, 0, num_steps=7))
+        second = run_all(compiled, steps_of(model, FLUX, 0, num_steps=7))
+    assert first[-1].hit
+    assert [ran.hit for ran in second] == [ran.hit for ran in first]
+    assert second[0].reason == "new image"
 
 
 def test_the_observed_error_is_that_of_two_real_runs():

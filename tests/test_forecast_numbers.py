@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
+from dit_cachegraph.plan import Effect, Region
 from dit_cachegraph.policy.catalog import PREDICTORS as KINDS
 from dit_cachegraph.runtime.cache_state import RegionKept
 from dit_cachegraph.runtime.effects import estimates
@@ -17,6 +18,8 @@ from test_layout import CHECKED
 from tiny_models import FLUX, WAN
 
 pytestmark = pytest.mark.e2e
+
+ONE_EFFECT = Region(0, 1, 0, 0, None, None, (Effect(1, 0, is_hidden=True),), ())
 
 
 @pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda t: t.name)
@@ -50,7 +53,7 @@ def test_bfloat16_is_added_up_in_float32(name, options, is_whole):
     values = [(20 + a + b * s / 9 + c * np.sin(s / 5)).bfloat16() for s in steps]
     base = None if is_whole else base.bfloat16()
     kept = RegionKept(None, tuple(steps), (tuple(values),))
-    (actual,) = estimates(kept, (base,), predictor, steps[-1] + 2)
+    (actual,) = estimates(ONE_EFFECT, kept, (base,), predictor, steps[-1] + 2)
     wide = np.stack([value.double().numpy() for value in values])
     effect = torch.from_numpy(forecast_of(name, options)(wide, steps, steps[-1] + 2))
     exact = effect if is_whole else base.double() + effect

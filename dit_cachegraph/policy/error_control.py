@@ -7,7 +7,8 @@ At a computed step the driver has both what was computed and what a reuse would 
     error e           .02   .06     .11       of the forecast that was not used
     gap         1  1  2  2     3     2        gap * clip(safety * tolerance / e, 1/2, 3/2)
 
-Nothing is read on the steps between. Where the path bends the error is large, and every step
+On the steps between, the timestep alone is read; within `request(key)` with `num_inference_steps`
+nothing. Where the path bends the error is large, and every step
 computes: the warm-up comes by itself. All guidance branches of a request compute and reuse at the
 same steps, by the error of the worst: guidance is a difference of two outputs, in which an error
 that one of them alone has counts for several.
@@ -59,6 +60,10 @@ class ErrorControl(Rule):
     @property
     def needs_diff(self) -> bool:
         return False
+
+    @property
+    def needs_clock(self) -> bool:
+        return True
 
     @property
     def needs_error(self) -> bool:

@@ -169,6 +169,12 @@ class Rule(Protocol):
         return False
 
     @property
+    def needs_clock(self) -> bool:
+        """True where a schedule has to notice a new image within `request(key)` as well. Else the
+        timestep is not read there; nor is it where `num_inference_steps` tells."""
+        return False
+
+    @property
     def needs_error(self) -> bool:
         """True where each computed step measures what a reuse would have missed."""
         return False

@@ -52,9 +52,7 @@ class Observer:
         rule = now.plan.rule
         probe = now.plan.spans[0].probe if now.plan.spans else None
         if probe is None or hidden is None or not rule.needs_diff:
-            if now.request is not None and not rule.needs_noise:
-                return self._reader.read_host_clock(values)
-            return self.read_clock(values, now)
+            return self._read_schedule(values, now)
         first = None if kept is None else kept.regions[0]
         anchor = None if first is None else first.probe
         if not fits(anchor, hidden, probe):
@@ -69,6 +67,14 @@ class Observer:
             return seen
         told = self.read_clock(values, now)
         return seen._replace(clock=told.clock, sketch=told.sketch)
+
+    def _read_schedule(self, values: Values, now: Now) -> Seen:
+        """Within `request(key)` a schedule may do without the device's timestep."""
+        rule, num_steps = now.plan.rule, now.plan.settings.common.num_inference_steps
+        needs_clock = rule.needs_noise or (rule.needs_clock and num_steps is None)
+        if now.request is not None and not needs_clock:
+            return self._reader.read_host_clock(values)
+        return self.read_clock(values, now)
 
     def _read_probe(
         self,
