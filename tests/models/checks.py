@@ -47,6 +47,7 @@ def check(entry: Entry) -> Result:
     graph = cached_graph(compiled)
     assert_replays(compiled, steps)
     assert_hits(compiled, steps)
+    assert_default_rule_holds(compiled, steps, eager)
     assert_a_hit_skips_half(compiled, steps, blocks, graph)
     assert_no_growth(entry, graph)
     return Result(entry, graph)
@@ -154,6 +155,24 @@ def assert_hits(compiled: nn.Module, steps: list[Inputs]) -> None:
     assert _reasons_to_compute(compiled, steps, 1.0) == ["warmup"] * WARM_UP
     reasons = _reasons_to_compute(compiled, steps, THRESHOLD)
     assert len(reasons) <= NUM_STEPS - 3, f"hardly any hits: {reasons}"
+
+
+def assert_default_rule_holds(
+    compiled: nn.Module, steps: list[Inputs], eager: list[Tensor]
+) -> None:
+    """Error control over the whole trunk with forecasts: nothing reused gives what eager does, and
+    a wide tolerance reuses some steps."""
+    dc.reset(compiled)
+    dc.configure(compiled, preset="balanced", error_tolerance=0.0)
+    for inputs, expected in zip(steps, eager, strict=False):
+        error = relative_error(call(compiled, inputs), expected)
+        assert error < CLOSE, f"off by {error:.1e} with tolerance 0"
+    dc.reset(compiled)
+    dc.configure(compiled, error_tolerance=0.5)
+    outputs = [call(compiled, inputs) for inputs in steps]
+    last = dc.summary(compiled).steps[-len(steps) :]
+    assert any(step.hit for step in last), f"no hits: {[step.reason for step in last]}"
+    assert all(output.isfinite().all() for output in outputs)
 
 
 def _reasons_to_compute(compiled: nn.Module, steps: list[Inputs], threshold: float) -> list[str]:
