@@ -261,6 +261,13 @@ def test_latents_unlike_those_of_the_step_before(calls, expected):
     assert seen_with_latents([(-t, close) for t, close in calls], ASCENDING) == expected
 
 
+def test_another_guidance_scale_is_no_step():
+    """Of the clock only the guidance moved, beside unlike latents: another image."""
+    model = Model(DESCENDING)
+    calls = [((9.0, 9.0, 5.0, 5.0), FAR), ((9.0, 9.0, 3.0, 3.0), FAR), ((8.0, 8.0, 3.0, 3.0), NEAR)]
+    assert "".join(MARKS[model.call(clock, close=close)] for clock, close in calls) == "NNs"
+
+
 def test_a_sampler_that_forgets_its_start_is_known_from_then_on():
     image = [(9, FAR), (8, FAR), (7, NEAR), (6, SMOOTH)]
     assert seen_with_latents(image * 3) == "Nuss" * 3

@@ -87,6 +87,8 @@ def advance(
     direction = before.direction or known.direction
     if not is_near:
         may_forget = before.num_calls == 1 and known.forgets_start is not False
+        # Another guidance scale, beside a timestep that stands still, is no step.
+        moved = _compare(clock[:2], before.last[:2])
         if not may_forget or moved == 0 or moved != (direction or -1):
             return begin(clock, shape, known)
         after = _go_on(before, clock, moved)._replace(is_start_unsure=True)
