@@ -143,7 +143,7 @@ FAULTS = [
 def test_a_fault_is_found(fault, monkeypatch):
     before_each = fault(monkeypatch)
     with pytest.raises(Disagreement):
-        explore(1000, [Phase.generate], before_each)
+        explore(4000, [Phase.generate], before_each)
 
 
 @pytest.mark.slow

@@ -71,8 +71,9 @@ class Observer:
     def _read_schedule(self, values: Values, now: Now) -> Seen:
         """Within `request(key)` a schedule may do without the device's timestep."""
         rule, num_steps = now.plan.rule, now.plan.settings.common.num_inference_steps
-        needs_clock = rule.needs_noise or (rule.needs_clock and num_steps is None)
-        if now.request is not None and not needs_clock:
+        is_counted = not rule.needs_clock or num_steps is not None
+        may_do_without = is_counted and not rule.needs_noise and not rule.needs_diff
+        if now.request is not None and may_do_without:
             return self._reader.read_host_clock(values)
         return self.read_clock(values, now)
 
