@@ -38,12 +38,10 @@ class _Past:
 
 @dataclass
 class _Model:
-    """What a model can know from the calls that it had. `is_start_known`: that its latents go on
-    from a first step to the second. `last_bounded` is its last call under a
+    """What a model can know from the calls that it had. `last_bounded` is its last call under a
     bound in bytes; `ends`, where images were left so late that they look whole."""
 
     is_direction_known: bool = False
-    is_start_known: bool = False
     has_recognised_rebuilt: bool = False
     last_bounded: int = -1
     ends: set[tuple[int, float]] = field(default_factory=set)
@@ -84,8 +82,6 @@ class Excuses:
             past.computed_at[place] = self._turn
         timestep = image.points[call.point][0]
         past.stands_at[place] = (lone.step, timestep)
-        has_moved = lone.step > 0 and timestep != image.points[0][0]
-        model.is_start_known |= has_moved and not image.request.ask.reads_no_clock
         if settings.get("max_state_bytes") is not None:
             model.last_bounded = self._turn
         if image.request.is_rebuilt and lone.step == 1 and not model.has_recognised_rebuilt:
@@ -100,10 +96,7 @@ class Excuses:
         self, image: Image, call: Call, lone: LoneImage, settings: Mapping[str, object]
     ) -> Excuse:
         past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
-        # After a first step other latents are an image after an abort, or what a sampler makes that
-        # forgets its start: the step after tells.
-        is_unsure_start = lone.step == 0 and not model.is_start_known
-        if past.is_crowded or call.model in past.lost_on or is_unsure_start:
+        if past.is_crowded or call.model in past.lost_on:
             return Excuse.ANYTHING
         # The first request that rebuilds its conditioning is known for one at its second step.
         is_unrecognised = place in past.unrecognised_at and lone.step == 1
