@@ -43,8 +43,8 @@ def simulate(rule: Rule, predictor: Predictor, recording: Sequence[Recorded]) ->
     history, decisions, errors = History().seen_by(rule), [], []
     computed: list[int] = []
     for step, now in enumerate(recording):
-        seen = _observation(now, recording[computed[-1]]) if computed else NOTHING
-        reason = rule.why_compute(history, (), now.noise)
+        seen = _observation(now, recording[computed[-1]]) if computed else Observation()
+        reason = rule.why_compute(history, (), now.noise) or (None if computed else "new image")
         decision = Decision(False, reason) if reason else rule.decide(history, seen)
         error = _error(recording, computed, step, predictor) if computed else None
         errors.append(error if decision.hit else None)
@@ -55,9 +55,6 @@ def simulate(rule: Rule, predictor: Predictor, recording: Sequence[Recorded]) ->
         history = history.after((decision,))._replace(memory=memory)
         decisions.append(decision)
     return Simulated(tuple(decisions), tuple(errors))
-
-
-NOTHING = Observation(nothing_kept="new image")
 
 
 def _observation(now: Recorded, before: Recorded) -> Observation:

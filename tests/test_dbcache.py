@@ -13,7 +13,6 @@ from dit_cachegraph.policy.rule import Decision, History, Observation
 
 NAN, INF = math.nan, math.inf
 QUARTER = Observation(moved=(1.0,), size=(4.0,))
-NOTHING = Observation(nothing_kept="nothing kept")
 
 
 def decide(
@@ -42,7 +41,7 @@ def hits_of(num_steps: int, **options: object) -> list[bool]:
     config = DBCacheConfig(**{"max_warmup_steps": 0, "residual_diff_threshold": 0.5, **options})
     history, hits = History(), []
     for step in range(num_steps):
-        decision = decision_of(config, history, QUARTER if step else NOTHING)
+        decision = decision_of(config, history, QUARTER) if step else Decision(False, "new image")
         history = history.after([decision])
         hits.append(decision.hit)
     return hits
@@ -65,12 +64,12 @@ IN_ORDER = [
 
 @pytest.mark.parametrize("first", range(len(IN_ORDER)), ids=lambda i: IN_ORDER[i][2][1])
 def test_the_first_of_all_reasons_wins(first):
-    """With every later reason true as well, and nothing kept."""
+    """With every later reason true as well."""
     options, facts = {}, {"step": 20}
     for more_options, more_facts, _ in reversed(IN_ORDER[first:]):
         options |= more_options
         facts |= more_facts
-    assert decide(seen=NOTHING, history=History(**facts), **options) == IN_ORDER[first][2]
+    assert decide(history=History(**facts), **options) == IN_ORDER[first][2]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +87,6 @@ def test_the_first_of_all_reasons_wins(first):
 )
 def test_just_below_each_limit_the_diff_decides(options, facts):
     assert decide(history=History(**{"step": 20, **facts}), **options) == (True, "hit 0.25")
-
-
-@pytest.mark.parametrize("threshold", [0.5, 1.0])
-@pytest.mark.parametrize("why", ["nothing kept", "new image", "new shape", "region changed"])
-def test_nothing_kept_computes_and_says_why(why, threshold):
-    seen = Observation((0.0,), (1.0,), why)
-    assert decide(seen=seen, residual_diff_threshold=threshold) == (False, why)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +157,6 @@ class TestMask:
     def test_a_static_zero_reuses_whatever_the_limits_say(self):
         limits = {"max_cached_steps": 0, "max_continuous_cached_steps": 0}
         assert self.static(1, residual_diff_threshold=0, **limits) == (True, "hit mask")
-
-    def test_a_static_zero_with_nothing_kept_computes(self):
-        assert self.static(1, NOTHING) == (False, "nothing kept")
 
     def test_warmup_ends_with_the_leading_ones(self):
         mask = (1, 1, 0, 0)

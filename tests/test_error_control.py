@@ -17,7 +17,6 @@ from schedule_oracle import ScheduleOracle
 from tiny_models import FLUX, TINY_MODELS, WAN, trajectory
 
 DEPTH = 4
-NOTHING = Observation(nothing_kept="nothing kept")
 
 
 class Pacer:
@@ -229,7 +228,7 @@ def test_errors_that_are_no_numbers(error):
 
 
 def _computed(error: float | None) -> StepResult:
-    return StepResult((Decision(False, ""),), NOTHING, error)
+    return StepResult((Decision(False, ""),), Observation(), error)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,6 @@ class Growing(Rule):
 
     def decide(self, history: History, observation: Observation) -> Decision:
         num_allowed = history.memory if isinstance(history.memory, int) else 0
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         if history.num_hits_in_a_row >= num_allowed:
             return Decision(False, f"after {num_allowed} reused steps")
         return Decision(True, f"hit, {num_allowed} are allowed")

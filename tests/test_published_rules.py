@@ -41,11 +41,11 @@ def play(rule: Rule, probes, ends=None, num_steps: int | None = None) -> list[bo
     `ends` are the model's (inputs, outputs)."""
     history, change, last, hits = History(), None, None, []
     for step, probe in enumerate(probes):
-        seen = Observation(nothing_kept="new image")
+        seen = Observation()
         if step > 0:
             seen = Observation(*sums(probe, probes[step - 1]), change=change)
         history = history.seen_by(rule, num_steps)
-        reason = rule.why_compute(history, (), None)
+        reason = rule.why_compute(history, (), None) or (None if step else "new image")
         decision = Decision(False, reason) if reason else rule.decide(history, seen)
         memory = rule.remember(history, StepResult((decision,), seen))
         history = history.after([decision])._replace(memory=memory)

@@ -191,18 +191,17 @@ class DBCacheConfig(Rule):
     ) -> str | None:
         if earlier and not earlier[0].hit:
             return "the region before it computed"
-        return self._why_scheduled(history, noise)
+        return self._why_known(history, noise)
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        is_static = not self.needs_diff
         if observation.earlier:
             return self._decide_alone(observation)
-        if is_static and observation.nothing_kept is None:
-            return Decision(True, "hit mask")
-        limit = None if is_static else self._why_limited(history)
-        if limit is not None or observation.nothing_kept is not None:
-            return Decision(False, limit or observation.nothing_kept or "")
-        return self._by_diff(observation)
+        return self._by_diff(observation) if self.needs_diff else Decision(True, "hit mask")
+
+    def _why_known(self, history: History, noise: float | None) -> str | None:
+        """Why the step computes, by the schedule and the limits."""
+        scheduled = self._why_scheduled(history, noise)
+        return scheduled or (self._why_limited(history) if self.needs_diff else None)
 
     def _why_scheduled(self, history: History, noise: float | None) -> str | None:
         """Why the step computes whatever is seen of it: warm-up and mask."""
@@ -259,8 +258,6 @@ class DBCacheConfig(Rule):
 
     def _decide_alone(self, observation: Observation) -> Decision:
         """One of the last blocks, on a hit."""
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         diff = batch_diff(observation.moved, observation.size, self.batch_rule)
         return by_threshold(diff, self.non_compute_blocks_diff_threshold)._replace(
             is_recorded=False

@@ -79,12 +79,9 @@ class DBPruneConfig(DBCacheConfig):
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None
     ) -> str | None:
-        scheduled = self._why_scheduled(history, noise)
-        return scheduled or (self._why_limited(history) if self.needs_diff else None)
+        return self._why_known(history, noise)
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         if not self.needs_diff:
             return Decision(True, "hit mask")
         diff = batch_diff(observation.moved, observation.size, self.batch_rule)

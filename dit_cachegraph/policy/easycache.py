@@ -74,8 +74,6 @@ class EasyCache(Rule):
         return why_first_or_last(history, self.max_warmup_steps)
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         change = self._change(history, observation)
         if change is None:
             return Decision(False, "the output's change is not known yet")

@@ -77,8 +77,6 @@ class ErrorControl(Rule):
 
     def decide(self, history: History, observation: Observation) -> Decision:
         pace = history.memory
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         if not isinstance(pace, Pace):
             return Decision(False, "error not known yet")
         for companion in observation.companions:

@@ -44,6 +44,4 @@ class EvenSchedule(Rule):
         return f"every {self.every} steps" if since % self.every == 0 else None
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         return Decision(True, f"hit, every {self.every} steps one computes")

@@ -52,8 +52,6 @@ class FixedSchedule(Rule):
         return "mask" if self.compute_mask[history.step] else None
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         return Decision(True, "hit mask")
 
 

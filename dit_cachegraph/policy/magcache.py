@@ -81,8 +81,6 @@ class MagCache(Rule):
         return f"past the {num_steps} steps" if history.step >= num_steps else None
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         skipped = self._with_this_step(history)
         if skipped.steps > self.max_skip_steps:
             return Decision(False, f"{self.max_skip_steps} reused in a row")

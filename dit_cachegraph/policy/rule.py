@@ -106,13 +106,12 @@ class History(NamedTuple):
 
 class Observation(NamedTuple):
     """What a step saw of one region: per sample `sum|v - a|` and `sum|a|` of the probe `v` and its
-    anchor `a`, or why there is nothing to compare with or to reuse. `earlier` are the decisions on
-    the regions before it; `companions` are the other guidance branches of the same request.
-    `change` is known at the step after a computed one, where the rule needs the output."""
+    anchor `a`. `earlier` are the decisions on the regions before it; `companions` are the other
+    guidance branches of the same request. `change` is known at the step after a computed one, where
+    the rule needs the output."""
 
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
-    nothing_kept: str | None = None
     earlier: tuple["Decision", ...] = ()
     companions: tuple["Companion", ...] = ()
     change: Change | None = None
@@ -204,8 +203,8 @@ class Rule(Protocol):
         return None
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        """What to do with one region at this step, where nothing says beforehand that it
-        computes."""
+        """What to do with one region at this step. Asked only where something is kept of it and
+        nothing says beforehand that it computes."""
         ...
 
     def remember(self, history: History, result: StepResult) -> object:

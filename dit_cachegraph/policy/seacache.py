@@ -76,8 +76,6 @@ class SeaCache(Rule):
         return why_first_or_last(history, self.max_warmup_steps)
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         diff = batch_diff(observation.moved, observation.size, self.batch_rule)
         return decide_by_total(history, diff, self.seacache_threshold)
 

@@ -66,8 +66,6 @@ class TeaCache(Rule):
         return why_first_or_last(history, self.max_warmup_steps)
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if observation.nothing_kept is not None:
-            return Decision(False, observation.nothing_kept)
         diff = batch_diff(observation.moved, observation.size, self.batch_rule)
         return decide_by_total(history, self._rescaled(diff), self.teacache_threshold)
 

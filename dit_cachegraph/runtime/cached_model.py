@@ -200,12 +200,12 @@ class CachedModel:
         rule, probe = now.plan.rule, now.plan.spans[len(before)].probe
         earlier = tuple([done.decision for done in before])
         kept, why_nothing = self._of_region(values, now, look, len(before), hidden)
-        reason = self._why_compute(now, look) or rule.why_compute(
-            look.history, earlier, noise_of(look.match, look.sight)
-        )
+        noise = noise_of(look.match, look.sight)
+        reason = self._why_compute(now, look) or rule.why_compute(look.history, earlier, noise)
+        reason = reason or why_nothing
         others = () if before else companions_of(look.match, look.sight, rule)
         sums, change = (look.seen.moved, look.seen.size), look.seen.change
-        seen = Observation(*sums, why_nothing, earlier, others, change)
+        seen = Observation(*sums, earlier, others, change)
         anchor = None if kept is None else kept.probe
         if before and reason is None and rule.needs_diff and anchor is not None:
             assert probe is not None and hidden is not None
