@@ -27,7 +27,7 @@ def _named(protocol: type[T]) -> Mapping[str, type[T]]:
         for kind in vars(module).values()
         if inspect.isclass(kind)
         and protocol in kind.__mro__
-        and kind is not protocol
+        and "name" in vars(kind)
         and kind.__module__ == module.__name__
     }
     return MappingProxyType(dict(sorted(found.items())))

@@ -15,12 +15,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_cachegraph.policy.checks import check_bool, check_choice, check_int, check_number
-from dit_cachegraph.policy.predictor import CacheType, Predictor
+from dit_cachegraph.policy.calibrator import Calibrator
+from dit_cachegraph.policy.checks import check_int, check_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChebyshevConfig(Predictor):
+class ChebyshevConfig(Calibrator):
     """The options of Spectrum's forecast. Its schedule of growing gaps is a rule's business."""
 
     name: ClassVar[str] = "chebyshev"
@@ -38,21 +38,12 @@ class ChebyshevConfig(Predictor):
     chebyshev_num_steps: int = 50
     """Steps of a run, over which the polynomials are laid. Later ones lie a little outside."""
 
-    calibrator_cache_type: CacheType = "residual"
-    """What is forecast: what the region adds to a stream, or the stream after the region."""
-
-    enable_encoder_calibrator: bool = True
-    """False: only the image's stream is forecast, the others are replayed."""
-
     def __post_init__(self) -> None:
         check_int("chebyshev_degree", self.chebyshev_degree, at_least=0, at_most=16)
         check_number("chebyshev_ridge", self.chebyshev_ridge)
         check_int("chebyshev_history", self.chebyshev_history, at_least=1)
         check_int("chebyshev_num_steps", self.chebyshev_num_steps, at_least=1)
-        check_choice(
-            "calibrator_cache_type", self.calibrator_cache_type, ("residual", "hidden_states")
-        )
-        check_bool("enable_encoder_calibrator", self.enable_encoder_calibrator)
+        Calibrator.__post_init__(self)
 
     @property
     def num_snapshots(self) -> int:

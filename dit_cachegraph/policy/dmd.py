@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dit_cachegraph.policy.checks import check_bool, check_choice, check_int, check_number
-from dit_cachegraph.policy.predictor import CacheType, Predictor
+from dit_cachegraph.policy.calibrator import Calibrator
+from dit_cachegraph.policy.checks import check_choice, check_int, check_number
 from dit_cachegraph.policy.taylorseer import lagrange
 
 Precision = Literal["low", "medium", "high"]
@@ -29,7 +29,7 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DMDCalibratorConfig(Predictor):
+class DMDCalibratorConfig(Calibrator):
     """The options of DMD."""
 
     name: ClassVar[str] = "dmd"
@@ -46,21 +46,12 @@ class DMDCalibratorConfig(Predictor):
     dmd_svd_precision: Precision = "medium"
     """What is fitted: "low" 4096 elements of a sample, "high" all in a float64 copy."""
 
-    calibrator_cache_type: CacheType = "residual"
-    """What is forecast: what the region adds to a stream, or the stream after the region."""
-
-    enable_encoder_calibrator: bool = True
-    """False: only the image's stream is forecast, the others are replayed."""
-
     def __post_init__(self) -> None:
         check_int("dmd_history", self.dmd_history, at_least=MIN_SNAPSHOTS)
         check_int("dmd_rank", self.dmd_rank, at_least=0)
         check_number("dmd_ridge", self.dmd_ridge)
         check_choice("dmd_svd_precision", self.dmd_svd_precision, ("low", "medium", "high"))
-        check_choice(
-            "calibrator_cache_type", self.calibrator_cache_type, ("residual", "hidden_states")
-        )
-        check_bool("enable_encoder_calibrator", self.enable_encoder_calibrator)
+        Calibrator.__post_init__(self)
 
     @property
     def num_snapshots(self) -> int:

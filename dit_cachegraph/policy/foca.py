@@ -17,28 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_cachegraph.policy.checks import check_bool, check_choice
-from dit_cachegraph.policy.predictor import CacheType, Predictor
+from dit_cachegraph.policy.calibrator import Calibrator
 from dit_cachegraph.policy.taylorseer import lagrange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoCaCalibratorConfig(Predictor):
+class FoCaCalibratorConfig(Calibrator):
     """The options of FoCa, which has none of its own."""
 
     name: ClassVar[str] = "foca"
-
-    calibrator_cache_type: CacheType = "residual"
-    """What is forecast: what the region adds to a stream, or the stream after the region."""
-
-    enable_encoder_calibrator: bool = True
-    """False: only the image's stream is forecast, the others are replayed."""
-
-    def __post_init__(self) -> None:
-        check_choice(
-            "calibrator_cache_type", self.calibrator_cache_type, ("residual", "hidden_states")
-        )
-        check_bool("enable_encoder_calibrator", self.enable_encoder_calibrator)
 
     @property
     def num_snapshots(self) -> int:

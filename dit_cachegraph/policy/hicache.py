@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.checks import check_bool, check_choice, check_int, check_number
-from dit_cachegraph.policy.predictor import CacheType, Predictor
+from dit_cachegraph.policy.calibrator import Calibrator
+from dit_cachegraph.policy.checks import check_int, check_number
 
 MAX_ORDER = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HiCacheConfig(Predictor):
+class HiCacheConfig(Calibrator):
     """The options of HiCache."""
 
     name: ClassVar[str] = "hicache"
@@ -32,12 +32,6 @@ class HiCacheConfig(Predictor):
     hicache_sigma: float = 0.5
     """The contraction, above 0 and at most 1. Smaller is nearer to a replay."""
 
-    calibrator_cache_type: CacheType = "residual"
-    """What is forecast: what the region adds to a stream, or the stream after the region."""
-
-    enable_encoder_calibrator: bool = True
-    """False: only the image's stream is forecast, the others are replayed."""
-
     def __post_init__(self) -> None:
         check_int("hicache_order", self.hicache_order, at_least=0, at_most=MAX_ORDER)
         check_number("hicache_sigma", self.hicache_sigma)
@@ -45,10 +39,7 @@ class HiCacheConfig(Predictor):
             raise InvalidConfig(
                 f"hicache_sigma must be above 0 and at most 1, got {self.hicache_sigma!r}"
             )
-        check_choice(
-            "calibrator_cache_type", self.calibrator_cache_type, ("residual", "hidden_states")
-        )
-        check_bool("enable_encoder_calibrator", self.enable_encoder_calibrator)
+        Calibrator.__post_init__(self)
 
     @property
     def num_snapshots(self) -> int:

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_cachegraph.policy.checks import check_bool, check_choice, check_int
-from dit_cachegraph.policy.predictor import CacheType, Predictor
+from dit_cachegraph.policy.calibrator import Calibrator
+from dit_cachegraph.policy.checks import check_int
 
 MAX_ORDER = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaylorSeerCalibratorConfig(Predictor):
+class TaylorSeerCalibratorConfig(Calibrator):
     """The options of TaylorSeer."""
 
     name: ClassVar[str] = "taylorseer"
@@ -26,18 +26,9 @@ class TaylorSeerCalibratorConfig(Predictor):
     """Degree of the polynomial, 0 to 4; it keeps one value more. Above 1 it pays on smooth paths
     alone."""
 
-    calibrator_cache_type: CacheType = "residual"
-    """What is forecast: what the region adds to a stream, or the stream after the region."""
-
-    enable_encoder_calibrator: bool = True
-    """False: only the image's stream is forecast, the others are replayed."""
-
     def __post_init__(self) -> None:
         check_int("taylorseer_order", self.taylorseer_order, at_least=0, at_most=MAX_ORDER)
-        check_choice(
-            "calibrator_cache_type", self.calibrator_cache_type, ("residual", "hidden_states")
-        )
-        check_bool("enable_encoder_calibrator", self.enable_encoder_calibrator)
+        Calibrator.__post_init__(self)
 
     @property
     def num_snapshots(self) -> int:
