@@ -11,7 +11,8 @@ from torch import fx
 
 from bench._engines import CACHE_SETTINGS, force_decision
 from bench._flux import Depth, Preset, build_model, image_after_image, make_image
-from bench._steps import Spread, seconds_each, spread_of
+from bench._spread import Spread, spread_of
+from bench._steps import seconds_each
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.policy.rule import Decision, Observation
 from dit_cachegraph.runtime.cached_model import CachedModel

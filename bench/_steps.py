@@ -6,7 +6,6 @@ one left. Decisions are forced by `configure`, outside of what is timed.
 """
 
 import gc
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,35 +26,11 @@ from bench._engines import (
     num_distinct_segments,
 )
 from bench._flux import Depth, Inputs, Preset, build_model, image_after_image, make_image
+from bench._spread import Spread, paired_ratios, spread_of
 
 COMPUTED, HIT = "computed", "hit"
 MAX_ENGINE_ERROR = 1e-4
 MAX_HIT_ERROR = 1e-5
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Median and quartiles of a sample."""
-
-    low: float
-    median: float
-    high: float
-
-    def __format__(self, spec: str) -> str:
-        return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
-
-
-def spread_of(values: Sequence[float]) -> Spread:
-    """Median and quartiles of one or more values."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(low, median, high)
-
-
-def paired_ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """The spread of `values[i] / base[i]`: both were measured in the same round."""
-    return spread_of([v / b for v, b in zip(values, base, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)

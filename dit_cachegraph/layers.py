@@ -1,7 +1,7 @@
 """Layers of settings: what a later one changes in those before.
 
-{"every": 2}, {"residual_diff_threshold": 0.1}    another rule: `every` goes with its own
-{"every": 2}, {"max_warmup_steps": 4}             an option that `every` has too: it stays
+{"every": 2}, {"residual_diff_threshold": 0.1}    another rule: `every` waits for its own
+{"every": 2}, {"max_warmup_steps": 4}             an option of the same rule: `every` holds
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ from torch import Tensor
 
 SKETCH_SIZE = 256
 MAX_FACTORS = 5  # of one `taylor_apply`
-_SPREAD = 2654435761  # odd and large: neighbours in the sketch are far apart in the latents
+_SPREAD = 2654435761  # odd and large: neighbours in a sample are far apart in what it is of
 
 
 def load_kernels() -> None:
@@ -34,8 +34,12 @@ def _clock(timestep: Tensor) -> list[Tensor]:
 def sketch(latents: Tensor) -> Tensor:
     """`SKETCH_SIZE` elements from all over the latents, [SKETCH_SIZE] float32: enough to tell
     whether two calls are steps of one image."""
-    picked = torch.arange(SKETCH_SIZE, device=latents.device) * _SPREAD % latents.numel()
-    return latents.reshape(-1)[picked].float()
+    return latents.reshape(-1)[spread_over(latents.numel(), SKETCH_SIZE, latents.device)].float()
+
+
+def spread_over(length: int, count: int, device: torch.device) -> Tensor:
+    """`count` indices from all over a row of `length`, the same each time."""
+    return torch.arange(count, device=device) * _SPREAD % length
 
 
 def content(tensor: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from bench._cold import ColdResult
 from bench._engines import ENGINES
 from bench._flux import CPU, HOST, Depth, build_model, make_image, parse_depth
 from bench._machine import this_machine
+from bench._spread import Spread, paired_ratios, spread_of
 from bench._state import measure_state
-from bench._steps import Spread, measure_steps, paired_ratios, relative_error, spread_of
+from bench._steps import measure_steps, relative_error
 
 TINY = Depth(2, 2)
 

@@ -10,10 +10,10 @@ when one computes, E begins anew. The first steps compute, and the last one wher
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from dit_cachegraph.policy.accumulated import decide_by_total, why_first_or_last
-from dit_cachegraph.policy.checks import check_choice, check_int, check_number
+from dit_cachegraph.policy.accumulated import AddsUp, decide_by_total
+from dit_cachegraph.policy.checks import check_number
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import (
     Change,
@@ -22,7 +22,6 @@ from dit_cachegraph.policy.rule import (
     Observation,
     Probe,
     ProbeKind,
-    Rule,
     Span,
     StepResult,
 )
@@ -36,7 +35,7 @@ class Forecast(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EasyCache(Rule):
+class EasyCache(AddsUp):
     """The options of EasyCache."""
 
     name: ClassVar[str] = "easycache"
@@ -48,14 +47,9 @@ class EasyCache(Rule):
     max_warmup_steps: int = 5
     """The first steps of an image, always computed."""
 
-    batch_rule: Literal["max", "mean"] = "max"
-    """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
-    their average, as the authors do."""
-
     def __post_init__(self) -> None:
         check_number("easycache_threshold", self.easycache_threshold)
-        check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)
-        check_choice("batch_rule", self.batch_rule, ("max", "mean"))
+        AddsUp.__post_init__(self)
 
     @property
     def needs_output(self) -> bool:
@@ -68,18 +62,13 @@ class EasyCache(Rule):
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return (Span(0, sum(list_sizes), Probe(ProbeKind.LATENTS)),)
 
-    def why_compute(
-        self, history: History, earlier: Sequence[Decision], noise: float | None
-    ) -> str | None:
-        return why_first_or_last(history, self.max_warmup_steps)
-
     def decide(self, history: History, observation: Observation) -> Decision:
         change = self._change(history, observation)
         if change is None:
             return Decision(False, "the output's change is not known yet")
         before = history.memory.total if isinstance(history.memory, Forecast) else 0.0
-        added = history._replace(memory=before)
-        return decide_by_total(added, self._forecast(change, observation), self.easycache_threshold)
+        total = before + self._forecast(change, observation)
+        return decide_by_total(total, self.easycache_threshold)
 
     def remember(self, history: History, result: StepResult) -> object:
         (decision,), change = result.decisions, self._change(history, result.seen)

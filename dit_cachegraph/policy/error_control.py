@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_int, check_number
 from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Span, StepResult
 
@@ -70,10 +69,7 @@ class ErrorControl(Rule):
         return True
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
-        num_blocks = sum(list_sizes)
-        if num_blocks < 1:
-            raise InvalidConfig("error control needs at least one block")
-        return (Span(0, num_blocks),)
+        return (Span(0, sum(list_sizes)),)
 
     def decide(self, history: History, observation: Observation) -> Decision:
         pace = history.memory

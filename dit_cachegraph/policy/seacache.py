@@ -13,26 +13,15 @@ it: then `seacache_grid` must say it, since a filter along the row of tokens wou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from dit_cachegraph.policy.accumulated import decide_by_total, total_after, why_first_or_last
-from dit_cachegraph.policy.checks import check_choice, check_grid, check_int, check_number
-from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import (
-    Decision,
-    History,
-    NoiseFilter,
-    Observation,
-    Probe,
-    ProbeKind,
-    Rule,
-    Span,
-    StepResult,
-)
+from dit_cachegraph.policy.accumulated import AddsUp
+from dit_cachegraph.policy.checks import check_grid, check_number
+from dit_cachegraph.policy.rule import NoiseFilter, Probe, ProbeKind, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeaCache(Rule):
+class SeaCache(AddsUp):
     """The options of SeaCache."""
 
     name: ClassVar[str] = "seacache"
@@ -47,20 +36,12 @@ class SeaCache(Rule):
     seacache_power: float | None = None
     """The power `p` with which a picture's spectrum falls. None: 2 for images, 3 for videos."""
 
-    max_warmup_steps: int = 1
-    """The first steps of an image, always computed."""
-
-    batch_rule: Literal["max", "mean"] = "max"
-    """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
-    their average, as the authors do."""
-
     def __post_init__(self) -> None:
         check_number("seacache_threshold", self.seacache_threshold)
         grid = check_grid("seacache_grid", self.seacache_grid)
         object.__setattr__(self, "seacache_grid", grid)
         check_number("seacache_power", self.seacache_power, none_is_ok=True)
-        check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)
-        check_choice("batch_rule", self.batch_rule, ("max", "mean"))
+        AddsUp.__post_init__(self)
 
     @property
     def threshold(self) -> float:
@@ -69,15 +50,3 @@ class SeaCache(Rule):
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         noise_filter = NoiseFilter(self.seacache_grid, self.seacache_power)
         return (Span(0, sum(list_sizes), Probe(ProbeKind.SIGNAL, noise_filter=noise_filter)),)
-
-    def why_compute(
-        self, history: History, earlier: Sequence[Decision], noise: float | None
-    ) -> str | None:
-        return why_first_or_last(history, self.max_warmup_steps)
-
-    def decide(self, history: History, observation: Observation) -> Decision:
-        diff = batch_diff(observation.moved, observation.size, self.batch_rule)
-        return decide_by_total(history, diff, self.seacache_threshold)
-
-    def remember(self, history: History, result: StepResult) -> object:
-        return total_after(result)

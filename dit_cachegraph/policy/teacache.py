@@ -10,25 +10,16 @@ Fitted coefficients belong to one model: without any, the difference is taken as
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from dit_cachegraph.policy.accumulated import decide_by_total, total_after, why_first_or_last
-from dit_cachegraph.policy.checks import check_choice, check_int, check_number, check_numbers
+from dit_cachegraph.policy.accumulated import AddsUp
+from dit_cachegraph.policy.checks import check_number, check_numbers
 from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import (
-    Decision,
-    History,
-    Observation,
-    Probe,
-    ProbeKind,
-    Rule,
-    Span,
-    StepResult,
-)
+from dit_cachegraph.policy.rule import Observation, Probe, ProbeKind, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeaCache(Rule):
+class TeaCache(AddsUp):
     """The options of TeaCache."""
 
     name: ClassVar[str] = "teacache"
@@ -39,19 +30,11 @@ class TeaCache(Rule):
     teacache_coefficients: tuple[float, ...] = (1.0, 0.0)
     """The polynomial, the highest power first."""
 
-    max_warmup_steps: int = 1
-    """The first steps of an image, always computed."""
-
-    batch_rule: Literal["max", "mean"] = "max"
-    """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
-    their average, as the authors do."""
-
     def __post_init__(self) -> None:
         check_number("teacache_threshold", self.teacache_threshold)
         coefficients = check_numbers("teacache_coefficients", self.teacache_coefficients)
         object.__setattr__(self, "teacache_coefficients", coefficients)
-        check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)
-        check_choice("batch_rule", self.batch_rule, ("max", "mean"))
+        AddsUp.__post_init__(self)
 
     @property
     def threshold(self) -> float:
@@ -60,20 +43,9 @@ class TeaCache(Rule):
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return (Span(0, sum(list_sizes), Probe(ProbeKind.SIGNAL)),)
 
-    def why_compute(
-        self, history: History, earlier: Sequence[Decision], noise: float | None
-    ) -> str | None:
-        return why_first_or_last(history, self.max_warmup_steps)
-
-    def decide(self, history: History, observation: Observation) -> Decision:
+    def change(self, observation: Observation) -> float:
         diff = batch_diff(observation.moved, observation.size, self.batch_rule)
-        return decide_by_total(history, self._rescaled(diff), self.teacache_threshold)
-
-    def _rescaled(self, diff: float) -> float:
         value, *others = self.teacache_coefficients
         for coefficient in others:
             value = value * diff + coefficient
         return value
-
-    def remember(self, history: History, result: StepResult) -> object:
-        return total_after(result)

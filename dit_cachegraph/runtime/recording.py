@@ -1,18 +1,16 @@
 """What a dry run records: at each step, computed in full, a sample of what any rule would have
 compared and of what any predictor would have replayed."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from dit_cachegraph import ops
 from dit_cachegraph.plan import Region
 from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.runtime.effects import Bases
 from dit_cachegraph.runtime.step_reader import Values
 
 MAX_SAMPLED = 65_536  # elements of a sample's stream; smaller ones are recorded whole
-_SPREAD = 2654435761
 
 
 def record(
@@ -36,12 +34,5 @@ def sampled(stream: Tensor, batch_dim: int | None) -> Tensor:
     samples = stream.unsqueeze(0) if batch_dim is None else stream.movedim(batch_dim, 0)
     flat = samples.reshape(samples.shape[0], -1)
     if flat.shape[1] > MAX_SAMPLED:
-        picked = torch.arange(MAX_SAMPLED, device=flat.device) * _SPREAD % flat.shape[1]
-        flat = flat[:, picked]
+        flat = flat[:, ops.spread_over(flat.shape[1], MAX_SAMPLED, flat.device)]
     return flat.to("cpu", torch.float32, copy=True)
-
-
-def is_whole(recording: Sequence[Recorded]) -> bool:
-    """True for a recording of more than one step whose shapes agree."""
-    shapes = {tuple(effect.shape for effect in step.effects) for step in recording}
-    return len(recording) > 1 and len(shapes) == 1
