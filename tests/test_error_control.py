@@ -3,6 +3,7 @@ guard's error against two real runs."""
 
 import copy
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -80,8 +81,14 @@ def test_every_step_equals_the_oracle(tiny):
     assert num_hits > 12
 
 
-def test_guidance_branches_compute_and_reuse_together():
-    """At the steps that the worse of the two asks for; each is paced by errors of its own."""
+@pytest.mark.parametrize(
+    "request_of",
+    [nullcontext, lambda: dc.request("A"), lambda: dc.request("A", num_inference_steps=16)],
+    ids=["unnamed", "named", "counted"],
+)
+def test_guidance_branches_compute_and_reuse_together(request_of):
+    """At the steps that the worse of the two asks for; each is paced by errors of its own. Where
+    the steps are counted no timestep is read."""
     model = WAN.build(DEPTH)
     compiled = compile_cached(model, error_tolerance=0.3, max_gap=4, taylorseer_order=1)
     branches = [steps_of(model, WAN, seed, num_steps=16) for seed in (0, 7)]
@@ -93,7 +100,7 @@ def test_guidance_branches_compute_and_reuse_together():
     hits = []
     for i, pair in enumerate(zip(*branches, strict=True)):
         for kwargs, oracle in zip(pair, oracles, strict=True):
-            with torch.no_grad():
+            with torch.no_grad(), request_of():
                 actual = compiled(**kwargs)[0]
             expected, hit = oracle.step(**kwargs)
             last = dc.summary(compiled).steps[-1]

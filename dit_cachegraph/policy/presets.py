@@ -1,6 +1,6 @@
 """What a bare `backend="cachedit"` does, and two neighbours of it.
 
-Each is a rule and a predictor with options; `docs/quality.md` has the measurements that they were
+Each is a rule and a predictor with options; docs/evaluation.md has the measurements that they were
 chosen by.
 """
 

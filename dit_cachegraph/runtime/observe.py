@@ -143,14 +143,20 @@ def noise_of(match: Match, sight: Sight) -> float | None:
 
 
 def companions_of(match: Match, sight: Sight, rule: Rule) -> tuple[Companion, ...]:
-    """The other guidance branches of the request that are at this step, or at the one before."""
+    """The other guidance branches of the request that are at this step, or at the one before: by
+    the timestep, or by the number of steps where none is read."""
     image = match.image
     if image is None or not image.companions:
         return ()
     found = []
     for other in image.companions:
-        is_done = other.trajectory.last == sight.clock
-        if is_done or other.trajectory.last == image.trajectory.last:
+        if sight.clock is None:
+            is_done = other.history.step == image.history.step + 1
+            is_level = other.history.step == image.history.step
+        else:
+            is_done = other.trajectory.last == sight.clock
+            is_level = other.trajectory.last == image.trajectory.last
+        if is_done or is_level:
             decision = other.last_decision if is_done else None
             memory = other.history.seen_by(rule).memory
             found.append(Companion(decision, other.history.step - is_done, memory))
