@@ -1,8 +1,8 @@
 """What a run with controls must do, in plain eager code of its own: when a replay is allowed, and
 what it gives.
 
-Decisions: after the warm-up every step reuses, but one whose controls are by 40 % or more from those
-of the last computed step, sample by sample and control by control.
+Decisions: after the warm-up every step reuses, but one whose controls have changed by 40 % or more
+since the last computed step, sample by sample and control by control.
 Outputs: the model runs whole; on a reuse, hooks put what entered the region plus its last computed
 effect in the place of what the region's last block returns.
 """

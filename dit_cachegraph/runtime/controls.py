@@ -40,7 +40,8 @@ class Entered(NamedTuple):
         """`sum|c - k|` and `sum|k|` in turn, of each sample of each control that isn't the very
         object which its region last computed with; None where all of them are."""
         groups: defaultdict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for slot, before in _pairs(self.regions, kept):
+        # Several regions may have read one control.
+        for slot, before in {(s, id(b)): (s, b) for s, b in _pairs(self.regions, kept)}.values():
             given, sample = self.by_slot[slot]
             if sample.shape == before.sample.shape and not given.is_that_of(before.given):
                 key = (sample.shape, sample.dtype, before.sample.dtype)
