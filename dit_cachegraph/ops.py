@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SKETCH_SIZE = 256
+MAX_SAMPLED = 65_536  # elements of a sample's stream; smaller ones are taken whole
 MAX_FACTORS = 5  # of one `taylor_apply`
 _SPREAD = 2654435761  # odd and large: neighbours in a sample are far apart in what it is of
 
@@ -40,6 +41,16 @@ def sketch(latents: Tensor) -> Tensor:
 def spread_over(length: int, count: int, device: torch.device) -> Tensor:
     """`count` indices from all over a row of `length`, the same each time."""
     return torch.arange(count, device=device) * _SPREAD % length
+
+
+def sampled(stream: Tensor, batch_dim: int | None) -> Tensor:
+    """Up to `MAX_SAMPLED` elements from all over each sample of a stream, [B, n], in a storage of
+    its own."""
+    samples = stream.unsqueeze(0) if batch_dim is None else stream.movedim(batch_dim, 0)
+    flat = samples.reshape(samples.shape[0], -1)
+    if flat.shape[1] <= MAX_SAMPLED:
+        return flat.clone()
+    return flat[:, spread_over(flat.shape[1], MAX_SAMPLED, flat.device)]
 
 
 def content(tensor: Tensor) -> Tensor:
@@ -100,6 +111,13 @@ def distance(value: Tensor, reference: Tensor, batch_dim: int | None) -> Tensor:
     """Per sample `sum|v - r|` and `sum|r|`: [B, 2] float32."""
     load_kernels()
     (sums,) = torch.ops.dit_cachegraph.block_diff([value], [reference], batch_dim)
+    return sums
+
+
+def distances(values: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor:
+    """The same for pairs that are all of one shape, samples first: [N, B, 2] float32."""
+    load_kernels()
+    sums: Tensor = torch.ops.dit_cachegraph.block_diff(values, references, 0)
     return sums
 
 

@@ -84,6 +84,15 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """A value of a stream's shape that blocks read from outside the trunk, and the arguments behind
+    it that the caller gave beside latents and timestep."""
+
+    slot: int
+    sources: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Trunk:
     """The whole cut graph: what the driver walks.
 
@@ -103,6 +112,7 @@ class Trunk:
     streams: tuple[Stream, ...]
     probe_stream: int
     block_lists: tuple[BlockListReport, ...]
+    controls: tuple[Control, ...]
     observe_sizes: tuple[int, ...]
     batch_dim: int | None
     signal: Signal | str
@@ -173,7 +183,8 @@ class Effect:
 class Region:
     """The blocks `start..stop-1` behind one guard, with what a hit has to remake. `probe_out` is
     what is compared, at boundary `probe_boundary`; what it was at boundary `probe_from`,
-    `probe_in`, is subtracted. Both are None where nothing is, or where that is the signal."""
+    `probe_in`, is subtracted. Both are None where nothing is, or where that is the signal.
+    `controls` are those that its blocks read."""
 
     start: int
     stop: int
@@ -183,3 +194,4 @@ class Region:
     probe_out: int | None
     effects: tuple[Effect, ...]
     dead_on_hit: tuple[int, ...]
+    controls: tuple[Control, ...] = ()

@@ -93,13 +93,11 @@ def test_a_control_that_ends_half_way(model):
     for seed in range(2):
         image = image_of(model, seed=seed)
         width = model.inner_dim
-        controls = [
-            {"controlnet_block_samples": [0.1 * torch.randn(2, 16, width)] * (i < NUM_STEPS // 2)}
-            for i in range(NUM_STEPS)
-        ]
+        control = 0.1 * torch.randn(2, 16, width)
         image = [
-            {**step, "controlnet_block_samples": control["controlnet_block_samples"] or None}
-            for step, control in zip(image, controls, strict=True)
+            {**step, "controlnet_block_samples": [control * (1 + 0.01 * i)] if on else None}
+            for i, step in enumerate(image)
+            for on in [i < NUM_STEPS // 2]
         ]
         ran = run_all(compiled, image)
         oracle = oracle_of(model)

@@ -5,7 +5,7 @@ latents       feed a stream that reaches the end (video, sound), and are shaped 
 timestep      reach a sine or cosine before any weight, and a weight after it; also a difference of
               two of them does
 controls      shaped like the probe stream, and no part of it at its entry (ControlNet's residuals):
-              they are made anew at each step, and say nothing of whose step it is
+              they are made anew at each step, and say nothing of whose step it is (`find_controls`)
 conditioning  every other tensor of the user
 """
 
@@ -39,7 +39,7 @@ def choose_probe(streams: Sequence[StreamNodes], assignment: Assignment) -> Stre
     if not entering:
         return None
     ending = [s for s in entering if s.reaches_the_end] or entering
-    users, behind = set(_user_tensors(assignment)), _Behind(assignment)
+    users, behind = set(_user_tensors(assignment)), Behind(assignment)
 
     def rank(stream: StreamNodes) -> tuple[int, int]:
         node = stream.at[0]
@@ -57,7 +57,7 @@ def find_roles(
     """The role of every argument, by its index among the call's arguments."""
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]
     index = {node: i for i, node in enumerate(arguments)}
-    users, behind = _user_tensors(assignment), _Behind(assignment)
+    users, behind = _user_tensors(assignment), Behind(assignment)
     entry = probe.at[0]
     assert entry is not None
     feeding = behind.of(entry)
@@ -81,7 +81,7 @@ def _latents(
     users: Sequence[fx.Node],
     feeding: set[fx.Node],
     streams: Sequence[StreamNodes],
-    behind: "_Behind",
+    behind: "Behind",
     assignment: Assignment,
 ) -> list[fx.Node]:
     """What is denoised. Beside the image there may be sound, in a stream or a tensor of its own:
@@ -119,7 +119,7 @@ def _trunk_weights(assignment: Assignment) -> list[fx.Node]:
     return in_trunk or weights
 
 
-class _Behind:
+class Behind:
     """Which arguments a value depends on, also through what was written to it before the blocks."""
 
     def __init__(self, assignment: Assignment) -> None:

@@ -19,6 +19,7 @@ from torch import fx
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import Assignment, segment_name
 from dit_cachegraph.graph.borders import Borders, SegmentGraph, size_arguments
+from dit_cachegraph.graph.find_controls import find_controls
 from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import (
     is_size_argument,
@@ -33,7 +34,7 @@ from dit_cachegraph.graph.observe_graph import batch_dim_of, observe_graph
 from dit_cachegraph.graph.share_segments import Piece, Shared, share_segments, signature_of
 from dit_cachegraph.graph.signal_graph import SignalGraph, signal_graph
 from dit_cachegraph.graph.structure import structure_of
-from dit_cachegraph.plan import ArgumentRoles, Segment, Signal, Stream, Trunk
+from dit_cachegraph.plan import ArgumentRoles, Control, Segment, Signal, Stream, Trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
         observe_sizes=tuple(slots[n] for n in sizes),
         batch_dim=batch_dim,
         signal=signal if isinstance(signal, str) else _signal(signal, slots, assignment, pattern),
+        controls=_controls(slots, assignment, pattern),
         signature=signature_of(pieces, assignment),
     )
     module = None if isinstance(signal, str) else signal.gm
@@ -92,6 +94,13 @@ def _signal(
     latents = value_of(arguments[pattern.roles.latents[0]]) if pattern.roles.latents else None
     batch_dim = batch_dim_of(value_of(found.signal), latents)
     return Signal(tuple(slots[n] for n in found.inputs), batch_dim)
+
+
+def _controls(
+    slots: dict[fx.Node, int], assignment: Assignment, pattern: Pattern
+) -> tuple[Control, ...]:
+    found = find_controls(assignment, pattern)
+    return tuple(Control(slots[node], sources) for node, sources in found.items())
 
 
 def _piece(segment: int, assignment: Assignment, borders: Borders) -> Piece:
@@ -227,6 +236,7 @@ def _trunk(
         streams=tuple(_stream(s, slots, borders) for s in pattern.streams),
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
+        controls=(),
         observe_sizes=(),
         batch_dim=None,
         signal="",

@@ -16,26 +16,36 @@ from torch import Tensor
 
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Decision, History, Span
-from dit_cachegraph.runtime.conditioning import Content, LatentsIdentity
+from dit_cachegraph.runtime.conditioning import Content, Given, LatentsIdentity
 from dit_cachegraph.runtime.sketch import Sketch
 from dit_cachegraph.runtime.trajectory import Trajectory
+
+
+class ControlKept(NamedTuple):
+    """A control of a computed step: the objects that it was made of, and a sample of it, [B, n]."""
+
+    given: Given
+    sample: Tensor
 
 
 class RegionKept(NamedTuple):
     """What computed steps leave for later ones, of one region. All tensors own their storage.
 
     `snapshots[i]` are those of the region's i-th effect, the newest last, and `steps` the steps
-    that they are from; `probe` is what the next step is compared with.
+    that they are from; `probe` is what the next step is compared with; `controls` are what entered
+    it from outside.
     """
 
     probe: Tensor | None
     steps: tuple[int, ...]
     snapshots: tuple[tuple[Tensor, ...], ...]
+    controls: tuple[ControlKept, ...] = ()
 
     def tensors(self) -> Iterator[Tensor]:
         yield from (tensor for stream in self.snapshots for tensor in stream)
         if self.probe is not None:
             yield self.probe
+        yield from (control.sample for control in self.controls)
 
 
 class Ends(NamedTuple):
@@ -63,7 +73,7 @@ class Kept:
         regions = [
             kept
             if kept is None
-            else RegionKept(kept.probe, (step,), tuple(s[-1:] for s in kept.snapshots))
+            else kept._replace(steps=(step,), snapshots=tuple(s[-1:] for s in kept.snapshots))
             for kept in self.regions
         ]
         ends = None if self.ends is None else self.ends._replace(moved=None)

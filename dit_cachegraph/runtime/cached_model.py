@@ -25,6 +25,7 @@ from dit_cachegraph.runtime.commit_step import (
     history_of,
 )
 from dit_cachegraph.runtime.conditioning import latents_identity
+from dit_cachegraph.runtime.controls import Entered, entered
 from dit_cachegraph.runtime.effects import bases_of, error_sums, estimates, kept_after, put
 from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
@@ -46,6 +47,7 @@ class _Look(NamedTuple):
     kept: Kept | None
     why_nothing: str | None
     seen: Seen
+    controls: Entered
 
 
 class CachedModel:
@@ -141,19 +143,23 @@ class CachedModel:
         """Read timestep, sketch and diff, in one copy to the host, and say whose step it is. A
         second copy is needed only where it is not that of the image that was guessed."""
         kept, why_nothing = self._usable(now.guess, now)
-        seen = self._observer.read_first(values, now, kept, hidden, hidden_in)
+        controls = entered(values, now.plan.regions, kept, self.compiled.trunk.batch_dim)
+        read_first, moved = self._observer.read_first, controls.moved(kept)
+        seen = read_first(values, now, kept, hidden, hidden_in, moved)
         sight = self._sight(values, now, seen)
         match = find_image(now.branch.images, sight, now.model.known, now.partner)
         if match.image is not now.guess:
             kept, why_nothing = self._usable(match.image, now)
             if kept is not None:
-                seen = self._observer.read_first(values, now, kept, hidden, hidden_in)
+                moved = controls.moved(kept)
+                seen = read_first(values, now, kept, hidden, hidden_in, moved)
         history = self._history(now, match)
-        if kept is not None and match.moment.doubt is not None:
-            kept, why_nothing = None, match.moment.doubt
+        if kept is not None:
+            why_nothing = match.moment.doubt or controls.why_of_no_use(kept, seen.controls)
+            kept = kept if why_nothing is None else None
         if kept is not None and match.moment.restarts_at is not None:
             kept = kept.restarted(match.moment.restarts_at - 1)
-        return _Look(sight, match, history, kept, why_nothing, seen)
+        return _Look(sight, match, history, kept, why_nothing, seen, controls)
 
     def _probed(self, values: Values, now: Now, i: int) -> Tensor | None:
         """What a region compares, where its boundary is reached."""
@@ -264,7 +270,8 @@ class CachedModel:
         if now.plan.settings.common.dry_run is not None:
             recorded = record(values, region, bases, probe, self.compiled.trunk.batch_dim)
             recorded = recorded._replace(noise=noise_of(look.match, look.sight))
-        new = kept_after(values, region, bases, kept, predictor, step)._replace(probe=probe)
+        new = kept_after(values, region, bases, kept, predictor, step)
+        new = new._replace(probe=probe, controls=look.controls.of(region))
         return done._replace(kept=new, error_sums=sums, recorded=recorded)
 
 

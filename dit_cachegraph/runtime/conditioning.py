@@ -56,7 +56,8 @@ class Content:
 
 
 class LatentsIdentity(NamedTuple):
-    """The objects that a call took as latents. The passes of guidance share them within a step."""
+    """The objects that a call took, as latents or for a control. The passes of guidance share
+    their latents within a step."""
 
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...]
     places: tuple[tuple[int | torch.SymInt, torch.Size], ...]
@@ -77,3 +78,25 @@ def latents_identity(latents: Sequence[object]) -> LatentsIdentity | None:
         return None
     storages = tuple(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
     return LatentsIdentity(storages, tuple((t.storage_offset(), t.shape) for t in tensors))
+
+
+class Given(NamedTuple):
+    """The objects that a caller gave for a control, and how often each was written to: None where
+    nobody counts that (under `torch.inference_mode`)."""
+
+    objects: LatentsIdentity | None
+    versions: tuple[int, ...] | None
+
+    def is_that_of(self, other: "Given") -> bool:
+        """True for the very same objects, unwritten since."""
+        if self.objects is None or self.versions is None or self.versions != other.versions:
+            return False
+        return self.objects.is_that_of(other.objects)
+
+
+def given_by(values: Sequence[object]) -> Given:
+    """What was given for a control, as it is now."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    are_counted = not any(tensor.is_inference() for tensor in tensors)
+    versions = tuple(tensor._version for tensor in tensors) if are_counted else None
+    return Given(latents_identity(tensors), versions)

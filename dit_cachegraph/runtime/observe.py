@@ -3,6 +3,7 @@
 first region    timestep, sketch of the latents and diff, in one copy
 each further    its diff, in one copy, where the rule has to look
 a schedule      timestep and sketch alone; within `request(key)` nothing
+controls        with the first region, those that aren't the objects of the last computed step
 """
 
 from itertools import accumulate, pairwise
@@ -21,6 +22,7 @@ from dit_cachegraph.runtime.step_reader import (
     StepReader,
     Values,
     read_clock_of,
+    read_numbers,
     read_sums,
 )
 
@@ -47,12 +49,14 @@ class Observer:
         kept: Kept | None,
         hidden: Tensor | None,
         hidden_in: Tensor | None,
+        controls: Tensor | None = None,
     ) -> Seen:
-        """What is read before the first region. `kept` may be of another shape."""
+        """What is read before the first region. `kept` may be of another shape; `controls` are the
+        sums of those that moved."""
         rule = now.plan.rule
         probe = now.plan.spans[0].probe if now.plan.spans else None
         if probe is None or hidden is None or not rule.needs_diff:
-            return self._read_schedule(values, now)
+            return self._read_schedule(values, now, controls)
         first = None if kept is None else kept.regions[0]
         anchor = None if first is None else first.probe
         if not fits(anchor, hidden, probe):
@@ -60,22 +64,22 @@ class Observer:
         moved = None if kept is None or kept.ends is None else kept.ends.moved
         if anchor is not None and moved is not None:
             sums = self._sums(probe, hidden, hidden_in, anchor)
-            seen = self._read_with_change(values, sums, *moved)
+            seen = self._read_with_change(values, sums, *moved, controls)
         else:
-            seen = self._read_probe(values, probe, hidden, hidden_in, anchor)
+            seen = self._read_probe(values, probe, hidden, hidden_in, anchor, controls)
         if now.note is None:
             return seen
         told = self.read_clock(values, now)
         return seen._replace(clock=told.clock, sketch=told.sketch)
 
-    def _read_schedule(self, values: Values, now: Now) -> Seen:
+    def _read_schedule(self, values: Values, now: Now, controls: Tensor | None) -> Seen:
         """Within `request(key)` a schedule may do without the device's timestep."""
         rule, num_steps = now.plan.rule, now.plan.settings.common.num_inference_steps
         is_counted = not rule.needs_clock or num_steps is not None
         may_do_without = is_counted and not rule.needs_noise and not rule.needs_diff
         if now.request is not None and may_do_without:
-            return self._reader.read_host_clock(values)
-        return self.read_clock(values, now)
+            return self._reader.read_host_clock(values, controls)
+        return self.read_clock(values, now, controls)
 
     def _read_probe(
         self,
@@ -84,20 +88,27 @@ class Observer:
         hidden: Tensor,
         hidden_in: Tensor | None,
         anchor: Tensor | None,
+        controls: Tensor | None,
     ) -> Seen:
         if hidden_in is not None and probe == Probe(ProbeKind.RESIDUAL):
             # With nothing to compare with, what comes back as the diff is not looked at.
             return self._reader.read_all(
-                values, hidden, hidden_in, hidden if anchor is None else anchor
+                values, hidden, hidden_in, hidden if anchor is None else anchor, controls
             )
         sums = None if anchor is None else self._sums(probe, hidden, hidden_in, anchor)
-        return self._reader.read_with(values, sums)
+        return self._reader.read_with(values, sums, controls)
 
     def _read_with_change(
-        self, values: Values, sums: Tensor, input_moved: Tensor, output_moved: Tensor
+        self,
+        values: Values,
+        sums: Tensor,
+        input_moved: Tensor,
+        output_moved: Tensor,
+        controls: Tensor | None,
     ) -> Seen:
         """With what the last computed step measured of itself, in the same copy."""
-        seen = self._reader.read_with(values, torch.cat([sums, input_moved, output_moved]))
+        own_sums = torch.cat([sums, input_moved, output_moved])
+        seen = self._reader.read_with(values, own_sums, controls)
         ends = accumulate(map(len, (sums, input_moved, output_moved)), initial=0)
         own, came_in, came_out = [
             Sums(seen.moved[start:stop], seen.size[start:stop]) for start, stop in pairwise(ends)
@@ -117,11 +128,12 @@ class Observer:
         _, downsample_factor, important, _ = probe
         return ops.probe_sums(hidden, hidden_in, anchor, batch_dim, downsample_factor, important)
 
-    def read_clock(self, values: Values, now: Now) -> Seen:
-        """Timestep and sketch alone."""
+    def read_clock(self, values: Values, now: Now, controls: Tensor | None = None) -> Seen:
+        """Timestep and sketch, and the sums of controls. What a note has may lie elsewhere."""
         if now.note is None:
-            return self._reader.read_with(values, None)
-        return read_clock_of(now.note.timesteps, now.note.latents)
+            return self._reader.read_with(values, None, controls)
+        told = read_clock_of(now.note.timesteps, now.note.latents)
+        return told if controls is None else told._replace(controls=read_numbers(controls))
 
 
 def fits(anchor: Tensor | None, hidden: Tensor, probe: Probe) -> bool:

@@ -10,8 +10,6 @@ from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.runtime.effects import Bases
 from dit_cachegraph.runtime.step_reader import Values
 
-MAX_SAMPLED = 65_536  # elements of a sample's stream; smaller ones are recorded whole
-
 
 def record(
     values: Values, region: Region, bases: Bases, probe: Tensor | None, batch_dim: int | None
@@ -23,16 +21,11 @@ def record(
         if not isinstance(out, Tensor) or not out.is_floating_point():
             continue
         dim = batch_dim if effect.is_hidden else None
-        outs.append(sampled(out, dim))
-        effects.append(outs[-1] if base is None else outs[-1] - sampled(base, dim))
-    sampled_probe = None if probe is None else sampled(probe, batch_dim)
+        outs.append(_sampled(out, dim))
+        effects.append(outs[-1] if base is None else outs[-1] - _sampled(base, dim))
+    sampled_probe = None if probe is None else _sampled(probe, batch_dim)
     return Recorded(sampled_probe, tuple(effects), tuple(outs))
 
 
-def sampled(stream: Tensor, batch_dim: int | None) -> Tensor:
-    """[B, n]: elements from all over each sample of a stream."""
-    samples = stream.unsqueeze(0) if batch_dim is None else stream.movedim(batch_dim, 0)
-    flat = samples.reshape(samples.shape[0], -1)
-    if flat.shape[1] > MAX_SAMPLED:
-        flat = flat[:, ops.spread_over(flat.shape[1], MAX_SAMPLED, flat.device)]
-    return flat.to("cpu", torch.float32, copy=True)
+def _sampled(stream: Tensor, batch_dim: int | None) -> Tensor:
+    return ops.sampled(stream, batch_dim).to("cpu", torch.float32)

@@ -33,6 +33,7 @@ def _plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span) -> Region:
     made = range(trunk.num_arguments, trunk.num_slots)
     live_outs = [s for s in made if start < trunk.made_by[s] <= stop < trunk.last_use[s]]
     dead_on_hit = [s for s in made if trunk.made_by[s] <= start < trunk.last_use[s] <= stop]
+    read = {slot for segment in trunk.segments[start + 1 : stop + 1] for slot in segment.inputs}
     probe_from, boundary, probe_in, probe_out = _probe(trunk, roles, span)
     return Region(
         start=start,
@@ -43,6 +44,7 @@ def _plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span) -> Region:
         probe_out=probe_out,
         effects=tuple(_effect(trunk, slot, start) for slot in live_outs),
         dead_on_hit=tuple(dead_on_hit),
+        controls=tuple(control for control in trunk.controls if control.slot in read),
     )
 
 

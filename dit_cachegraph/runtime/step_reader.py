@@ -19,13 +19,14 @@ Values = list[object]
 class Seen(NamedTuple):
     """The clock, or None where there is no timestep or it was not read; the sketch of the latents;
     per sample `sum|r - p|` and `sum|p|`, empty where no diff was asked for; how the model's input
-    and output moved, where that was asked for."""
+    and output moved, where that was asked for; the sums of controls, as they were given."""
 
     clock: Clock | None = None
     sketch: Sketch | None = None
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
     change: Change | None = None
+    controls: tuple[float, ...] = ()
 
 
 class StepReader:
@@ -41,28 +42,40 @@ class StepReader:
         self._sketched = _joiner(roles.sketched)
         self._num_sketch = ops.SKETCH_SIZE if roles.sketched else 0
 
-    def read_all(self, values: Values, hidden: Tensor, hidden_in: Tensor, previous: Tensor) -> Seen:
+    def read_all(
+        self,
+        values: Values,
+        hidden: Tensor,
+        hidden_in: Tensor,
+        previous: Tensor,
+        controls: Tensor | None = None,
+    ) -> Seen:
         """Clock, diff and sketch: one compiled pass over the tensors, one copy."""
         inputs = [*self._sizes(values), hidden, hidden_in, previous]
         (seen,) = self._observe([*inputs, *self._timesteps(values), *self._sketched(values)])
         assert isinstance(seen, Tensor)
-        seen = ops.to_host(seen)
-        end = len(seen) - self._num_sketch
+        last = len(seen)
+        seen = ops.to_host(seen if controls is None else torch.cat([seen, controls]))
+        end = last - self._num_sketch
         numbers = seen[:end].tolist()
         first = self._num_clock
         clock = (*self._host_clock(values), *numbers[:first])
-        sketch = seen.numpy()[end:] if self._num_sketch else None
-        return Seen(clock or None, sketch, tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2]))
+        sketch = seen.numpy()[end:last] if self._num_sketch else None
+        moved, size = tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2])
+        return Seen(clock or None, sketch, moved, size, None, tuple(seen[last:].tolist()))
 
-    def read_with(self, values: Values, sums: Tensor | None) -> Seen:
+    def read_with(
+        self, values: Values, sums: Tensor | None, controls: Tensor | None = None
+    ) -> Seen:
         """Clock and sketch, and the sums of a probe that is not the fused one, in one copy."""
-        seen = read_clock_of(self._timesteps(values), self._sketched(values), sums)
+        seen = read_clock_of(self._timesteps(values), self._sketched(values), sums, controls)
         clock = (*self._host_clock(values), *(seen.clock or ()))
         return seen._replace(clock=clock or None)
 
-    def read_host_clock(self, values: Values) -> Seen:
-        """Nothing from the device."""
-        return Seen(tuple(self._host_clock(values)) or None)
+    def read_host_clock(self, values: Values, controls: Tensor | None = None) -> Seen:
+        """Nothing from the device but the sums of controls, if there are any."""
+        seen = Seen(tuple(self._host_clock(values)) or None)
+        return seen if controls is None else seen._replace(controls=read_numbers(controls))
 
     def _host_clock(self, values: Values) -> list[float]:
         """Timesteps on another device than the stream: reading them waits for nothing."""
@@ -71,27 +84,39 @@ class StepReader:
 
 
 def read_clock_of(
-    timesteps: Sequence[object], latents: Sequence[object], sums: Tensor | None = None
+    timesteps: Sequence[object],
+    latents: Sequence[object],
+    sums: Tensor | None = None,
+    controls: Tensor | None = None,
 ) -> Seen:
     """Clock of the timesteps, sketch of the first latents, and sums [B, 2], in one copy."""
     clocks = [ops.clock(t) for t in timesteps if isinstance(t, Tensor)]
     sketched = [t for t in latents if isinstance(t, Tensor) and t.is_floating_point()][:1]
     parts = [*clocks, *([] if sums is None else [sums.reshape(-1)]), *map(ops.sketch, sketched)]
+    if controls is not None:
+        parts.append(controls)
     if not parts:
         return Seen()
     seen = ops.to_host(torch.cat(parts))
     first = 2 * len(clocks)
     end = first + (0 if sums is None else sums.numel())
     numbers = seen[:end].tolist()
-    sketch = seen.numpy()[end:] if sketched else None
+    last = end + ops.SKETCH_SIZE * len(sketched)
+    sketch = seen.numpy()[end:last] if sketched else None
     moved, size = tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2])
-    return Seen(tuple(numbers[:first]) or None, sketch, moved, size)
+    clock = tuple(numbers[:first]) or None
+    return Seen(clock, sketch, moved, size, None, tuple(seen[last:].tolist()))
 
 
 def read_sums(sums: Tensor) -> Sums:
     """Sums [B, 2], in one copy."""
-    numbers = ops.to_host(sums.reshape(-1)).tolist()
-    return Sums(tuple(numbers[0::2]), tuple(numbers[1::2]))
+    numbers = read_numbers(sums.reshape(-1))
+    return Sums(numbers[0::2], numbers[1::2])
+
+
+def read_numbers(numbers: Tensor) -> tuple[float, ...]:
+    """A vector, in one copy."""
+    return tuple(ops.to_host(numbers).tolist())
 
 
 def gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:
