@@ -21,6 +21,7 @@ from dit_cachegraph.graph.find_blocks import find_blocks
 from dit_cachegraph.graph.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.fx_utils import weight_arguments
 from dit_cachegraph.graph.match_pattern import match_pattern
+from dit_cachegraph.graph.move_numbers import move_numbers
 from dit_cachegraph.graph.segment_graph import Cut, segment_graph
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.runtime.cached_model import CachedModel
@@ -62,6 +63,7 @@ def cachedit(
 def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
     """Find the blocks of a graph and cut it along them: all stages but the compilation."""
     try:
+        move_numbers(gm)
         sequences = find_blocks(gm)
         check_fragment(gm)
         assignment = assign_nodes(gm, sequences)

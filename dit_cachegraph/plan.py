@@ -132,12 +132,14 @@ class ArgumentRoles:
     """What the call's arguments are, by index: who tells the model, the step and the request.
 
     `host_timesteps` lie on another device than the stream: reading them waits for nothing.
+    `trunk_numbers` are numbers that modules of the trunk hold, such as an adapter's scale.
     `sketched` are the latents that continuity is read off: those that are floats.
     `embeds_timestep`: False for a fragment that gets the timestep from one before it, or for models
     without one.
     """
 
     trunk_parameters: tuple[int, ...]
+    trunk_numbers: tuple[int, ...]
     latents: tuple[int, ...]
     timesteps: tuple[int, ...]
     conditioning: tuple[int, ...]

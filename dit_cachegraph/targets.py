@@ -54,7 +54,7 @@ def _transformers_of_pipeline(target: object) -> list[nn.Module]:
 
 def notes_on(module: nn.Module) -> list[str]:
     """What `summary` says of a module before anything else."""
-    notes = (_block_by_block_note(module), _foreign_cache_note(module))
+    notes = (_block_by_block_note(module), _foreign_cache_note(module), _offload_note(module))
     return [note for note in notes if note is not None]
 
 
@@ -71,6 +71,19 @@ def _foreign_cache_note(module: nn.Module) -> str | None:
             "block: call `cache_dit.disable_cache(pipe)` before you compile"
         )
     return None
+
+
+def _offload_note(module: nn.Module) -> str | None:
+    """One sentence for a module that accelerate moves piece by piece. Moved as a whole it is none
+    of our business."""
+    hooked = [n for n, m in module.named_modules() if n and getattr(m, "_hf_hook", None)]
+    if not hooked:
+        return None
+    return (
+        f"{type(module).__name__} is offloaded module by module ({hooked[0]} and {len(hooked) - 1} "
+        "more), which breaks the graph at each of them: call `pipe.enable_model_cpu_offload()` "
+        "instead, which moves whole models"
+    )
 
 
 def _block_by_block_note(module: nn.Module) -> str | None:

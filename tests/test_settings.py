@@ -190,18 +190,71 @@ def test_swapped_and_edited_weights_take_effect_at_the_next_computed_block():
     assert dc.summary(model).num_computed == 5
 
 
-def test_state_of_older_weights_can_be_dropped():
+def cached_flux():
     model = FLUX.build(5)
-    compiled = compile_cached(
-        model, Fn_compute_blocks=1, residual_diff_threshold=1.0, max_warmup_steps=1
-    )
-    steps = steps_of(FLUX, model, 4)
+    settings = {"Fn_compute_blocks": 1, "residual_diff_threshold": 1.0, "max_warmup_steps": 1}
+    return model, compile_cached(model, **settings)
+
+
+def multiply(weight):
+    weight.mul_(3.0)
+
+
+def multiply_in_inference_mode(weight):
+    with torch.inference_mode():
+        weight.mul_(3.0)
+
+
+@pytest.mark.parametrize("edit", [multiply, multiply_in_inference_mode])
+def test_state_of_older_weights_is_not_replayed(edit):
+    model, compiled = cached_flux()
+    steps = steps_of(FLUX, model, 5)
     run_all(compiled, steps[:2])
     with torch.no_grad():
-        model.single_transformer_blocks[1].proj_out.weight.mul_(3.0)
+        edit(model.single_transformer_blocks[1].proj_out.weight)
+    oracle = EagerOracle(model, FLUX.block_lists, FLUX.stream_outputs, residual_diff_threshold=0.0)
+    ran = run_step(compiled, steps[2])
+    assert (ran.hit, ran.reason) == (False, "the weights changed")
+    assert relative_error(ran.output, oracle.step(**steps[2]).output) < 1e-5
+    assert run_step(compiled, steps[3]).hit
+    with torch.no_grad():
+        edit(model.proj_out.weight)  # no block reads it, so nothing that is kept depends on it
+    assert run_step(compiled, steps[4]).hit
+
+
+def test_a_swapped_weight_is_told_from_one_that_moved():
+    model, compiled = cached_flux()
+    steps = steps_of(FLUX, model, 6)
+    run_all(compiled, steps[:2])
+    linear = model.single_transformer_blocks[1].proj_out
+    linear.weight = torch.nn.Parameter(linear.weight * 3, requires_grad=False)
+    assert run_step(compiled, steps[2]).reason == "the weights changed"
+    assert run_step(compiled, steps[3]).hit
+    # As offloading does: the same parameter elsewhere.
+    model._apply(torch.clone)
+    assert run_step(compiled, steps[4]).hit
+
+
+def test_state_is_dropped_by_reset_where_a_write_is_not_counted():
+    model, compiled = cached_flux()
+    steps = steps_of(FLUX, model, 4)
+    run_all(compiled, steps[:2])
+    model.single_transformer_blocks[1].proj_out.weight.data.mul_(3.0)
     assert run_step(compiled, steps[2]).hit
     dc.reset(compiled)
     oracle = EagerOracle(model, FLUX.block_lists, FLUX.stream_outputs, residual_diff_threshold=0.0)
     ran = run_step(compiled, steps[3])
     assert (ran.hit, ran.reason) == (False, "warmup")
     assert relative_error(ran.output, oracle.step(**steps[3]).output) < 1e-5
+
+
+def test_weights_made_in_inference_mode():
+    """Torch counts no writes to them; a swap is seen all the same."""
+    with torch.inference_mode():
+        model, compiled = cached_flux()
+        steps = steps_of(FLUX, model, 4)
+        assert [r.hit for r in run_all(compiled, steps[:2])] == [False, True]
+        linear = model.single_transformer_blocks[1].proj_out
+        linear.weight = torch.nn.Parameter(linear.weight * 3, requires_grad=False)
+        assert run_step(compiled, steps[2]).reason == "the weights changed"
+        assert run_step(compiled, steps[3]).hit

@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.fx_utils import line_of, shape_key, target_name, value_of
+from dit_cachegraph.graph.move_numbers import is_number
 from dit_cachegraph.plan import Block, BlockSequence
 
 ARGUMENT = -1
@@ -67,6 +68,9 @@ def assign_nodes(gm: fx.GraphModule, sequences: Sequence[BlockSequence]) -> Assi
             segment_of[node] = ARGUMENT
         elif node.op != "output":
             segment_of[node] = _segment_for(node, i, position, block, segment_of)
+    for node in reversed(nodes):
+        if is_number(node):  # read once, right before its reader
+            segment_of[node] = min(segment_of.get(user, len(blocks) + 1) for user in node.users)
     _check_borders(nodes, segment_of, blocks)
     results = nodes[-1].args[0]
     assert isinstance(results, list | tuple), "Dynamo returns one flat tuple"

@@ -5,7 +5,12 @@ latents       feed a stream that reaches the end (video, sound), and are shaped 
 timestep      reach a sine or cosine before any weight, and a weight after it; also a difference of
               two of them does
 controls      shaped like the probe stream, and no part of it at its entry (ControlNet's residuals):
+<<<<<<< HEAD
               they are made anew at each step, and say nothing of whose step it is (`find_controls`)
+=======
+              they are made anew at each step, and say nothing of whose step it is
+numbers       what a module of the trunk holds (an adapter's scale): they belong to the weights
+>>>>>>> use
 conditioning  every other tensor of the user
 """
 
@@ -18,6 +23,7 @@ from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
 from dit_cachegraph.graph.check_effects import written_by
 from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import (
+    is_number_of_module,
     is_parameter,
     is_weight,
     num_elements_hint,
@@ -65,9 +71,11 @@ def find_roles(
     timesteps = _timesteps([n for n in users if n not in latents])
     controls = [n for n in users if n not in feeding and _sizes(n) == _sizes(entry)]
     told = {*latents, *timesteps, *controls}
+    numbers = [n for n in assignment.nodes if _is_trunk_number(n, assignment)]
     device = _device(entry)
     return ArgumentRoles(
         trunk_parameters=tuple(index[n] for n in _trunk_weights(assignment)),
+        trunk_numbers=tuple(index[n] for n in numbers),
         latents=tuple(index[n] for n in latents),
         timesteps=tuple(index[n] for n in timesteps if _device(n) == device),
         host_timesteps=tuple(index[n] for n in timesteps if _device(n) != device),
@@ -103,20 +111,28 @@ def _user_tensors(assignment: Assignment) -> list[fx.Node]:
     return [
         n
         for n in assignment.nodes
-        if n.op == "placeholder" and not is_parameter(n) and isinstance(value_of(n), torch.Tensor)
+        if n.op == "placeholder"
+        and not is_parameter(n)
+        and isinstance(value_of(n), torch.Tensor)
+        and not _is_trunk_number(n, assignment)
     ]
+
+
+def _is_trunk_number(node: fx.Node, assignment: Assignment) -> bool:
+    """True for a number that a module holds and blocks read."""
+    is_number = node.op == "placeholder" and is_number_of_module(node)
+    return is_number and _is_read_in_trunk(node, assignment)
+
+
+def _is_read_in_trunk(node: fx.Node, assignment: Assignment) -> bool:
+    last = assignment.num_segments - 1
+    return any(0 < assignment.segment_of.get(user, ARGUMENT) < last for user in node.users)
 
 
 def _trunk_weights(assignment: Assignment) -> list[fx.Node]:
     """The weights that the blocks read; all weights, where the blocks have none."""
-    last = assignment.num_segments - 1
     weights = [n for n in assignment.nodes if is_weight(n)]
-    in_trunk = [
-        n
-        for n in weights
-        if any(0 < assignment.segment_of.get(user, ARGUMENT) < last for user in n.users)
-    ]
-    return in_trunk or weights
+    return [n for n in weights if _is_read_in_trunk(n, assignment)] or weights
 
 
 class Behind:

@@ -6,6 +6,7 @@ Dynamo's own metadata is read here and nowhere else: `nn_module_stack` and `exam
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sympy
 import torch
@@ -67,12 +68,27 @@ def _behind_vmap(tensor: torch.Tensor) -> torch.Tensor:
 
 def source_name(placeholder: fx.Node) -> str:
     """Where an argument comes from, as Dynamo writes it: `L['kwargs']['timestep']`."""
-    graph_arg = placeholder.meta.get("grapharg")
-    source = graph_arg.source if graph_arg is not None else None
+    source = _source_of(placeholder)
     if source is None:
         return placeholder.name
     # `name` was a method up to torch 2.11 and is a property since.
     return source.name() if callable(source.name) else source.name
+
+
+def _source_of(placeholder: fx.Node) -> Any:  # noqa: ANN401  # Dynamo's `Source`
+    graph_arg = placeholder.meta.get("grapharg")
+    return None if graph_arg is None else graph_arg.source
+
+
+def is_number_of_module(placeholder: fx.Node) -> bool:
+    """True for a Python number that some module holds: after it has changed once, Dynamo hands it
+    over as a tensor without sizes, at each call a new one."""
+    value, source = value_of(placeholder), _source_of(placeholder)
+    if is_parameter(placeholder) or source is None or not isinstance(value, torch.Tensor):
+        return False
+    # `guard_source` was a method up to torch 2.11 and is a property since.
+    guarded = source.guard_source() if callable(source.guard_source) else source.guard_source
+    return value.dim() == 0 and "NN_MODULE" in guarded.name
 
 
 def is_parameter(placeholder: fx.Node) -> bool:

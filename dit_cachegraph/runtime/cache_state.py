@@ -19,6 +19,7 @@ from dit_cachegraph.policy.rule import Decision, History, Span
 from dit_cachegraph.runtime.conditioning import Content, Given, LatentsIdentity
 from dit_cachegraph.runtime.sketch import Sketch
 from dit_cachegraph.runtime.trajectory import Trajectory
+from dit_cachegraph.runtime.weights import WeightsNote
 
 
 class ControlKept(NamedTuple):
@@ -60,11 +61,13 @@ class Ends(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What is kept of all regions. `signature` is that of the trunk: another trunk, other spans or
-    another predictor can't use it. `ends` are the model's, where the rule asks for them."""
+    another predictor can't use it, nor can other weights. `ends` are the model's, where the rule
+    asks for them."""
 
     signature: int
     spans: tuple[Span, ...]
     predictor: Predictor
+    weights: WeightsNote
     regions: tuple[RegionKept | None, ...]
     ends: Ends | None = None
 

@@ -36,6 +36,7 @@ from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.signal import SignalReader
 from dit_cachegraph.runtime.step_plan import PlanTable
 from dit_cachegraph.runtime.step_reader import Seen, Values, gatherer
+from dit_cachegraph.runtime.weights import Weights, WeightsReader
 
 
 class _Look(NamedTuple):
@@ -58,7 +59,7 @@ class CachedModel:
         self.plans = PlanTable(compiled, options)
         self._signature = compiled.trunk.signature
         self._segments = SegmentRunner(compiled)
-        self._weights = gatherer(compiled.roles.trunk_parameters)
+        self._weights = WeightsReader(compiled.roles)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._latents = gatherer(compiled.roles.latents)
@@ -76,7 +77,8 @@ class CachedModel:
     def _now(self, values: Values) -> Now:
         """Whose call this is, and by which settings it goes: read once a step."""
         request = current_request()
-        model = self._model(values)
+        weights = self._weights.read(values)
+        model = self._model(values, weights)
         model.graphs.setdefault(id(self), self)
         key = None if request is None else request.key
         note = None if self.compiled.roles.embeds_timestep else current_note()
@@ -88,17 +90,17 @@ class CachedModel:
         if len(branch.images) > 1:
             latents = latents_identity(self._latents_of(values, note))
             partner = find_partner(branch, model.branches.called_with(latents))
-        return Now(request, model, branch, plan, partner or guess, partner, note)
+        return Now(request, model, branch, plan, partner or guess, partner, note, weights)
 
     def _latents_of(self, values: Values, note: CallNote | None) -> Sequence[object]:
         return self._latents(values) if note is None else note.latents
 
-    def _model(self, values: Values) -> ModelState:
+    def _model(self, values: Values, weights: Weights) -> ModelState:
         """The state of the model whose weights these are; one of the graph's own without any."""
         if self._first_weight is None:
             return self._weightless
         found = REGISTRY.by_weight(values[self._first_weight])
-        return found if found is not None else REGISTRY.of_weights(self._weights(values))
+        return found if found is not None else REGISTRY.of_weights(weights.tensors)
 
     def _results(self, values: Values) -> tuple[object, ...]:
         return tuple(values[slot] for slot in self.compiled.trunk.results)
@@ -186,6 +188,8 @@ class CachedModel:
             return None, image.lost or "nothing kept"
         if kept.signature != self._signature:
             return None, "the graph changed"
+        if not now.weights.are_those_of(kept.weights):
+            return None, "the weights changed"
         if kept.spans != now.plan.spans:
             return None, "region changed"
         if kept.predictor != now.plan.predictor:

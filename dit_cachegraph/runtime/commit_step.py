@@ -20,12 +20,13 @@ from dit_cachegraph.runtime.request import Request
 from dit_cachegraph.runtime.step_log import Step
 from dit_cachegraph.runtime.step_plan import StepPlan
 from dit_cachegraph.runtime.step_reader import read_sums
+from dit_cachegraph.runtime.weights import Weights
 
 
 class Now(NamedTuple):
     """Whose step it is and by which settings it goes, read once at its start. `guess` is the image
     that it most likely goes on with; `partner` is known to be of the same request; `note` has the
-    user's tensors where this fragment of the graph does not get them."""
+    user's tensors where this fragment of the graph does not get them; `weights` are the trunk's."""
 
     request: Request | None
     model: ModelState
@@ -34,6 +35,7 @@ class Now(NamedTuple):
     guess: Image | None
     partner: Image | None
     note: CallNote | None
+    weights: Weights
 
 
 class Done(NamedTuple):
@@ -118,7 +120,8 @@ def commit_step(now: Now, outcome: Outcome, trunk: Trunk, passed: Passed | None 
 
 def _kept(now: Now, outcome: Outcome, signature: int, ends: Ends | None) -> Kept:
     regions = tuple([done.kept for done in outcome.done])
-    return Kept(signature, now.plan.spans, now.plan.predictor, regions, ends)
+    weights = now.weights.note() if outcome.before is None else outcome.before.weights
+    return Kept(signature, now.plan.spans, now.plan.predictor, weights, regions, ends)
 
 
 def _error(outcome: Outcome) -> float | None:

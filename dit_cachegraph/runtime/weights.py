@@ -1,0 +1,71 @@
+"""Under which weights something was kept: state of other weights is not replayed.
+
+Two things tell that weights changed. They are other objects (an adapter was switched, a parameter
+replaced), or their counters of in-place writes went on (`load_state_dict`, a training step). Where
+they lie says nothing, since offloading moves weights from step to step. Numbers that modules hold,
+like the scale of an adapter, are compared by value: Dynamo hands them over as tensors on the host.
+
+Torch counts no writes through `.data`, nor to tensors made in inference mode: these stay unseen.
+"""
+
+import weakref
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dit_cachegraph.plan import ArgumentRoles
+from dit_cachegraph.runtime.step_reader import Values, gatherer
+
+_version = attrgetter("_version")
+
+
+class WeightsNote(NamedTuple):
+    """Some weights, held weakly. `num_writes`: in place, to all of them together."""
+
+    refs: tuple["weakref.ref[Tensor]", ...]
+    num_writes: int
+    numbers: tuple[float, ...]
+
+
+class Weights(NamedTuple):
+    """The weights of the trunk at one call. `num_writes`: in place, to all of them together."""
+
+    tensors: Sequence[object]
+    num_writes: int
+    numbers: tuple[float, ...]
+
+    def are_those_of(self, note: WeightsNote) -> bool:
+        """True if nothing was seen to change since."""
+        return (
+            self.num_writes == note.num_writes
+            and self.numbers == note.numbers
+            and len(self.tensors) == len(note.refs)
+            and all(ref() is own for ref, own in zip(note.refs, self.tensors, strict=True))
+        )
+
+    def note(self) -> WeightsNote:
+        refs = tuple([weakref.ref(w) for w in self.tensors if isinstance(w, Tensor)])
+        return WeightsNote(refs, self.num_writes, self.numbers)
+
+
+class WeightsReader:
+    """Reads them off the arguments of a call. It waits for no device."""
+
+    def __init__(self, roles: ArgumentRoles) -> None:
+        self._weights = gatherer(roles.trunk_parameters)
+        self._numbers = gatherer(roles.trunk_numbers)
+
+    def read(self, values: Values) -> Weights:
+        tensors = self._weights(values)
+        numbers = tuple([n.item() for n in self._numbers(values) if isinstance(n, Tensor)])
+        return Weights(tensors, _num_writes(tensors), numbers)
+
+
+def _num_writes(weights: Sequence[object]) -> int:
+    try:
+        return sum(map(_version, weights))
+    except RuntimeError:  # There are inference tensors among them.
+        tensors = [w for w in weights if isinstance(w, Tensor)]
+        return sum(w._version for w in tensors if not w.is_inference())
