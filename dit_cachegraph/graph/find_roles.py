@@ -5,12 +5,8 @@ latents       feed a stream that reaches the end (video, sound), and are shaped 
 timestep      reach a sine or cosine before any weight, and a weight after it; also a difference of
               two of them does
 controls      shaped like the probe stream, and no part of it at its entry (ControlNet's residuals):
-<<<<<<< HEAD
               they are made anew at each step, and say nothing of whose step it is (`find_controls`)
-=======
-              they are made anew at each step, and say nothing of whose step it is
 numbers       what a module of the trunk holds (an adapter's scale): they belong to the weights
->>>>>>> use
 conditioning  every other tensor of the user
 """
 
