@@ -39,6 +39,8 @@ class Entered(NamedTuple):
     def moved(self, kept: Kept | None) -> Tensor | None:
         """`sum|c - k|` and `sum|k|` in turn, of each sample of each control that isn't the very
         object which its region last computed with; None where all of them are."""
+        if not self.by_slot:
+            return None
         groups: defaultdict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         # Several regions may have read one control.
         for slot, before in {(s, id(b)): (s, b) for s, b in _pairs(self.regions, kept)}.values():
@@ -51,6 +53,8 @@ class Entered(NamedTuple):
 
     def why_of_no_use(self, kept: Kept, sums: Sequence[float]) -> str | None:
         """Why a step can't use what is kept: what is said of the control that moved most."""
+        if not self.by_slot:
+            return None
         if not self._fits(kept):
             return "new shape"
         changes = [_change(*pair) for pair in zip(sums[0::2], sums[1::2], strict=True)]

@@ -62,7 +62,7 @@ class StepReader:
         clock = (*self._host_clock(values), *numbers[:first])
         sketch = seen.numpy()[end:last] if self._num_sketch else None
         moved, size = tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2])
-        return Seen(clock or None, sketch, moved, size, None, tuple(seen[last:].tolist()))
+        return Seen(clock or None, sketch, moved, size, None, _rest(seen, last))
 
     def read_with(
         self, values: Values, sums: Tensor | None, controls: Tensor | None = None
@@ -105,7 +105,12 @@ def read_clock_of(
     sketch = seen.numpy()[end:last] if sketched else None
     moved, size = tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2])
     clock = tuple(numbers[:first]) or None
-    return Seen(clock, sketch, moved, size, None, tuple(seen[last:].tolist()))
+    return Seen(clock, sketch, moved, size, None, _rest(seen, last))
+
+
+def _rest(seen: Tensor, start: int) -> tuple[float, ...]:
+    """The sums of controls, nearly always none."""
+    return tuple(seen[start:].tolist()) if len(seen) > start else ()
 
 
 def read_sums(sums: Tensor) -> Sums:
