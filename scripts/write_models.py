@@ -1,4 +1,8 @@
-"""Check all of the zoo in `tests/models/`, and write what came of it to `docs/models.md`."""
+"""Check the zoo in `tests/models/`, and write what came of it to `docs/models.md`.
+
+python scripts/write_models.py                 all of it, in some five minutes on two cores
+python scripts/write_models.py flux lumina2    these entries; the rest of the table stays
+"""
 
 import sys
 import time
@@ -7,22 +11,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from models.checks import check
-from models.table import TABLE, table_of
+from models.checks import Result, check
+from models.entry import Entry
+from models.table import TABLE, table_of, with_rows
 from models.zoo import ENTRIES
 
 
-def main() -> None:
-    """Takes some five minutes on two cores."""
-    results = []
-    for entry in ENTRIES:
-        start = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            results.append(check(entry))
-        print(f"{entry.name}: {time.perf_counter() - start:.1f} s", flush=True)
-    TABLE.write_text(table_of(results))
+def main(names: list[str]) -> None:
+    unknown = set(names) - {entry.name for entry in ENTRIES}
+    if unknown:
+        raise SystemExit(f"no such entries: {', '.join(sorted(unknown))}")
+    results = [checked(entry) for entry in ENTRIES if not names or entry.name in names]
+    text = with_rows(TABLE.read_text(), results) if names else table_of(results)
+    TABLE.write_text(text)
+
+
+def checked(entry: Entry) -> Result:
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = check(entry)
+    print(f"{entry.name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

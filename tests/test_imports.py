@@ -29,7 +29,7 @@ ORDER = (
     ("backend",),
     ("targets",),
     ("explain", "api"),
-    ("calibration", "plot"),
+    ("calibration", "plot", "testing"),
     ("__init__",),
     ("metrics",),
     ("demo",),

@@ -18,6 +18,8 @@ from diffusers import (
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
+from dit_cachegraph.testing.run import redraw
+
 NUM_CHANNELS = 8
 TEXT_DIM = 24
 POOLED_DIM = 20
@@ -92,15 +94,7 @@ def _as_passed(timestep: Tensor, latents: Tensor, divisor: int) -> Tensor:
 @torch.no_grad()
 def finish(model: nn.Module, seed: int) -> nn.Module:
     """Give every parameter a seeded value under which every block matters."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.copy_(noise / math.sqrt(parameter[0].numel()))
-        elif name.endswith("weight"):
-            parameter.copy_(1 + 0.1 * noise)
-        else:
-            parameter.copy_(0.2 * noise)
+    redraw(model, seed)
     for module in model.modules():
         if isinstance(module, TimestepEmbedding):
             _damp_fast_waves(module.linear_1.weight)

@@ -156,7 +156,8 @@ def _check_borders(
         users = [u for u in node.users if u.op != "output" and segment_of[u] != own]
         if users and not isinstance(value_of(node), torch.Tensor | torch.SymInt | int):
             raise CannotCut(
-                f"`{node.name}` ({node.target}) is made in {segment_name(own, blocks)} and used in "
+                f"`{node.name}` ({node.target}{line_of(node)}) is made in "
+                f"{segment_name(own, blocks)} and used in "
                 f"{segment_name(segment_of[users[0]], blocks)}, and is neither a tensor nor an "
                 "integer; a context manager around several blocks does this: enter it inside the "
                 "block, or around the whole model"

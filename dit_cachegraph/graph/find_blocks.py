@@ -17,7 +17,7 @@ from torch import fx
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.check_fragment import where_it_broke
 from dit_cachegraph.graph.find_repeats import find_repeats
-from dit_cachegraph.graph.fx_utils import module_stack, num_elements_hint, value_of
+from dit_cachegraph.graph.fx_utils import call_of, module_stack, num_elements_hint, value_of
 from dit_cachegraph.graph.join_lists import has_repeats, is_chained, join_lists
 from dit_cachegraph.plan import Block, BlockSequence
 
@@ -36,7 +36,7 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
     chained = [s for s in candidates if has_repeats(s) and is_chained(s, nodes)]
     chained = chained or ([] if candidates else _repeated_code(nodes, work))
     if not chained:
-        raise CannotCut(_why_no_blocks(candidates, where_it_broke(gm)))
+        raise CannotCut(_why_no_blocks(candidates, nodes, where_it_broke(gm)))
     anchor = max(chained, key=lambda s: _work_of(s, work))
     return join_lists(anchor, candidates, nodes)
 
@@ -63,13 +63,13 @@ def _check_hooks(nodes: list[fx.Node]) -> None:
             )
 
 
-def _why_no_blocks(candidates: list[BlockSequence], where: str) -> str:
+def _why_no_blocks(candidates: list[BlockSequence], nodes: list[fx.Node], where: str) -> str:
     if not candidates:
         return (
             "this graph calls no module of a list (`nn.ModuleList`), so there are no repeated "
             f"blocks; if the model has some, a graph break may have kept them out of it{where}"
         )
-    seen = ", ".join(str(s) for s in candidates[:4])
+    seen = ", ".join(f"{s}{call_of(s.blocks[0], nodes)}" for s in candidates[:4])
     return (
         f"no list of at least two blocks of which each feeds the next (seen: {seen}); if the "
         f"model has one, a graph break may have split it{where}"

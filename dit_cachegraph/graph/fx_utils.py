@@ -5,13 +5,15 @@ Dynamo's own metadata is read here and nowhere else: `nn_module_stack` and `exam
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from dit_cachegraph.plan import Block
 
 _MODULES_DICT = re.compile(r"(?:\.__dict__\['_modules'\]|\._modules)\['([^']+)'\]")
 _ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
@@ -118,6 +120,13 @@ def line_of(node: fx.Node) -> str:
     parts = frames[-1].split(",")
     file = parts[0].strip().removeprefix("File ").strip('"').rpartition("/")[2]
     return f" at {file}:{parts[1].strip().removeprefix('line ')}"
+
+
+def call_of(block: Block, nodes: Sequence[fx.Node]) -> str:
+    """` at file:line` of the first statement of a block that made a node; empty where none is
+    known."""
+    inside = nodes[block.first : block.last + 1]
+    return next((line for node in inside if (line := line_of(node))), "")
 
 
 def target_key(node: fx.Node) -> object:

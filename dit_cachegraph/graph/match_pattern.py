@@ -15,7 +15,7 @@ from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.block_source import return_order
 from dit_cachegraph.graph.find_roles import choose_probe, find_roles
 from dit_cachegraph.graph.find_streams import StreamNodes, find_streams
-from dit_cachegraph.graph.fx_utils import is_weight, target_name, value_of
+from dit_cachegraph.graph.fx_utils import call_of, is_weight, target_name, value_of
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.plan import ArgumentRoles, BlockListReport, BlockSequence
 
@@ -41,9 +41,10 @@ def match_pattern(sequences: Sequence[BlockSequence], assignment: Assignment) ->
     streams = find_streams(assignment)
     probe = choose_probe(streams, assignment)
     if probe is None:
-        name = assignment.blocks[0].path
+        block = assignment.blocks[0]
         raise CannotCut(
-            f"{name} hands on nothing that it was given: there is no residual to compare steps by"
+            f"{block.path}{call_of(block, assignment.nodes)} hands on nothing that it was given: "
+            "there is no residual to compare steps by"
         )
     roles = find_roles(assignment, streams, probe)
     return Pattern(streams, probe, roles, _name_patterns(sequences, streams, probe, assignment))

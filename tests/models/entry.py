@@ -76,7 +76,6 @@ class Entry:
     stride: of the noise level in one step, small where a random model's timestep embedding is wild.
     breaks: diffusers itself can't compile it with `fullgraph=True`.
     refusal: part of what the report says of it, where it can't be cached.
-    calls_modules: False where the trunk's modules only hold weights for functions.
     """
 
     name: str
@@ -90,7 +89,6 @@ class Entry:
     stride: float = 0.005
     breaks: bool = False
     refusal: str | None = None
-    calls_modules: bool = True
 
     def __str__(self) -> str:
         return self.name

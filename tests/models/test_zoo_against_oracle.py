@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import dit_cachegraph as dc
-from models.checks import compiled_for, levels_of, tensors_in
+from dit_cachegraph.testing.run import tensors_in
+from models.checks import compiled_entry, levels_of
 from models.entry import Entry, Inputs
 from models.zoo import ENTRIES
 from oracle import EagerOracle
@@ -91,7 +92,7 @@ def test_steps_equal_the_oracle(case: Case) -> None:
         model, entry.trunk, outputs, image_stream=case.image, in_turn=case.in_turn, **settings
     )
     settings["residual_diff_threshold"] = middle_diff(oracle, steps)
-    compiled = compiled_for(entry, model)
+    compiled = compiled_entry(entry, model)
     dc.configure(compiled, **settings)
     oracle.configure(**settings)
     num_hits = 0

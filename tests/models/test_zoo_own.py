@@ -31,7 +31,6 @@ def own(
     *trunk: str,
     depth: int = 4,
     refusal: str | None = None,
-    calls_modules: bool = True,
 ) -> Entry:
     config = {"is_sound": refusal is None}
     return Entry(
@@ -43,7 +42,6 @@ def own(
         TOKENS,
         text,
         refusal=refusal,
-        calls_modules=calls_modules,
     )
 
 
@@ -56,7 +54,7 @@ SOUND = (
     own("twice", TwiceDiT, "blocks"),
     own("pair", PairDiT, "blocks", depth=2),
     own("dictionary", DictDiT, "blocks"),
-    own("functions", FunctionsDiT, "weights", calls_modules=False),
+    own("functions", FunctionsDiT, "weights"),
 )
 REFUSED = (
     own("writes", PreNormDiT, "blocks", refusal="writes in place (`add_` at own_dits.py:"),
@@ -79,7 +77,6 @@ REFUSED = (
         "weights",
         depth=2,
         refusal="this graph calls no module of a list",
-        calls_modules=False,
     ),
 )
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import dit_cachegraph as dc
 from dit_cachegraph.runtime.models import REGISTRY
-from models.checks import call
+from dit_cachegraph.testing.run import call
 from models.zoo import IMAGES, VIDEOS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
