@@ -1,5 +1,7 @@
-"""Check all of the zoo in `tests/models/`, and write what came of it to `docs/models.md`."""
+"""Check all of the zoo in `tests/models/`, and write what came of it to `docs/models.md`, and to the
+data of `supported_pipelines`."""
 
+import json
 import sys
 import time
 import warnings
@@ -8,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from models.checks import check
-from models.table import TABLE, table_of
+from models.table import SUPPORTED, TABLE, supported_in, table_of
 from models.zoo import ENTRIES
 
 
@@ -21,7 +23,9 @@ def main() -> None:
             warnings.simplefilter("ignore")
             results.append(check(entry))
         print(f"{entry.name}: {time.perf_counter() - start:.1f} s", flush=True)
-    TABLE.write_text(table_of(results))
+    table = table_of(results)
+    TABLE.write_text(table)
+    SUPPORTED.write_text(json.dumps(supported_in(table), indent=1) + "\n")
 
 
 if __name__ == "__main__":

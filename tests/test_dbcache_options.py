@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dit_cachegraph as dc
-from dit_cachegraph import DBCacheConfig
+from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.rule import Decision, History, Observation
 from running import compile_cached, run_all
 from tiny_models import FLUX, WAN, trajectory
