@@ -1,4 +1,4 @@
-"""Check all of the zoo in `tests/models/`, and write what came of it to `docs/models.md`, and to the
+"""Check all of the zoo in `tests/models/`, and write what came of it to `docs/models.md` and to the
 data of `supported_pipelines`."""
 
 import json

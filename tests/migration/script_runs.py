@@ -8,18 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+import dit_cachegraph as dc
+
 SCRIPTS = Path(__file__).parent / "scripts"
 OURS = "dit_cachegraph"
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a script left. For each guidance branch of each transformer: the steps that were reused
-    in its last image, and, where blocks decide for themselves, how many blocks each skipped."""
+    """What a script left: for each guidance branch of each transformer, the steps that were reused
+    in its last image; and how many blocks each of them skipped, which cache-dit counts where blocks
+    decide for themselves."""
 
     output: Tensor
     hits: tuple[tuple[int, ...], ...]
-    num_skipped: tuple[tuple[int, ...], ...]
+    num_skipped: tuple[int, ...]
 
 
 def run_script(name: str, package: str) -> dict[str, object]:
@@ -42,23 +45,21 @@ def transformers_in(names: dict[str, object]) -> list[nn.Module]:
 
 
 def decisions_of_cache_dit(names: dict[str, object], num_branches: int) -> Ran:
-    import cache_dit
+    # Optional.
+    import cache_dit  # noqa: PLC0415
 
     hits, skipped = [], []
     for transformer in transformers_in(names):
         (stats, *_) = cache_dit.summary(transformer, logging=False)
-        prunes = stats.pruned_blocks != []
+        prunes = len(stats.pruned_blocks) > 0
         cached = (stats.cached_steps, stats.cfg_cached_steps)
         pruned = (stats.pruned_steps, stats.cfg_pruned_steps)
-        blocks = (stats.pruned_blocks, stats.cfg_pruned_blocks)
         hits += [tuple(steps) for steps in (pruned if prunes else cached)[:num_branches]]
-        skipped += [tuple(counts) for counts in blocks[:num_branches]] if prunes else []
+        skipped += list(filter(None, stats.pruned_blocks))
     return Ran(names["output"], tuple(hits), tuple(skipped))
 
 
 def decisions_of_ours(names: dict[str, object], num_branches: int) -> Ran:
-    import dit_cachegraph as dc
-
     hits, skipped = [], []
     for transformer in transformers_in(names):
         steps = dc.summary(transformer).steps
@@ -66,7 +67,7 @@ def decisions_of_ours(names: dict[str, object], num_branches: int) -> Ran:
         for branch in (steps[first + i :: num_branches] for i in range(num_branches)):
             hits.append(tuple(step.step for step in branch if step.hit))
             counts = [sum(stop - start for start, stop in step.skipped) for step in branch]
-            skipped.append(tuple(count for count in counts if count))
+            skipped += filter(None, counts)
     return Ran(names["output"], tuple(hits), tuple(skipped))
 
 

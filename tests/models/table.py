@@ -18,8 +18,8 @@ _HEAD = """# Which models are cached
 
 Made by `python scripts/write_models.py` on {date}, with torch {torch} and diffusers {diffusers}.
 Every transformer class of diffusers that has a loop over blocks is built in small and compiled;
-what must hold for an entry is written in `tests/models/checks.py`. Nothing in the package reads
-this table or knows these models.
+what must hold for an entry is written in `tests/models/checks.py`. Nothing in the package goes by
+this table or knows these models; `supported_pipelines()` tells what it says.
 
 {num_cached} of {num_entries} entries are cached, of {num_classes} classes.
 
@@ -63,7 +63,7 @@ def table_of(results: Sequence[Result]) -> str:
 
 
 def supported_in(table: str) -> dict[str, object]:
-    """The table as data: the classes with a cached entry, and entries that aren't with the reason."""
+    """The table as data: classes with a cached entry, and entries without, with the reason."""
     made = re.search(r"on (\S+), with torch (\S+) and diffusers (\S+)\.\n", table)
     assert made is not None
     cached, rest = (_rows(part) for part in table.split("## Not cached"))

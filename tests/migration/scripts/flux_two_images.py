@@ -14,6 +14,6 @@ cache_dit.enable_cache(
 )
 cache_dit.refresh_context(pipe.transformer, num_inference_steps=12)
 pipe(**flux_prompt(first=4, num_steps=12))
-cache_dit.refresh_context(pipe.transformer, num_inference_steps=20, max_warmup_steps=6)
+cache_dit.refresh_context(pipe.transformer, num_inference_steps=20, max_warmup_steps=5)
 (output,) = pipe(**flux_prompt())
 stats = cache_dit.summary(pipe.transformer)
