@@ -1,7 +1,6 @@
 """Check all of the zoo in `tests/models/`, and write what came of it to `docs/models.md` and to the
 data of `supported_pipelines`."""
 
-import json
 import sys
 import time
 import warnings
@@ -10,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from models.checks import check
-from models.table import SUPPORTED, TABLE, supported_in, table_of
+from models.table import SUPPORTED, TABLE, as_json, supported_in, table_of
 from models.zoo import ENTRIES
 
 
@@ -25,7 +24,7 @@ def main() -> None:
         print(f"{entry.name}: {time.perf_counter() - start:.1f} s", flush=True)
     table = table_of(results)
     TABLE.write_text(table)
-    SUPPORTED.write_text(json.dumps(supported_in(table), indent=1) + "\n")
+    SUPPORTED.write_text(as_json(supported_in(table)))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class TestRestoring:
         dc.enable_cache(model, **ALWAYS)
         assert dc.strify(model) == "DBCache_F8B0_W2I1M0MC0_R1.0"
         dc.disable_cache(model)
-        assert dc.strify(model) == "even_taylorseer"
+        assert dc.strify(model) == "even_replay"
 
     def test_what_is_kept_is_dropped(self):
         model = OwnTransformer()
@@ -198,7 +198,7 @@ def test_first_blocks_by_default():
     assert dc.summary(model).graphs[0].region == (8, 12)
     del model.blocks[6:]
     own_loop(model, 3)
-    assert [graph.region for graph in dc.summary(model).graphs] == [None, (1, 6)]
+    assert dc.summary(model).graphs[-1].region == (1, 6)
     dc.enable_cache(model, **ALWAYS, Fn_compute_blocks=3)
     assert dc.summary(model).graphs[-1].region == (3, 6)
     dc.enable_cache(model, **ALWAYS, Fn_compute_blocks=8)
@@ -246,8 +246,7 @@ class TestCompiled:
         own_loop(model, NUM_STEPS)
         assert hits_of(model) == WARM_THEN_HITS
         (graph,) = dc.summary(model).graphs
-        # Eager segments take no time at all.
-        assert counters["inductor"]["fxgraph_cache_bypass"] >= 0 and graph.compile_seconds > 0.05
+        assert counters["inductor"] and graph.num_compiled == 3
         assert self.compiled_once()
 
     def test_without_compiling_nothing_is_compiled(self):
@@ -289,10 +288,11 @@ class TestCompiled:
 
     def test_blocks_that_were_compiled_one_by_one(self):
         torch._dynamo.reset()
+        counters.clear()
         model = OwnTransformer()
         dc.enable_cache(model, **ALWAYS)
         for block in model.blocks:
             block.compile()
         own_loop(model, NUM_STEPS)
-        (graph,) = dc.summary(model).graphs
-        assert hits_of(model) == WARM_THEN_HITS and graph.compile_seconds > 0.05
+        assert hits_of(model) == WARM_THEN_HITS
+        assert counters["inductor"] and self.compiled_once()

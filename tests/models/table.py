@@ -1,6 +1,7 @@
 """What came of the zoo, as the table in `docs/models.md` (`python scripts/write_models.py`), and
 the same for `supported_pipelines`."""
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -72,6 +73,11 @@ def supported_in(table: str) -> dict[str, object]:
         "cached": sorted({row[0].strip("`") for row in cached}),
         "not_cached": {f"{row[0].strip('`')} ({row[1]})": row[2] for row in rest},
     }
+
+
+def as_json(supported: dict[str, object]) -> str:
+    """The data as it is shipped."""
+    return json.dumps(supported, indent=1) + "\n"
 
 
 def _rows(part: str) -> list[list[str]]:
