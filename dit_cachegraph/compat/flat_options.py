@@ -40,7 +40,7 @@ def _calibrator(
     return _Calibrator(kind, MappingProxyType({**own, **common}), encoder)
 
 
-_CACHE_TYPE = {"calibrator_cache_type": "calibrator_cache_type"}
+_CACHE_TYPE = MappingProxyType({"calibrator_cache_type": "calibrator_cache_type"})
 CALIBRATORS: Mapping[str, _Calibrator] = MappingProxyType(
     {
         "enable_taylorseer": _calibrator(

@@ -138,17 +138,18 @@ class TestHints:
             BlockAdapter(transformer=OwnTransformer(), patch_functor=object())
 
 
-class TestTwoTransformers:
-    @pytest.fixture(scope="class")
-    def pipe(self):
-        return load_wan22()
+@pytest.fixture(scope="module")
+def pipe():
+    return load_wan22()
 
+
+class TestTwoTransformers:
     def names(self, pipe) -> list[str]:
         return [dc.strify(pipe.transformer), dc.strify(pipe.transformer_2)]
 
     def test_each_by_its_own_modifier(self, pipe):
-        modifiers = [[ParamsModifier(max_warmup_steps=4)], ParamsModifier(taylorseer_order=2,
-                     enable_taylorseer=True)]  # fmt: skip
+        forecast = ParamsModifier(enable_taylorseer=True, taylorseer_order=2)
+        modifiers = [[ParamsModifier(max_warmup_steps=4)], forecast]
         dc.enable_cache(pipe, Fn_compute_blocks=1, params_modifiers=modifiers)
         assert self.names(pipe) == [
             "DBCache_F1B0_W4I1M0MC0_R0.08",
