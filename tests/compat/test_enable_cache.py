@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
-from migration.stand_ins import OwnTransformer, flux_prompt, load_flux, own_loop
+from migration.stand_ins import OwnTransformer, own_loop
 from tiny_pipelines import FAST_PIPELINES
 
 PIPELINES = {tiny.name: tiny for tiny in FAST_PIPELINES}
@@ -47,9 +47,10 @@ WARM_THEN_HITS = [False, False, True, True, True]
 class TestRestoring:
     @pytest.mark.e2e
     def test_a_pipeline_is_as_it_was(self):
-        pipe = load_flux()
-        prompt = flux_prompt(num_steps=NUM_STEPS)
-        plain = pipe(**flux_prompt(num_steps=NUM_STEPS))[0]
+        tiny = PIPELINES["flux"]
+        pipe = tiny.build()
+        pipe.set_progress_bar_config(disable=True)
+        plain = pipe(**tiny.arguments(0))[0]
         before, own, cls = (
             attributes_of(pipe.transformer),
             dict(pipe.__dict__),
@@ -57,14 +58,14 @@ class TestRestoring:
         )
         weights = {name: t.clone() for name, t in pipe.transformer.state_dict().items()}
         assert dc.enable_cache(pipe, **ALWAYS) is pipe
-        assert not torch.equal(pipe(**prompt)[0], plain)
-        assert hits_of(pipe) == WARM_THEN_HITS
+        assert not torch.equal(pipe(**tiny.arguments(0))[0], plain)
+        assert hits_of(pipe, 10) == [False] * 2 + [True] * 8
         dc.disable_cache(pipe)
         assert_same_attributes(pipe.transformer, before)
         assert pipe.__dict__ == own and dict(vars(type(pipe))) == cls
         assert all(torch.equal(t, weights[n]) for n, t in pipe.transformer.state_dict().items())
-        assert torch.equal(pipe(**flux_prompt(num_steps=NUM_STEPS))[0], plain)
-        assert len(dc.summary(pipe).steps) == NUM_STEPS
+        assert torch.equal(pipe(**tiny.arguments(0))[0], plain)
+        assert len(dc.summary(pipe).steps) == 10
 
     def test_before_the_first_call_and_twice(self):
         model = OwnTransformer()
