@@ -1,36 +1,102 @@
 """Cache acceleration for diffusion transformers, inside `torch.compile`.
 
 pipe.transformer.compile(backend="cachedit")
+
+`import dit_cachegraph as cache_dit` has the calls of cache-dit as well: `docs/migrating.md`.
 """
 
 from dit_cachegraph.api import configure, request, reset, summary
 from dit_cachegraph.calibration.calibrate import calibrate
 from dit_cachegraph.calibration.result import CalibratedConfig
+from dit_cachegraph.compat.block_adapter import BlockAdapter, ForwardPattern, get_adapter
+from dit_cachegraph.compat.block_range import block_range
+from dit_cachegraph.compat.cache_config import (
+    BasicCacheConfig,
+    CacheType,
+    DBCacheConfig,
+    DBPruneConfig,
+    cache_type,
+)
+from dit_cachegraph.compat.calibrators import (
+    CalibratorConfig,
+    DMDCalibratorConfig,
+    FoCaCalibratorConfig,
+    TaylorSeerCalibratorConfig,
+)
+from dit_cachegraph.compat.compile_configs import set_compile_configs
+from dit_cachegraph.compat.enable_cache import disable_cache, enable_cache, refresh_context
+from dit_cachegraph.compat.load_configs import (
+    load_attn_backend_config,
+    load_cache_config,
+    load_configs,
+    load_options,
+    load_parallelism_config,
+    load_quantize_config,
+)
+from dit_cachegraph.compat.not_taken import ParallelismConfig, QuantizeConfig
+from dit_cachegraph.compat.params_modifier import ParamsModifier
+from dit_cachegraph.compat.strify import strify
+from dit_cachegraph.compat.supported import SupportedPipelines, supported_pipelines
 from dit_cachegraph.exc import CacheGraphError, InvalidConfig, NotCachedWarning, UnknownTarget
 from dit_cachegraph.explain import explain
 from dit_cachegraph.plot import plot
-from dit_cachegraph.policy.dbcache import DBCacheConfig
-from dit_cachegraph.policy.dbprune import DBPruneConfig
 from dit_cachegraph.policy.step_mask import steps_mask
-from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 from dit_cachegraph.report import Report
 
+NONE, DBCache, DBPrune = CacheType.NONE, CacheType.DBCache, CacheType.DBPrune
+Pattern_0, Pattern_1, Pattern_2, Pattern_3, Pattern_4, Pattern_5 = ForwardPattern
+
 __all__ = [
+    "BasicCacheConfig",
+    "BlockAdapter",
     "CacheGraphError",
+    "CacheType",
     "CalibratedConfig",
+    "CalibratorConfig",
+    "DBCache",
     "DBCacheConfig",
+    "DBPrune",
     "DBPruneConfig",
+    "DMDCalibratorConfig",
+    "FoCaCalibratorConfig",
+    "ForwardPattern",
     "InvalidConfig",
+    "NONE",
     "NotCachedWarning",
+    "ParallelismConfig",
+    "ParamsModifier",
+    "Pattern_0",
+    "Pattern_1",
+    "Pattern_2",
+    "Pattern_3",
+    "Pattern_4",
+    "Pattern_5",
+    "QuantizeConfig",
     "Report",
+    "SupportedPipelines",
     "TaylorSeerCalibratorConfig",
     "UnknownTarget",
+    "block_range",
+    "cache_type",
     "calibrate",
     "configure",
+    "disable_cache",
+    "enable_cache",
     "explain",
+    "get_adapter",
+    "load_attn_backend_config",
+    "load_cache_config",
+    "load_configs",
+    "load_options",
+    "load_parallelism_config",
+    "load_quantize_config",
     "plot",
+    "refresh_context",
     "request",
     "reset",
+    "set_compile_configs",
     "steps_mask",
+    "strify",
     "summary",
+    "supported_pipelines",
 ]

@@ -1,5 +1,6 @@
 """What users call beside `torch.compile(..., backend="cachedit")`."""
 
+import logging as std_logging
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
 
@@ -10,6 +11,8 @@ from dit_cachegraph.runtime.cached_model import CachedModel
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.request import Request, entered
 from dit_cachegraph.targets import modules_in, notes_on
+
+log = std_logging.getLogger("dit_cachegraph")
 
 
 def configure(target: object, **settings: object) -> None:
@@ -31,11 +34,17 @@ def configure(target: object, **settings: object) -> None:
         state.overrides = overrides
 
 
-def summary(target: object) -> Report:
-    """What was found, cut and compiled for a model, and what each of its steps decided and why."""
+def summary(target: object, details: bool = False, logging: bool = False) -> Report:
+    """What was found, cut and compiled for a model, and what each of its steps decided and why.
+
+    `logging` logs it too, at INFO; `details`, as cache-dit has it, changes nothing: all is in it.
+    """
     modules = modules_in(target)
     notes = [note for module in modules for note in notes_on(module)]
-    return report_of(REGISTRY.states_of(modules), notes)
+    report = report_of(REGISTRY.states_of(modules), notes)
+    if logging:
+        log.info("%s", report)
+    return report
 
 
 def reset(target: object, key: Hashable | None = None) -> None:

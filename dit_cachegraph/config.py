@@ -10,7 +10,7 @@ layer wins, name by name. None of them is in the compiled code, so none of them 
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import cast
 
@@ -133,6 +133,11 @@ def _check_names(given: Overrides, known: frozenset[str]) -> None:
                 f"{name} is decided when the model is compiled: give it to torch.compile, in "
                 "`options`"
             )
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(sorted(known))}"
-        raise InvalidConfig(f"unknown option {name}: {hint}")
+        raise unknown_option(name, known)
+
+
+def unknown_option(name: str, known: Collection[str]) -> InvalidConfig:
+    """What to raise for a name that is none of the known ones: it says the nearest of them."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(sorted(known))}"
+    return InvalidConfig(f"unknown option {name}: {hint}")

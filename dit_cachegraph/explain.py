@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from dit_cachegraph.backend import cut_graph
+from dit_cachegraph.compat.cached_forward import uncached_forward
 from dit_cachegraph.config import resolve
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.plan import Uncacheable
@@ -55,13 +56,18 @@ def explain(target: object, *args: object, **kwargs: object) -> Explanation:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.compile(_code_of_its_own(cast(FunctionType, _forward)), backend=record)(
-            module, args, kwargs
+            module, args, kwargs, uncached_forward(module)
         )
     return Explanation(tuple(r for r, _ in found), tuple(code for _, code in found))
 
 
-def _forward(self: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-    return self.forward(*args, **kwargs)
+def _forward(
+    self: nn.Module,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    uncached: Callable[..., object] | None,
+) -> object:
+    return self.forward(*args, **kwargs) if uncached is None else uncached(*args, **kwargs)
 
 
 def _code_of_its_own(function: FunctionType) -> FunctionType:

@@ -54,11 +54,11 @@ def _transformers_of_pipeline(target: object) -> list[nn.Module]:
 
 def notes_on(module: nn.Module) -> list[str]:
     """What `summary` says of a module before anything else."""
-    notes = (_block_by_block_note(module), _foreign_cache_note(module), _offload_note(module))
+    notes = (_block_by_block_note(module), foreign_cache_note(module), _offload_note(module))
     return [note for note in notes if note is not None]
 
 
-def _foreign_cache_note(module: nn.Module) -> str | None:
+def foreign_cache_note(module: nn.Module) -> str | None:
     """One sentence for a module that carries diffusers' or cache-dit's own cache."""
     if getattr(module, "is_cache_enabled", False) is True:
         return (

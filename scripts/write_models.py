@@ -1,4 +1,5 @@
-"""Check the zoo in `tests/models/`, and write what came of it to `docs/models.md`.
+"""Check the zoo in `tests/models/`, and write what came of it to `docs/models.md`, and to the data
+of `supported_pipelines`.
 
 python scripts/write_models.py                 all of it, in some five minutes on two cores
 python scripts/write_models.py flux lumina2    these entries; the rest of the table stays
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from models.checks import Result, check
 from models.entry import Entry
-from models.table import TABLE, table_of, with_rows
+from models.table import SUPPORTED, TABLE, as_json, supported_in, table_of, with_rows
 from models.zoo import ENTRIES
 
 
@@ -24,6 +25,7 @@ def main(names: list[str]) -> None:
     results = [checked(entry) for entry in ENTRIES if not names or entry.name in names]
     text = with_rows(TABLE.read_text(), results) if names else table_of(results)
     TABLE.write_text(text)
+    SUPPORTED.write_text(as_json(supported_in(text)))
 
 
 def checked(entry: Entry) -> Result:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import dit_cachegraph as dc
 from dit_cachegraph.demo.tiny_flux import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.policy.dbcache import DBCacheConfig
 
 # By names that both know. The region is never left to a default, where they differ.
 Options = Mapping[str, object]
@@ -133,7 +134,7 @@ def our_pipeline(**options: object) -> FluxPipeline:
 def run_ours(pipe: FluxPipeline, sampling: Sampling, settings: Options) -> Ran:
     """One image through ours, decided by the mean of the batch as cache-dit does; whatever an
     earlier run set is back at its default."""
-    defaults = {f.name: f.default for f in fields(dc.DBCacheConfig)}
+    defaults = {f.name: f.default for f in fields(DBCacheConfig)}
     dc.configure(pipe, **{**defaults, "batch_rule": "mean", **ONE_FIRST_BLOCK, **settings})
     tokens = sample(pipe, sampling)
     num_branches = sampling.num_branches

@@ -53,6 +53,7 @@ OPTIONS: Mapping[str, tuple[list[object], list[object], str]] = MappingProxyType
             NOT_CHOICES,
             "one of 'dynamic', 'static'",
         ),
+        "shrinks_to_fit": ([True, False], [None, 0, 1, "yes"], "True or False"),
         "batch_rule": (["max", "mean"], NOT_CHOICES, "one of 'max', 'mean'"),
         "mask_over": (["steps", "noise"], NOT_CHOICES, "one of 'steps', 'noise'"),
         "warmup_noise_fraction": (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_cachegraph import DBCacheConfig
+from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Observation
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dit_cachegraph as dc
-from dit_cachegraph import DBCacheConfig
+from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.rule import Decision, History, Observation
 from running import compile_cached, run_all
 from tiny_models import FLUX, WAN, trajectory
@@ -206,3 +206,22 @@ def test_a_region_after_one_that_computed_computes():
     said = config.why_compute(History(step=20), computed, None)
     assert said == "the region before it computed"
     assert config.why_compute(History(step=20), (Decision(True, "hit"),), None) is None
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "options", "expected"),
+    [
+        (12, {}, (8, 12)),
+        (9, {}, (8, 9)),
+        (8, {}, (2, 8)),
+        (6, {}, (1, 6)),
+        (12, {"Bn_compute_blocks": 4}, (3, 8)),
+        (12, {"Bn_compute_blocks": 3}, (8, 9)),
+    ],
+)
+def test_first_blocks_that_shrink_to_fit(num_blocks, options, expected):
+    config = DBCacheConfig(Fn_compute_blocks=8, shrinks_to_fit=True, **options)
+    (span,) = config.spans([num_blocks])
+    assert (span.start, span.stop) == expected
+    (span,) = DBCacheConfig(Fn_compute_blocks=8).spans([8])
+    assert (span.start, span.stop) == (8, 8)

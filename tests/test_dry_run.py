@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
-from dit_cachegraph import DBCacheConfig
+from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.even import EvenSchedule
 from dit_cachegraph.policy.replay import Replay
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig

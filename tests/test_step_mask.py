@@ -92,7 +92,10 @@ REFUSED = [
     ({"mask_policy": "faster"}, "mask_policy must be one of 'slow', 'medium', 'fast', 'ultra'"),
     ({"compute_bins": (2, 1)}, "give both"),
     ({"cache_bins": (2, 1)}, "give both"),
-    ({"compute_bins": (2, 1), "cache_bins": (1, 1)}, "add up to 5 steps, and total_steps is 28"),
+    (
+        {"compute_bins": (2, 1), "cache_bins": (1, 1), "total_steps": 28},
+        "add up to 5 steps, and total_steps is 28",
+    ),
     ({"compute_bins": 14, "cache_bins": 14}, "compute_bins must be a sequence of numbers of steps"),
     ({"compute_bins": (1,), "cache_bins": (1, 1)}, "1 and 2 of them can't"),
     ({"compute_bins": (1, 1, 1), "cache_bins": (1,)}, "3 and 1 of them can't"),

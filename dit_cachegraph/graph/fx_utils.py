@@ -16,14 +16,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from dit_cachegraph.plan import Block
 
 _MODULES_DICT = re.compile(r"(?:\.__dict__\['_modules'\]|\._modules)\['([^']+)'\]")
-_ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
+_ROOT = re.compile(r"^[LG]\['[^']*'\](?:\.__self__)?\.?")
 
 
 def normalize_path(path: str) -> str:
     """`L['self'].__dict__['_modules']['blocks'].3.attn` -> `blocks.3.attn`.
 
     Dynamo spells a module's path as it was reached: diffusers' `__getattr__` makes it go through
-    `__dict__`, and the root may be any local or global name.
+    `__dict__`, and the root may be any local or global name, or that of a bound method.
     """
     return _ROOT.sub("", _MODULES_DICT.sub(r".\1", path)).lstrip(".")
 

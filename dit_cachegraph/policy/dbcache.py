@@ -40,6 +40,9 @@ class DBCacheConfig(Rule):
     Bn_compute_blocks: int = 0
     """Last blocks that always run, on the reused value. More is safer and saves less."""
 
+    shrinks_to_fit: bool = False
+    """Where `Fn_compute_blocks` leaves no block to skip, take what None stands for."""
+
     residual_diff_threshold: float = 0.08
     """Reuse below this relative L1 difference. Higher saves more and costs quality; 0 never
     reuses, 1 or more always does."""
@@ -112,6 +115,7 @@ class DBCacheConfig(Rule):
     def __post_init__(self) -> None:
         check_int("Fn_compute_blocks", self.Fn_compute_blocks, at_least=1, none_is_ok=True)
         check_int("Bn_compute_blocks", self.Bn_compute_blocks, at_least=0)
+        check_bool("shrinks_to_fit", self.shrinks_to_fit)
         self._check_thresholds()
         check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)
         check_int("warmup_interval", self.warmup_interval, at_least=1)
@@ -182,9 +186,11 @@ class DBCacheConfig(Rule):
 
     def num_first_blocks(self, num_blocks: int) -> int:
         """`Fn_compute_blocks`, or what None stands for with so many blocks."""
-        if self.Fn_compute_blocks is not None:
-            return self.Fn_compute_blocks
-        return max(1, min(8, num_blocks // 4))
+        first = self.Fn_compute_blocks
+        leaves_none = first is not None and first + self.Bn_compute_blocks >= num_blocks
+        if first is None or (self.shrinks_to_fit and leaves_none):
+            return max(1, min(8, num_blocks // 4))
+        return first
 
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None

@@ -44,25 +44,26 @@ RESIZED = 28
 def steps_mask(
     compute_bins: Sequence[int] | None = None,
     cache_bins: Sequence[int] | None = None,
-    total_steps: int = 28,
+    total_steps: int | None = None,
     mask_policy: str = "medium",
 ) -> tuple[int, ...]:
     """One 1 (compute) or 0 (reuse) a step: by `mask_policy` "slow", "medium", "fast" or "ultra", or
     by bins, which take turns from `compute_bins` on. The first step and the last one compute.
+    `total_steps` is 28 for a name, and the sum of the bins for those, where it isn't given.
 
     Raises:
         InvalidConfig: an unknown name, only one kind of bins, or bins that do not add up.
     """
-    check_int("total_steps", total_steps, at_least=1)
+    check_int("total_steps", total_steps, at_least=1, none_is_ok=True)
     if compute_bins is not None or cache_bins is not None:
         return _of_bins(compute_bins, cache_bins, total_steps)
     check_choice("mask_policy", mask_policy, MASK_POLICIES)
-    table = TABLES[mask_policy]
-    return _laid_out(table.get(total_steps) or _resized(table[RESIZED], total_steps))
+    table, num_steps = TABLES[mask_policy], RESIZED if total_steps is None else total_steps
+    return _laid_out(table.get(num_steps) or _resized(table[RESIZED], num_steps))
 
 
 def _of_bins(
-    compute_bins: Sequence[int] | None, cache_bins: Sequence[int] | None, total_steps: int
+    compute_bins: Sequence[int] | None, cache_bins: Sequence[int] | None, total_steps: int | None
 ) -> tuple[int, ...]:
     if compute_bins is None or cache_bins is None:
         raise InvalidConfig("compute_bins and cache_bins make a mask together: give both")
@@ -76,7 +77,7 @@ def _of_bins(
             "compute_bins and cache_bins take turns from a computed one on: "
             f"{len(compute_bins)} and {len(cache_bins)} of them can't"
         )
-    if sum(compute_bins) + sum(cache_bins) != total_steps:
+    if total_steps not in (None, sum(compute_bins) + sum(cache_bins)):
         raise InvalidConfig(
             f"compute_bins and cache_bins add up to {sum(compute_bins) + sum(cache_bins)} steps, "
             f"and total_steps is {total_steps}"

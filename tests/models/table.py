@@ -1,5 +1,8 @@
-"""What came of the zoo, as the table in `docs/models.md` (`python scripts/write_models.py`)."""
+"""What came of the zoo, as the table in `docs/models.md` (`python scripts/write_models.py`), and
+the same for `supported_pipelines`."""
 
+import json
+import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,14 +13,17 @@ import torch
 from models.checks import Result
 from models.entry import Entry
 
-TABLE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "docs" / "models.md"
+SUPPORTED = ROOT / "dit_cachegraph" / "data" / "supported.json"
 _HEAD = """# Which models are cached
 
 Made by `python scripts/write_models.py` on {date}, with torch {torch} and diffusers {diffusers}.
 Every transformer class of diffusers that has a loop over blocks is built in small and compiled;
-what must hold for an entry is written in `tests/models/checks.py`. Nothing in the package reads
-this table or knows these models. Where there is one graph, it was compiled with `fullgraph=True`;
-where there are more, the model's own code breaks, with any backend.
+what must hold for an entry is written in `tests/models/checks.py`. Nothing in the package goes by
+this table or knows these models; `supported_pipelines()` tells what it says. Where there is one
+graph, it was compiled with `fullgraph=True`; where there are more, the model's own code breaks,
+with any backend.
 
 {num_cached} of {num_entries} entries are cached, of {num_classes} classes.
 
@@ -71,6 +77,28 @@ def table_of(results: Sequence[Result]) -> str:
     )
     rest = [result for result in results if result.graph is None]
     return head + _lines(cached) + _REST + _lines(rest)
+
+
+def supported_in(table: str) -> dict[str, object]:
+    """The table as data: classes with a cached entry, and entries without, with the reason."""
+    made = re.search(r"on (\S+), with torch (\S+) and diffusers (\S+)\.\n", table)
+    assert made is not None
+    cached, rest = (_rows(part) for part in table.split("## Not cached"))
+    return {
+        "made_with": dict(zip(("date", "torch", "diffusers"), made.groups(), strict=True)),
+        "cached": sorted({row[0].strip("`") for row in cached}),
+        "not_cached": {f"{row[0].strip('`')} ({row[1]})": row[2] for row in rest},
+    }
+
+
+def as_json(supported: dict[str, object]) -> str:
+    """The data as it is shipped."""
+    return json.dumps(supported, indent=1) + "\n"
+
+
+def _rows(part: str) -> list[list[str]]:
+    lines = [line for line in part.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|", 3)] for line in lines]
 
 
 def _lines(results: Sequence[Result]) -> str:

@@ -1,0 +1,205 @@
+"""The forward that `enable_cache` sets on a transformer: the one that was there, compiled for the
+cache. Its segments run as they are, until somebody asks to compile the transformer.
+
+    transformer(...)                   our forward -> torch.compile(forward, "cachedit"), eager
+    torch.compile(transformer)(...)    Dynamo meets our forward, which says so and is not traced
+                                       -> torch.compile(forward, "cachedit"), with Inductor
+
+So a `torch.compile` around it compiles nothing of its own, and the blocks are compiled once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from dit_cachegraph.compat.block_adapter import Hint, check_hints
+from dit_cachegraph.layers import Layers, add_layer
+from dit_cachegraph.report import report_of
+from dit_cachegraph.runtime.models import REGISTRY
+
+NO_FULLGRAPH = (
+    "the cache of enable_cache compiles the transformer itself, so it can't be part of another "
+    "graph: leave fullgraph=True out, or, in place of enable_cache, call "
+    'torch.compile(transformer, backend="cachedit", fullgraph=True)'
+)
+Forward = Callable[..., object]
+
+
+class CachedForward:
+    """What a transformer's `forward` is while its cache is on. `original`: what it was before.
+
+    A copy of the transformer, also a pickled one, has a copy of this with the same settings.
+    """
+
+    __slots__ = (
+        "_checked",
+        "_compiled",
+        "_overrides_before",
+        "compiles",
+        "hints",
+        "is_on",
+        "module",
+        "original",
+        "settings",
+        "was_on_instance",
+    )
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.original: Forward = module.forward
+        self.was_on_instance = "forward" in module.__dict__
+        self.settings: Mapping[str, object] = {}
+        self.hints: Sequence[Hint] = ()
+        self.compiles = False
+        self.is_on = False
+        self._compiled: dict[bool, Forward] = {}
+        self._overrides_before: Layers | None = None
+        self._checked = False
+
+    @property
+    def __wrapped__(self) -> Forward:
+        """For those that ask for the signature."""
+        return self.original
+
+    def turn_on(
+        self, settings: Mapping[str, object], hints: Sequence[Hint], *, compiles: bool
+    ) -> None:
+        """Go by these settings from the next step on, in place of any before."""
+        state = REGISTRY.of_module(self.module)
+        if self._overrides_before is None:
+            self._overrides_before = state.overrides
+        state.overrides = add_layer((), settings)
+        self.settings, self.hints, self._checked = settings, hints, not hints
+        self.compiles = compiles or _is_compiled(self.module)
+        self.is_on = True
+
+    def turn_off(self) -> None:
+        """Call what was there before, with the settings that were there before."""
+        state = REGISTRY.of_module(self.module)
+        state.overrides = self._overrides_before or ()
+        state.branches.drop()
+        self._overrides_before = None
+        self._compiled.clear()
+        self.is_on = self.compiles = False
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return _run(self, args, kwargs, torch.compiler.is_compiling())
+
+    def run(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object], is_compiling: bool
+    ) -> object:
+        """One call; `is_compiling`: the transformer is being compiled, or was."""
+        if not self.is_on:
+            return self.original(*args, **kwargs)
+        if self._overrides_before is None:
+            self._turn_on_copy()
+        self.compiles = self.compiles or is_compiling
+        result = self._forward()(*args, **kwargs)
+        if not self._checked:
+            self._check_hints()
+        return result
+
+    def _turn_on_copy(self) -> None:
+        """A copy's weights are new: settings that were made for them since hold over its own."""
+        since = REGISTRY.of_module(self.module).overrides
+        self.turn_on(self.settings, self.hints, compiles=self.compiles)
+        state = REGISTRY.of_module(self.module)
+        state.overrides = (*state.overrides, *since)
+
+    def _forward(self) -> Forward:
+        """The original for the cache, compiled at its first call."""
+        if not self._compiled:
+            self.compiles = self.compiles or _is_compiled(self.module)
+        if self.compiles not in self._compiled:
+            inner = "inductor" if self.compiles else "eager"
+            self._compiled[self.compiles] = torch.compile(
+                self.original, backend="cachedit", options={"inner_backend": inner}
+            )
+        return self._compiled[self.compiles]
+
+    def _check_hints(self) -> None:
+        """Raises: InvalidConfig, where a hint contradicts the graph."""
+        graphs = report_of([REGISTRY.of_module(self.module)], ()).graphs
+        found = [blocks for graph in graphs for blocks in graph.block_lists]
+        if found:
+            check_hints(self.hints, found)
+            self._checked = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("module", "original", "was_on_instance", "settings", "hints", "compiles", "is_on")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._compiled, self._overrides_before, self._checked = {}, None, not self.hints
+
+
+@torch.compiler.disable(reason=NO_FULLGRAPH)
+def _run(
+    forward: CachedForward,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    is_compiling: bool,
+) -> object:
+    return forward.run(args, kwargs, is_compiling)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """True for blocks that were compiled one by one (`compile_repeated_blocks`)."""
+    return any(
+        isinstance(m, OptimizedModule) or m._compiled_call_impl is not None
+        for m in module.modules()
+    )
+
+
+def find_cached_forward(module: nn.Module) -> CachedForward | None:
+    """The one that a transformer has, also where something else was put around it since."""
+    forward: object = module.forward
+    while forward is not None:
+        if isinstance(forward, CachedForward):
+            return forward
+        forward = getattr(forward, "__wrapped__", None)
+    return None
+
+
+def uncached_forward(module: nn.Module) -> Forward | None:
+    """What a transformer's forward was before `enable_cache`, where that was called for it."""
+    forward = module.forward
+    return forward.original if isinstance(forward, CachedForward) else None
+
+
+def install(module: nn.Module) -> CachedForward:
+    """The forward that caches, set on the instance as hooks of accelerate are; it is still off."""
+    found = find_cached_forward(module)
+    if found is None:
+        found = CachedForward(module)
+        module.__dict__["forward"] = found
+    return found
+
+
+def remove(module: nn.Module) -> bool:
+    """Turn the cache off and put back what was there. False where it was off already.
+
+    Where something else was put around our forward since (hooks of accelerate), that stays, and
+    ours hands each call on to what was there before; when that is gone, this can be called again.
+    """
+    found = find_cached_forward(module)
+    if found is None:
+        return False
+    was_on = found.is_on
+    if was_on:
+        found.turn_off()
+    if module.forward is found:
+        _put_back(module, found)
+    return was_on
+
+
+def _put_back(module: nn.Module, found: CachedForward) -> None:
+    if found.was_on_instance:
+        module.__dict__["forward"] = found.original
+    else:
+        del module.__dict__["forward"]

@@ -1,0 +1,120 @@
+"""`enable_cache`, `refresh_context` and `disable_cache`: cache-dit's calls on a pipeline or a
+transformer."""
+
+import logging
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+
+from dit_cachegraph.api import configure, reset
+from dit_cachegraph.compat.block_adapter import BlockAdapter
+from dit_cachegraph.compat.cache_config import BasicCacheConfig, CacheType, DBCacheConfig
+from dit_cachegraph.compat.cached_forward import install, remove
+from dit_cachegraph.compat.calibrators import CalibratorConfig
+from dit_cachegraph.compat.flat_options import configs_of
+from dit_cachegraph.compat.not_taken import refuse_not_taken
+from dit_cachegraph.compat.params_modifier import Modifiers, Settings, settings_of_transformers
+from dit_cachegraph.config import resolve
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.targets import foreign_cache_note, modules_in
+
+log = logging.getLogger("dit_cachegraph")
+Target = TypeVar("Target")
+
+
+def enable_cache(
+    pipe_or_adapter: Target,
+    cache_config: BasicCacheConfig | None = None,
+    calibrator_config: CalibratorConfig | None = None,
+    params_modifiers: Modifiers = None,
+    parallelism_config: object = None,
+    attention_backend: object = None,
+    quantize_config: object = None,
+    *,
+    compile: bool = False,
+    **options: object,
+) -> Target:
+    """Cache the transformers of a pipeline, a `BlockAdapter`, or one transformer, and return it.
+
+    The cache runs over the blocks as they are, at once; `compile=True`, or a `torch.compile` of the
+    transformer before or after this, compiles them. `options` are those of `cache_config` and of
+    calibrators by their flat names. Called again, it replaces all settings. The transformer's
+    `forward` is replaced on the instance, until `disable_cache`.
+
+    Raises:
+        InvalidConfig: an unknown option, a bad value, something that is not taken here, or a
+            transformer that carries another cache. At the first call of the transformer: a hint of
+            the adapter that contradicts its graph.
+        UnknownTarget: there is no transformer in it.
+    """
+    refuse_not_taken(parallelism_config, attention_backend, quantize_config)
+    modules = modules_in(pipe_or_adapter)
+    for module in modules:
+        if (note := foreign_cache_note(module)) is not None:
+            raise InvalidConfig(note)
+    base = _base_settings(cache_config, calibrator_config, options)
+    if base is None:
+        return pipe_or_adapter
+    hints: list[tuple] = [()] * len(modules)
+    if isinstance(pipe_or_adapter, BlockAdapter):
+        hints = list(pipe_or_adapter.hints())
+        params_modifiers = pipe_or_adapter.params_modifiers or params_modifiers
+    settings = settings_of_transformers(base, params_modifiers, len(modules))
+    for own in settings:
+        resolve(own)
+    for module, own, own_hints in zip(modules, settings, hints, strict=True):
+        install(module).turn_on(own, own_hints, compiles=compile)
+    return pipe_or_adapter
+
+
+def _base_settings(
+    cache_config: BasicCacheConfig | None,
+    calibrator_config: CalibratorConfig | None,
+    options: Mapping[str, object],
+) -> Settings | None:
+    """What all transformers go by; None for no cache at all."""
+    flat, flat_calibrator = configs_of(options, is_partial=cache_config is not None)
+    cache = flat if cache_config is None else cache_config
+    if cache.kind is CacheType.NONE:
+        return None
+    settings = {**DBCacheConfig().settings(), **cache.settings()}
+    if cache_config is not None:
+        settings |= flat.settings()
+    calibrator = flat_calibrator or calibrator_config
+    return settings | ({"predictor": "replay"} if calibrator is None else calibrator.settings())
+
+
+def disable_cache(pipe_or_adapter: object) -> None:
+    """Leave the transformers as they were before `enable_cache`, and drop what is kept for them."""
+    for module in modules_in(pipe_or_adapter):
+        if not remove(module):
+            log.warning("%s: enable_cache wasn't called for it", type(module).__name__)
+
+
+def refresh_context(
+    transformer: nn.Module,
+    *,
+    cache_config: BasicCacheConfig | None = None,
+    calibrator_config: CalibratorConfig | None = None,
+    verbose: bool = False,
+    **options: object,
+) -> None:
+    """Forget what is kept for the transformer, and change these settings of it. Not needed between
+    images: a new one is seen by itself.
+
+    Raises:
+        InvalidConfig: an unknown option, or a bad value.
+    """
+    changed: dict[str, object] = {} if cache_config is None else cache_config.settings()
+    if options:
+        flat, flat_calibrator = configs_of(options, is_partial=True)
+        changed |= flat.settings()
+        calibrator_config = flat_calibrator or calibrator_config
+    if calibrator_config is not None:
+        changed |= calibrator_config.settings()
+    if changed:
+        configure(transformer, **changed)
+    reset(transformer)
+    if verbose:
+        log.info("%s: nothing is kept; changed: %s", type(transformer).__name__, changed or "-")

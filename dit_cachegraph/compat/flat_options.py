@@ -1,0 +1,96 @@
+"""Flat options, `enable_cache(pipe, Fn_compute_blocks=1, enable_taylorseer=True)` and those of a
+YAML file, sorted into the configuration of a cache and that of a calibrator."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from dit_cachegraph.compat.cache_config import (
+    BasicCacheConfig,
+    CacheType,
+    DBCacheConfig,
+    DBPruneConfig,
+    cache_type,
+)
+from dit_cachegraph.compat.calibrators import (
+    CalibratorConfig,
+    DMDCalibratorConfig,
+    FoCaCalibratorConfig,
+    TaylorSeerCalibratorConfig,
+)
+from dit_cachegraph.config import unknown_option
+from dit_cachegraph.exc import InvalidConfig
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibrator:
+    """A calibrator's class, and what its options are called in flat form."""
+
+    kind: type[CalibratorConfig]
+    options: Mapping[str, str]
+    encoder: bool
+    """Whether the text's stream is forecast, unless that is said."""
+
+
+def _calibrator(
+    name: str, kind: type[CalibratorConfig], encoder: bool, **renamed: str
+) -> _Calibrator:
+    own = {option: option for option in kind.defaults if option.startswith(name)}
+    common = {f"enable_encoder_{name}": "enable_encoder_calibrator", **renamed}
+    return _Calibrator(kind, MappingProxyType({**own, **common}), encoder)
+
+
+_CACHE_TYPE = MappingProxyType({"calibrator_cache_type": "calibrator_cache_type"})
+CALIBRATORS: Mapping[str, _Calibrator] = MappingProxyType(
+    {
+        "enable_taylorseer": _calibrator(
+            "taylorseer",
+            TaylorSeerCalibratorConfig,
+            False,
+            taylorseer_cache_type="calibrator_cache_type",
+        ),
+        "enable_dmd": _calibrator("dmd", DMDCalibratorConfig, True, **_CACHE_TYPE),
+        "enable_foca": _calibrator("foca", FoCaCalibratorConfig, False, **_CACHE_TYPE),
+    }
+)
+
+
+def configs_of(
+    flat: Mapping[str, object], *, is_partial: bool = False
+) -> tuple[BasicCacheConfig, CalibratorConfig | None]:
+    """Both configurations. `is_partial`: what isn't given is left open, not at its default.
+
+    Raises:
+        InvalidConfig: an unknown name, with the nearest known one, or a bad value, or two
+            calibrators at once.
+    """
+    _check_names(flat)
+    calibrator_names = _calibrator_names()
+    own = {name: value for name, value in flat.items() if name not in calibrator_names}
+    prunes = cache_type(str(own.get("cache_type", "DBCache"))) is CacheType.DBPrune
+    cache = DBPruneConfig() if prunes else DBCacheConfig()
+    cache = cache.reset(**own) if is_partial else cache.update(**own)
+    return cache, _calibrator_of(flat)
+
+
+def _calibrator_of(flat: Mapping[str, object]) -> CalibratorConfig | None:
+    chosen = [name for name in CALIBRATORS if flat.get(name)]
+    if len(chosen) > 1:
+        raise InvalidConfig(f"{' and '.join(chosen)}: only one of them can be on")
+    if not chosen:
+        return None
+    calibrator = CALIBRATORS[chosen[0]]
+    options = {calibrator.options[n]: v for n, v in flat.items() if n in calibrator.options}
+    return calibrator.kind(**{"enable_encoder_calibrator": calibrator.encoder, **options})
+
+
+def _calibrator_names() -> frozenset[str]:
+    options = (name for calibrator in CALIBRATORS.values() for name in calibrator.options)
+    return frozenset(CALIBRATORS) | frozenset(options)
+
+
+def _check_names(flat: Mapping[str, object]) -> None:
+    known = _calibrator_names() | frozenset(DBPruneConfig.defaults)
+    for name in flat:
+        if name not in known:
+            raise unknown_option(name, known)

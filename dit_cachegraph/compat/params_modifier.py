@@ -1,0 +1,83 @@
+"""`ParamsModifier`: other options for some of the transformers, or of their block lists."""
+
+from collections.abc import Mapping, Sequence
+
+from dit_cachegraph.compat.cache_config import BasicCacheConfig
+from dit_cachegraph.compat.calibrators import CalibratorConfig
+from dit_cachegraph.compat.flat_options import configs_of
+from dit_cachegraph.config import resolve
+from dit_cachegraph.exc import InvalidConfig
+
+Settings = Mapping[str, object]
+
+
+class ParamsModifier:
+    """What is other than in `enable_cache`: all options of `cache_config` (after its `reset`, those
+    that were given), the calibrator, and flat options."""
+
+    def __init__(
+        self,
+        cache_config: BasicCacheConfig | None = None,
+        calibrator_config: CalibratorConfig | None = None,
+        **flat: object,
+    ) -> None:
+        given: dict[str, object] = {}
+        if cache_config is not None:
+            given |= cache_config.settings()
+        if flat:
+            cache, calibrator = configs_of(flat, is_partial=True)
+            given |= cache.settings()
+            calibrator_config = calibrator or calibrator_config
+        if calibrator_config is not None:
+            given |= calibrator_config.settings()
+        resolve(given)
+        self.settings: Settings = given
+
+
+Modifiers = ParamsModifier | Sequence[ParamsModifier] | Sequence[Sequence[ParamsModifier]] | None
+
+
+def settings_of_transformers(
+    base: Settings, modifiers: Modifiers, num_transformers: int
+) -> list[Settings]:
+    """The settings of each transformer.
+
+    One modifier is for all; a flat list has one a transformer, or, where there is only one
+    transformer, one a block list; a nested list has those of the block lists of each.
+
+    Raises:
+        InvalidConfig: another number of them, or block lists that differ.
+    """
+    if modifiers is None:
+        return [base] * num_transformers
+    if isinstance(modifiers, ParamsModifier):
+        return [_with_modifiers(base, [modifiers])] * num_transformers
+    each = _by_transformer(list(modifiers), num_transformers)
+    return [_with_modifiers(base, own) for own in each]
+
+
+def _by_transformer(
+    modifiers: list[ParamsModifier | Sequence[ParamsModifier]], num_transformers: int
+) -> list[list[ParamsModifier]]:
+    nested = [[m] if isinstance(m, ParamsModifier) else list(m) for m in modifiers]
+    if num_transformers == 1:
+        return [[modifier for own in nested for modifier in own]]
+    if len(nested) != num_transformers:
+        raise InvalidConfig(
+            f"params_modifiers has {len(nested)} entries for {num_transformers} transformers: "
+            "give one modifier, or a list of them, for each"
+        )
+    return nested
+
+
+def _with_modifiers(base: Settings, modifiers: Sequence[ParamsModifier]) -> Settings:
+    """The settings of one transformer whose block lists have these modifiers, in their order."""
+    each = [{**base, **modifier.settings} for modifier in modifiers]
+    if not each:
+        return base
+    if any(settings != each[0] for settings in each):
+        raise InvalidConfig(
+            "params_modifiers: the block lists of one transformer decide together here, so that "
+            "they can't have settings of their own: give one modifier for all of them"
+        )
+    return each[0]
