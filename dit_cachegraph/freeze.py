@@ -6,6 +6,8 @@ from dataclasses import asdict, is_dataclass
 from dit_cachegraph.config import Settings
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import PREDICTOR_KINDS
+from dit_cachegraph.policy.block_lists import Part
+from dit_cachegraph.policy.catalog import options_of
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Rule
 from dit_cachegraph.runtime.step_log import Step
@@ -46,12 +48,15 @@ def frozen_config(
 def _named(key: str, value: Rule | Predictor) -> dict[str, object]:
     if not is_dataclass(value):
         return {key: value.name}
-    options = asdict(value)
+    known = options_of(type(value))
+    options = {name: option for name, option in asdict(value).items() if name in known}
     return {key: value.name, **{name: _jsonable(option) for name, option in options.items()}}
 
 
 def _jsonable(option: object) -> object:
-    return list(option) if isinstance(option, tuple) else option
+    if isinstance(option, Part):
+        return {name: _jsonable(value) for name, value in option.settings}
+    return [_jsonable(one) for one in option] if isinstance(option, tuple) else option
 
 
 def last_images(steps: Sequence[Step]) -> list[list[Step]]:

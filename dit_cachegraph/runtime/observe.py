@@ -142,8 +142,9 @@ def noise_of(match: Match, sight: Sight) -> float | None:
     return 1 - share if known.direction > 0 else share
 
 
-def companions_of(match: Match, sight: Sight, rule: Rule) -> tuple[Companion, ...]:
-    """The other guidance branches of the request that are at this step, or at the one before."""
+def companions_of(match: Match, sight: Sight, rule: Rule, region: int) -> tuple[Companion, ...]:
+    """The other guidance branches of the request that are at this step, or at the one before, with
+    what they decided on a region."""
     image = match.image
     if image is None or not image.companions:
         return ()
@@ -151,7 +152,8 @@ def companions_of(match: Match, sight: Sight, rule: Rule) -> tuple[Companion, ..
     for other in image.companions:
         is_done = other.trajectory.last == sight.clock
         if is_done or other.trajectory.last == image.trajectory.last:
-            decision = other.last_decision if is_done else None
+            decided = other.last_decisions if is_done else ()
+            decision = decided[region] if region < len(decided) else None
             memory = other.history.seen_by(rule).memory
             found.append(Companion(decision, other.history.step - is_done, memory))
     return tuple(found)
