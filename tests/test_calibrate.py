@@ -138,6 +138,7 @@ class Drawing:
         self.pipe.transformer.compile(backend="cachedit", options={"inner_backend": "eager"})
         self.embeddings = embed(shipped_prompts())
         self.drawn: list[int] = []
+        self.plain: dict[int, np.ndarray] = {}
 
     def run(self, seed: int) -> torch.Tensor:
         self.drawn.append(seed)
@@ -146,13 +147,15 @@ class Drawing:
 
     def psnr_of(self, seeds, settings) -> float:
         """By hand, the mean over the seeds against the uncached pictures."""
+        dc.configure(self.pipe, enabled=False)
+        for seed in seeds:
+            if seed not in self.plain:
+                self.plain[seed] = as_array(self.run(seed))
+        dc.configure(self.pipe, enabled=True, **settings)
         found = []
         for seed in seeds:
-            dc.configure(self.pipe, enabled=False)
-            plain = as_array(self.run(seed))
-            dc.configure(self.pipe, enabled=True, **settings)
             dc.reset(self.pipe)
-            found.append(psnr_db(as_array(self.run(seed)), plain))
+            found.append(psnr_db(as_array(self.run(seed)), self.plain[seed]))
         return sum(found) / len(found)
 
 
@@ -198,7 +201,7 @@ def test_no_preset_mask_is_better_at_the_same_compute():
         mask = dc.steps_mask(total_steps=14, mask_policy=policy)
         for predictor in predictors:
             settings = {"rule": "fixed", "compute_mask": mask, "fixed_region": None, **predictor}
-            for seeds, point in (((0, 1), found.best), ((5, 6, 7), found.holdout)):
+            for seeds, point in (((0, 1), found.best), ((5, 6), found.holdout)):
                 assert point.psnr_db >= drawing.psnr_of(seeds, settings), (policy, predictor, seeds)
 
 
@@ -210,6 +213,7 @@ def test_a_goal_out_of_reach_is_admitted():
     assert found.best.share == min(point.share for point in found.tried)
 
 
+@pytest.mark.slow
 def test_an_ssim_is_kept():
     drawing = Drawing()
     found = dc.calibrate(drawing.pipe, drawing.run, target_ssim=0.95, inputs=(0,), holdout=(5, 6))
