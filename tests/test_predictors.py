@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.policy.catalog import PREDICTORS
+from dit_cachegraph.policy.powers import matrix_power
 from predictor_oracles import ORACLES, forecast_of
 
 SHAPE = (2, 3, 8)  # samples, tokens, channels
@@ -286,3 +287,34 @@ def test_a_broken_old_value_costs_dmd_its_own_sample_alone():
     estimate = PREDICTORS["dmd"]().estimate(values[:-1], steps, 5)
     assert_near(estimate[0], values[-1][0], 1.0, 1e-3)
     assert torch.equal(estimate[1], values[-2][1])
+
+
+@pytest.mark.parametrize("name", sorted(PREDICTORS))
+def test_no_forecast_looks_at_a_number_on_the_host(name):
+    """A tensor without data raises where one of its numbers is asked for."""
+    for options in ({}, {"dmd_svd_precision": "low"}, {"dmd_rank": 2}):
+        predictor = PREDICTORS[name](**(options if name == "dmd" else {}))
+        kept = [torch.empty(SHAPE, device="meta") for _ in range(predictor.num_snapshots)]
+        steps = list(range(0, 3 * len(kept), 3))
+        estimate = predictor.estimate(kept, steps, steps[-1] + 2)
+        if estimate is None:
+            estimate = ops.forecast(None, kept, predictor.weights(steps, steps[-1] + 2))
+        assert (estimate.device.type, estimate.shape) == ("meta", SHAPE)
+        with pytest.raises(RuntimeError, match="meta"):
+            estimate.sum().item()
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 7), st.integers(0, 12), st.integers(0, 10**6))
+def test_powers_of_a_matrix_are_those_of_its_eigenvalues(gap, ahead, seed):
+    """Damped and growing waves up to 100 degrees a step; a power of 0 is the identity."""
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(0.5, 1.1, size=4) * np.exp(1j * rng.uniform(-1.75, 1.75, size=4))
+    vectors = rng.normal(size=(8, 4)) + 1j * rng.normal(size=(8, 4))
+    values, whole = np.append(values, values.conj()), np.hstack([vectors, vectors.conj()])
+    if np.linalg.cond(whole) > 1e3:
+        return
+    matrix = (whole @ np.diag(values) @ np.linalg.inv(whole)).real
+    expected = (whole @ np.diag(values ** (ahead / gap)) @ np.linalg.inv(whole)).real
+    actual = matrix_power(torch.from_numpy(matrix)[None], ahead, gap)[0]
+    assert_near(actual, expected, np.abs(expected).max() + np.abs(matrix).max(), 1e-5)
