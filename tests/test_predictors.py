@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.policy.catalog import PREDICTORS
-from dit_cachegraph.policy.powers import matrix_power
 from predictor_oracles import ORACLES, forecast_of
 
 SHAPE = (2, 3, 8)  # samples, tokens, channels
@@ -302,19 +301,3 @@ def test_no_forecast_looks_at_a_number_on_the_host(name):
         assert (estimate.device.type, estimate.shape) == ("meta", SHAPE)
         with pytest.raises(RuntimeError, match="meta"):
             estimate.sum().item()
-
-
-@settings(max_examples=200)
-@given(st.integers(1, 7), st.integers(0, 12), st.integers(0, 10**6))
-def test_powers_of_a_matrix_are_those_of_its_eigenvalues(gap, ahead, seed):
-    """Damped and growing waves up to 100 degrees a step; a power of 0 is the identity."""
-    rng = np.random.default_rng(seed)
-    values = rng.uniform(0.5, 1.1, size=4) * np.exp(1j * rng.uniform(-1.75, 1.75, size=4))
-    vectors = rng.normal(size=(8, 4)) + 1j * rng.normal(size=(8, 4))
-    values, whole = np.append(values, values.conj()), np.hstack([vectors, vectors.conj()])
-    if np.linalg.cond(whole) > 1e3:
-        return
-    matrix = (whole @ np.diag(values) @ np.linalg.inv(whole)).real
-    expected = (whole @ np.diag(values ** (ahead / gap)) @ np.linalg.inv(whole)).real
-    actual = matrix_power(torch.from_numpy(matrix)[None], ahead, gap)[0]
-    assert_near(actual, expected, np.abs(expected).max() + np.abs(matrix).max(), 1e-5)

@@ -7,7 +7,8 @@ by powers (`DMDCalibratorConfig` of cache-dit, from HiCache++).
 A is fitted to each sample by itself. Sums of exponentials, damped or oscillating, are met exactly.
 It takes evenly spaced values, 4 or more since a wave takes 3 pairs; else the forecast is Taylor's
 of order 1, right on gaps. It is a weighted sum of the values after all, by weights that follow from
-their inner products. These are worked out on the device, and nothing is copied to the host.
+their inner products. These are worked out on the device, and nothing is copied to the host; on a
+GPU torch's routine for eigenvalues may wait by itself.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 from dit_cachegraph.policy.checks import check_bool, check_choice, check_int, check_number
-from dit_cachegraph.policy.powers import matrix_power
 from dit_cachegraph.policy.predictor import CacheType, Predictor
 from dit_cachegraph.policy.taylorseer import lagrange
 
@@ -122,10 +122,13 @@ def _weights(products: Tensor, ahead: int, gap: int, rank: int, ridge: float) ->
     is_mode = ((sizes > SMALLEST_MODE) & is_ranked).double()
     lift = vectors * is_mode / (sizes + ridge * sizes[..., :1])
     others = torch.diag_embed(1 - is_mode[:, 0])
-    operator = (vectors * is_mode / sizes).mT @ products[:, :-1, 1:] @ lift + others
+    operator = (vectors * is_mode / sizes).mT @ products[:, :-1, 1:] @ lift
     after = lift.mT @ products[:, 1:, 1:]
     now = torch.linalg.solve_ex(after @ lift + others, after[..., -1:]).result
-    grown = (lift @ (matrix_power(operator, ahead, gap) @ now - now))[..., 0]
+    growth, modes = torch.linalg.eig(operator)
+    shares = torch.linalg.solve_ex(modes, now.to(modes)).result
+    moved = modes @ ((growth[..., None] ** (ahead / gap) - 1) * shares)
+    grown = (lift @ moved.real)[..., 0]
     is_fit = is_fit[..., 0] & (grown.abs().sum(-1, keepdim=True) < LARGEST_WEIGHTS)
     weights = torch.zeros_like(products[:, 0])
     weights[:, -1] = 1.0
