@@ -6,8 +6,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from typing import cast
 
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.block_lists import BlockLists, Part
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES, options_of
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.presets import DEFAULT_PRESET, PRESETS
@@ -50,11 +52,19 @@ def add_layer(layers: Layers, given: Overrides) -> Layers:
 
 
 def frozen(settings: Overrides) -> dict[str, object]:
-    """The settings with their sequences as tuples: a list that changes later changes nothing."""
-    return {
-        name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        for name, value in settings.items()
-    }
+    """The settings with their sequences as tuples, and dicts within them as pairs: what changes
+    later changes nothing."""
+    return {name: _frozen(value) for name, value in settings.items()}
+
+
+def _frozen(value: object) -> object:
+    if isinstance(value, Part):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((name, _frozen(item)) for name, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_frozen(item) for item in value)
+    return value
 
 
 def merge(lower: Overrides, given: Overrides) -> dict[str, object]:
@@ -155,4 +165,36 @@ def build(kinds: Kinds, merged: Overrides) -> object:
         return choice
     options = _options(kinds, choice)
     own = {**preset, **merged} if choice == preset.get(kinds.key) else merged
+    if choice == BlockLists.name:
+        own = {**own, "block_lists": _parts(own)}
     return kinds.by_name[choice](**{n: v for n, v in own.items() if n in options})
+
+
+def _parts(merged: Overrides) -> tuple[Part, ...]:
+    """What each block list goes by: its own settings over DBCache and the shared predictor."""
+    given, predictors = merged.get("block_lists"), {"predictor", *PREDICTOR_KINDS.options}
+    shared = {name: value for name, value in merged.items() if name in predictors}
+    lists = _frozen(given)
+    if not isinstance(lists, tuple) or not all(map(_is_part, lists)):
+        raise InvalidConfig(f"block_lists must be one dict of settings a block list, got {given!r}")
+    return tuple(_part(one, {"rule": RULE_KINDS.home, **shared}) for one in lists)
+
+
+def _is_part(one: object) -> bool:
+    """A part, or settings as `frozen` leaves them within a sequence."""
+    is_pairs = isinstance(one, tuple) and all(isinstance(pair, tuple) for pair in one)
+    return isinstance(one, Part) or is_pairs
+
+
+def _part(given: tuple[tuple[str, object], ...] | Part, lower: Overrides) -> Part:
+    settings = dict(given.settings if isinstance(given, Part) else given)
+    allowed = {"rule", "predictor", *RULE_KINDS.options, *PREDICTOR_KINDS.options}
+    for name in settings:
+        if name not in allowed:
+            raise InvalidConfig(
+                f"{name} can't be said of one block list: block_lists takes the options of rules "
+                "and predictors"
+            )
+    merged = merge(lower, settings)
+    rule, predictor = build(RULE_KINDS, merged), build(PREDICTOR_KINDS, merged)
+    return Part(tuple(settings.items()), cast(Rule, rule), cast(Predictor, predictor))

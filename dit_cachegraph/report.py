@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.freeze import frozen_config, settings_as_config
+from dit_cachegraph.freeze import frozen_config, settings_as_config, why_nothing_gained
 from dit_cachegraph.plan import BlockListReport, Trunk
 from dit_cachegraph.runtime.cached_model import CachedModel
 from dit_cachegraph.runtime.models import ModelState
@@ -109,6 +109,7 @@ class Report:
                 f"{self.num_blocks_run / self.num_blocks:.0%} of the block work run; "
                 f"{self.state_nbytes / 2**20:.2f} MiB held for {self.num_branches} branches"
             )
+        lines += filter(None, [why_nothing_gained(self.steps)])
         lines += map(str, self.trials)
         lines += [_step_line(step) for step in self.steps[-NUM_STEPS_SHOWN:]]
         if len(self.steps) > NUM_STEPS_SHOWN:

@@ -167,15 +167,21 @@ class EagerOracle:
     @torch.no_grad()
     def step(self, **kwargs: object) -> StepResult:
         """Run the transformer once; kwargs are those of its forward."""
+        self.begin_step()
+        output = self.model(**kwargs)
+        image = output[0] if isinstance(output, tuple) else output
+        step, probe_diff = self._state.step, self._pass.probe_diff
+        verdict = self.end_step()
+        return StepResult(image, verdict.hit, verdict.reason, verdict.diff, step, probe_diff)
+
+    def begin_step(self) -> None:
         if self._state.step == self.settings.num_inference_steps:
             self.new_image()
         self._pass = _Pass()
-        output = self.model(**kwargs)
-        verdict = self._pass.verdict
-        image = output[0] if isinstance(output, tuple) else output
-        step, probe_diff = self._state.step, self._pass.probe_diff
-        self._commit(verdict)
-        return StepResult(image, verdict.hit, verdict.reason, verdict.diff, step, probe_diff)
+
+    def end_step(self) -> _Verdict:
+        self._commit(self._pass.verdict)
+        return self._pass.verdict
 
     def _commit(self, verdict: _Verdict) -> None:
         state = self._state

@@ -5,15 +5,23 @@ import itertools
 import json
 import math
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
 import dit_cachegraph as dc
 from dit_cachegraph.calibration.find_mask import find_masks, reuse_costs
-from dit_cachegraph.calibration.pictures import as_array, psnr_db
+from dit_cachegraph.calibration.pictures import as_array, psnr_db, ssim
 from dit_cachegraph.calibration.result import CalibratedConfig
-from dit_cachegraph.demo.tiny_flux import draw, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.demo.tiny_flux import (
+    draw,
+    embed,
+    load_pipeline,
+    pictures_from_tokens,
+    shipped_prompts,
+)
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 from dit_cachegraph.runtime.cache_state import Recorded
 
@@ -91,59 +99,142 @@ def test_pictures_of_any_kind():
         psnr_db(np.ones(2), np.ones(3))
 
 
-@pytest.fixture
-def drawing():
-    """The demo's pipeline, compiled, and a function that draws two small pictures of a seed."""
-    pipe = load_pipeline()
-    pipe.transformer.compile(backend="cachedit", options={"inner_backend": "eager"})
-    embeddings = embed(shipped_prompts())
+@pytest.mark.parametrize("size", [(16, 11, 3), (2, 3, 12, 20), (1, 24, 24), (3, 16, 16, 1)])
+def test_ssim_is_that_of_scikit_image(size):
+    rng = np.random.default_rng(0)
+    a = rng.uniform(size=size)
+    b = np.clip(a + 0.2 * rng.normal(size=size), 0, 1)
+    last = size[-1] in (1, 3, 4)
+    planes = [np.moveaxis(x, -1, 0) if last else x for x in (a, b)]
+    planes = [x.reshape(-1, *x.shape[-2:]) for x in planes]
+    expected = [
+        structural_similarity(
+            x, y, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        for x, y in zip(*planes, strict=True)
+    ]
+    assert ssim(b, a) == pytest.approx(np.mean(expected), rel=1e-6)
+    assert ssim(a, a) == pytest.approx(1.0)
 
-    def run(seed: int) -> torch.Tensor:
-        tokens = draw(pipe, embeddings[2 * seed : 2 * seed + 2], num_steps=14)
-        return (tokens.clamp(-1, 1) + 1) / 2
 
-    return pipe, run
+@pytest.mark.parametrize(
+    ("shapes", "sentence"),
+    [
+        (((12, 12), (12, 13)), r"pictures of \(12, 12\) and \(12, 13\) can't be compared"),
+        (((3, 10, 20), (3, 10, 20)), r"pictures of \(3, 10, 20\) have 10 x 20"),
+        (((40,), (40,)), "SSIM needs pictures with two sides"),
+    ],
+)
+def test_no_ssim(shapes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ssim(*(np.ones(shape) for shape in shapes))
 
 
-def test_promises_are_kept_on_pictures_not_seen_before(drawing):
-    pipe, run = drawing
-    found = dc.calibrate(pipe, run, target_psnr=30.0, inputs=(0,), holdout=(5, 6))
-    assert found.is_reached and found.holdout.psnr_db >= 30.0
-    assert found.best == min(
-        (point for point in found.frontier if point.psnr_db >= 30.0), key=lambda p: p.share
-    )
-    assert found.run_cost <= 40 and found.holdout.share < 0.7
+class Drawing:
+    """The demo's pipeline, compiled, and a run that draws two small pictures of a seed."""
+
+    def __init__(self) -> None:
+        self.pipe = load_pipeline()
+        self.pipe.transformer.compile(backend="cachedit", options={"inner_backend": "eager"})
+        self.embeddings = embed(shipped_prompts())
+        self.drawn: list[int] = []
+        self.plain: dict[int, np.ndarray] = {}
+
+    def run(self, seed: int) -> torch.Tensor:
+        self.drawn.append(seed)
+        tokens = draw(self.pipe, self.embeddings[2 * seed : 2 * seed + 2], num_steps=14)
+        return (pictures_from_tokens(tokens).clamp(-1, 1) + 1) / 2
+
+    def psnr_of(self, seeds, settings) -> float:
+        """By hand, the mean over the seeds against the uncached pictures."""
+        dc.configure(self.pipe, enabled=False)
+        for seed in seeds:
+            if seed not in self.plain:
+                self.plain[seed] = as_array(self.run(seed))
+        dc.configure(self.pipe, enabled=True, **settings)
+        found = []
+        for seed in seeds:
+            dc.reset(self.pipe)
+            found.append(psnr_db(as_array(self.run(seed)), self.plain[seed]))
+        return sum(found) / len(found)
+
+
+def test_a_quality_is_kept_on_pictures_not_seen_before(tmp_path):
+    drawing = Drawing()
+    found = dc.calibrate(drawing.pipe, drawing.run, target_psnr=30.0, inputs=(0, 1), holdout=(5, 6))
+    assert len(drawing.drawn) == found.num_runs <= 40
+    assert {0, 1} < set(drawing.drawn) and set(drawing.drawn[-4:]) == {5, 6}
+    assert found.is_found and found.best.psnr_db >= 30.0 and found.best.num_inputs == 2
+    whole = [point for point in found.tried if point.num_inputs == 2 and point.psnr_db >= 30]
+    assert found.best.share == min(point.share for point in whole)
+    assert found.holdout.psnr_db > 29 and found.holdout.share < 0.5
     # What it returns is what it measured: by hand on the holdout.
-    plain = dc.configure(pipe, enabled=False) or [as_array(run(seed)) for seed in (5, 6)]
-    dc.configure(pipe, enabled=True)
-    dc.configure(pipe, **json.loads(json.dumps(dict(found))))
-    drawn = []
-    for seed in (5, 6):
-        dc.reset(pipe)
-        drawn.append(as_array(run(seed)))
-    by_hand = [psnr_db(a, b) for a, b in zip(drawn, plain, strict=True)]
-    assert sum(by_hand) / 2 == pytest.approx(found.holdout.psnr_db, abs=0.05)
+    said = json.loads(json.dumps(dict(found)))
+    assert drawing.psnr_of((5, 6), said) == pytest.approx(found.holdout.psnr_db, abs=0.05)
     again = CalibratedConfig.from_json(found.to_json())
-    assert (dict(again), again.holdout, str(again)) == (
-        json.loads(json.dumps(dict(found))), _read(found.holdout), str(found),
+    assert (dict(again), again.holdout, again.frontier, str(again)) == (
+        dict(found), found.holdout, found.frontier, str(found)
     )  # fmt: skip
+    shares = [point.share for point in found.frontier]
+    heights = [point.psnr_db for point in found.frontier]
+    assert shares == sorted(set(shares)) and heights == sorted(set(heights))
+    assert found.best in found.frontier
+    found.plot(tmp_path / "frontier.png")
+    pixels = matplotlib.image.imread(tmp_path / "frontier.png")[..., :3]
+    assert pixels.shape[:2] == (450, 700)
+    # The star of the best.
+    assert np.abs(pixels - np.array([0x1A, 0x7F, 0x37]) / 255).max(-1).min() < 0.02
 
 
-def _read(point):
-    """The same as JSON gives it back: with lists."""
-    return type(point)(point.share, point.psnr_db, json.loads(json.dumps(dict(point.settings))))
+def test_no_preset_mask_is_better_at_the_same_compute():
+    """On the pictures that were searched on, and on others, by either predictor."""
+    drawing = Drawing()
+    mask = dc.steps_mask(total_steps=14, mask_policy="medium")
+    budget = sum(mask) / 14
+    found = dc.calibrate(
+        drawing.pipe, drawing.run, compute_budget=budget, inputs=(0, 1), holdout=(5, 6)
+    )
+    assert len(drawing.drawn) <= 40 and found.is_reached and found.holdout.share <= budget
+    assert str(found).startswith("at most 57% of the block work: reached. On pictures not seen")
+    predictors = {"predictor": "replay"}, {"predictor": "taylorseer", "taylorseer_order": 1}
+    for policy in ("medium", "fast", "ultra"):
+        mask = dc.steps_mask(total_steps=14, mask_policy=policy)
+        for predictor in predictors:
+            settings = {"rule": "fixed", "compute_mask": mask, "fixed_region": None, **predictor}
+            for seeds, point in (((0, 1), found.best), ((5, 6), found.holdout)):
+                assert point.psnr_db >= drawing.psnr_of(seeds, settings), (policy, predictor, seeds)
 
 
-def test_a_budget_is_held_and_a_target_out_of_reach_is_admitted(drawing):
-    pipe, run = drawing
-    found = dc.calibrate(pipe, run, compute_budget=0.6, inputs=(0,), holdout=(5,))
-    assert found.is_reached and found.holdout.share <= 0.6
-    assert str(found).startswith("at most 60% of the block work: reached. On pictures not seen")
-    found = dc.calibrate(pipe, run, compute_budget=0.05, inputs=(0,), holdout=(5,))
-    assert not found.is_reached and "NOT reached; this is the best" in str(found)
+def test_a_goal_out_of_reach_is_admitted():
+    drawing = Drawing()
+    found = dc.calibrate(drawing.pipe, drawing.run, compute_budget=0.05, inputs=(0,), holdout=(5,))
+    assert not found.is_found and not found.is_reached and len(drawing.drawn) <= 40
+    assert "NOT reached; this is the best that was found" in str(found)
+    assert found.best.share == min(point.share for point in found.tried)
 
 
-@pytest.mark.parametrize("goals", [{}, {"target_psnr": 30.0, "compute_budget": 0.5}])
-def test_one_goal_is_needed(goals):
-    with pytest.raises(dc.InvalidConfig, match="one of target_psnr and compute_budget"):
-        dc.calibrate(torch.nn.Linear(1, 1), lambda _: None, **goals)
+@pytest.mark.slow
+def test_an_ssim_is_kept():
+    drawing = Drawing()
+    found = dc.calibrate(drawing.pipe, drawing.run, target_ssim=0.95, inputs=(0,), holdout=(5, 6))
+    assert found.is_found and found.best.ssim >= 0.95 and len(drawing.drawn) <= 40
+    assert found.holdout.ssim > 0.9 and found.holdout.share < 0.7
+    assert str(found).startswith("an SSIM of at least 0.95: reached")
+    assert all(point.ssim is not None for point in found.tried)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({}, "one of target_psnr, target_ssim and compute_budget"),
+        ({"target_psnr": 30.0, "compute_budget": 0.5}, "one of target_psnr, target_ssim and"),
+        ({"target_ssim": 30.0}, "target_ssim must be at most 1, got 30"),
+        ({"compute_budget": 50}, "compute_budget must be at most 1, got 50"),
+        ({"target_psnr": 30.0, "inputs": range(10)}, "10 and 2 of them would take 44 runs at lea"),
+        ({"target_psnr": 30.0, "holdout": ()}, "needs one input and one of the holdout or more"),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_is_checked(asked, sentence):
+    with pytest.raises(dc.InvalidConfig, match=sentence):
+        dc.calibrate(torch.nn.Linear(1, 1), lambda _: None, **asked)

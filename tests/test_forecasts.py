@@ -134,16 +134,14 @@ def test_a_request_has_a_predictor_of_its_own():
             assert relative_error(ran.output, expected.output) < 1e-5
 
 
-def test_within_a_request_nothing_is_read_but_for_dmd(monkeypatch):
-    """DMD reads once it has four even gaps' values: on hits after the fifth computed step."""
+def test_within_a_request_nothing_is_read(monkeypatch):
     model = WAN.build(4)
     compiled = compile_cached(model, **EVEN)
     for i, name in enumerate(PREDICTORS_BY_NAME):
         with dc.request(name, predictor=name):
             steps = steps_of(WAN, model, i)
             reads = [num_reads(compiled, kwargs, monkeypatch) > 0 for kwargs in steps]
-        expected = [name == "dmd" and i in (11, 12, 14) for i in range(NUM_STEPS)]
-        assert reads == expected, name
+        assert reads == [False] * NUM_STEPS, name
 
 
 NUM_KEPT = [

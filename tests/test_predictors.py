@@ -286,3 +286,18 @@ def test_a_broken_old_value_costs_dmd_its_own_sample_alone():
     estimate = PREDICTORS["dmd"]().estimate(values[:-1], steps, 5)
     assert_near(estimate[0], values[-1][0], 1.0, 1e-3)
     assert torch.equal(estimate[1], values[-2][1])
+
+
+@pytest.mark.parametrize("name", sorted(PREDICTORS))
+def test_no_forecast_looks_at_a_number_on_the_host(name):
+    """A tensor without data raises where one of its numbers is asked for."""
+    for options in ({}, {"dmd_svd_precision": "low"}, {"dmd_rank": 2}):
+        predictor = PREDICTORS[name](**(options if name == "dmd" else {}))
+        kept = [torch.empty(SHAPE, device="meta") for _ in range(predictor.num_snapshots)]
+        steps = list(range(0, 3 * len(kept), 3))
+        estimate = predictor.estimate(kept, steps, steps[-1] + 2)
+        if estimate is None:
+            estimate = ops.forecast(None, kept, predictor.weights(steps, steps[-1] + 2))
+        assert (estimate.device.type, estimate.shape) == ("meta", SHAPE)
+        with pytest.raises(RuntimeError, match="meta"):
+            estimate.sum().item()

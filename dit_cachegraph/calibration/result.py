@@ -3,44 +3,61 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
+
+Quality = Literal["psnr_db", "ssim"]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One candidate over the runs that it was tried on: the share of block work that ran, the mean
-    PSNR in dB against the uncached pictures, and its settings."""
+    """One candidate over the `num_inputs` runs that it was tried on: the share of block work that
+    ran, the mean PSNR in dB and SSIM (where that is the goal) against the uncached pictures, and
+    all options of its rule and predictor."""
 
     share: float
     psnr_db: float
+    ssim: float | None
+    num_inputs: int
     settings: Mapping[str, object]
 
+    def quality(self, name: Quality) -> float:
+        """In dB, or the SSIM."""
+        return self.ssim if name == "ssim" and self.ssim is not None else self.psnr_db
+
     def __str__(self) -> str:
-        return f"{self.psnr_db:.1f} dB at {self.share:.0%} of the block work"
+        also = "" if self.ssim is None else f", SSIM {self.ssim:.3f}"
+        return f"{self.psnr_db:.1f} dB{also} at {self.share:.0%} of the block work"
 
 
 class CalibratedConfig(Mapping[str, object]):
     """The settings of the best candidate: `configure(model, **config)`.
 
-    `holdout` is what was measured on pictures that the search has not seen, `frontier` every
-    candidate that was tried, `promise` what was asked for, `is_reached` whether the holdout kept
-    it. `run_cost` is what the search took, in uncached runs.
+    `best` is what was measured where the search went, `holdout` on pictures that it has not seen,
+    `tried` every candidate. `promise` is what was asked for, `is_found` whether `best` holds it,
+    `is_reached` whether the holdout does. The search took `num_runs` runs, and the time of
+    `run_cost` uncached ones.
     """
 
     def __init__(
         self,
         best: Point,
         holdout: Point,
-        frontier: Sequence[Point],
+        tried: Sequence[Point],
         promise: str,
+        quality: Quality,
         *,
+        is_found: bool,
         is_reached: bool,
+        num_runs: int,
         run_cost: float,
     ) -> None:
         self._settings = MappingProxyType(dict(best.settings))
-        self.best, self.holdout = best, holdout
-        self.frontier = tuple(frontier)
-        self.promise, self.is_reached, self.run_cost = promise, is_reached, run_cost
+        self.best, self.holdout, self.tried = best, holdout, tuple(tried)
+        self.promise, self.quality = promise, quality
+        self.is_found, self.is_reached = is_found, is_reached
+        self.num_runs, self.run_cost = num_runs, run_cost
 
     def __getitem__(self, name: str) -> object:
         return self._settings[name]
@@ -51,22 +68,52 @@ class CalibratedConfig(Mapping[str, object]):
     def __len__(self) -> int:
         return len(self._settings)
 
+    @property
+    def frontier(self) -> tuple[Point, ...]:
+        """Of those that were tried on all inputs, or else of all, which no other beats in work and
+        quality, from the cheapest on."""
+        most = max(point.num_inputs for point in self.tried)
+        whole = [point for point in self.tried if point.num_inputs == most]
+        found: list[Point] = []
+        for point in sorted(whole, key=lambda p: (p.share, -p.quality(self.quality))):
+            if not found or point.quality(self.quality) > found[-1].quality(self.quality):
+                found.append(point)
+        return tuple(found)
+
     def __str__(self) -> str:
-        met = "reached" if self.is_reached else "NOT reached; this is the best that was found"
+        met = "reached"
+        if not self.is_found:
+            met = "NOT reached; this is the best that was found"
+        elif not self.is_reached:
+            met = f"reached where it was searched ({self.best}), NOT on other pictures"
         return f"{self.promise}: {met}. On pictures not seen before: {self.holdout}"
+
+    def plot(self, path: str | Path) -> None:
+        """Draw what was tried and the frontier into the file `path` (.png, .svg, .pdf).
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        # It needs the points of this module.
+        from dit_cachegraph.calibration.plot_frontier import plot_frontier  # noqa: PLC0415
+
+        plot_frontier(self, path)
 
     def to_json(self) -> str:
         """All of it; `from_json` gives it back."""
-        points = [asdict(point) for point in (self.best, self.holdout, *self.frontier)]
+        points = [asdict(point) for point in (self.best, self.holdout, *self.tried)]
         return json.dumps(
             {
                 "settings": dict(self._settings),
                 "promise": self.promise,
+                "quality": self.quality,
+                "is_found": self.is_found,
                 "is_reached": self.is_reached,
+                "num_runs": self.num_runs,
                 "run_cost": self.run_cost,
                 "best": points[0],
                 "holdout": points[1],
-                "frontier": points[2:],
+                "tried": points[2:],
             }
         )
 
@@ -74,10 +121,10 @@ class CalibratedConfig(Mapping[str, object]):
     def from_json(cls, text: str) -> "CalibratedConfig":
         """What `to_json` wrote."""
         read = json.loads(text)
-        best, holdout, *frontier = (
-            Point(**point) for point in (read["best"], read["holdout"], *read["frontier"])
+        best, holdout, *tried = (
+            Point(**point) for point in (read["best"], read["holdout"], *read["tried"])
         )
+        said = ("is_found", "is_reached", "num_runs", "run_cost")
         return cls(
-            best, holdout, frontier, read["promise"],
-            is_reached=read["is_reached"], run_cost=read["run_cost"],
-        )  # fmt: skip
+            best, holdout, tried, read["promise"], read["quality"], **{n: read[n] for n in said}
+        )

@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 def options_of(kind: type) -> frozenset[str]:
-    """The names of the options of a rule or predictor."""
-    return frozenset(f.name for f in fields(kind))
+    """The names of the options of a rule or predictor: its public fields."""
+    return frozenset(f.name for f in fields(kind) if not f.name.startswith("_"))
 
 
 def _named(protocol: type[T]) -> Mapping[str, type[T]]:

@@ -254,20 +254,23 @@ class DBCacheConfig(Rule):
         return None
 
     def _by_diff(self, observation: Observation) -> Decision:
-        decided = [c.decision.diff for c in observation.companions if c.decision is not None]
-        diff = None if self.cfg_diff_compute_separate else next(iter(decided), None)
-        if diff is None:
-            diff = batch_diff(observation.moved, observation.size, self.batch_rule)
+        diff = self._diff(observation)
         if self.threshold >= 1 and math.isfinite(diff):
             return Decision(True, "hit, threshold >= 1", diff)
         return by_threshold(diff, self.threshold)
 
+    def _diff(self, observation: Observation) -> float:
+        """Measured here, or where it is shared, by the guidance branch that was called before."""
+        decided = [c.decision.diff for c in observation.companions if c.decision is not None]
+        shared = None if self.cfg_diff_compute_separate else next(iter(decided), None)
+        if shared is not None:
+            return shared
+        return batch_diff(observation.moved, observation.size, self.batch_rule)
+
     def _decide_alone(self, observation: Observation) -> Decision:
         """One of the last blocks, on a hit."""
-        diff = batch_diff(observation.moved, observation.size, self.batch_rule)
-        return by_threshold(diff, self.non_compute_blocks_diff_threshold)._replace(
-            is_recorded=False
-        )
+        decision = by_threshold(self._diff(observation), self.non_compute_blocks_diff_threshold)
+        return decision._replace(is_recorded=False)
 
 
 def by_threshold(diff: float, threshold: float) -> Decision:

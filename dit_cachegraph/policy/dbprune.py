@@ -16,7 +16,6 @@ from typing import ClassVar
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_bool, check_ids, check_number
 from dit_cachegraph.policy.dbcache import DBCacheConfig, by_threshold
-from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Observation, Probe, ProbeKind, Span
 
 NUM_DIFFS_AVERAGED = 5
@@ -84,8 +83,7 @@ class DBPruneConfig(DBCacheConfig):
     def decide(self, history: History, observation: Observation) -> Decision:
         if not self.needs_diff:
             return Decision(True, "hit mask")
-        diff = batch_diff(observation.moved, observation.size, self.batch_rule)
-        return by_threshold(diff, self._threshold_after(observation.earlier))
+        return by_threshold(self._diff(observation), self._threshold_after(observation.earlier))
 
     def _threshold_after(self, earlier: Sequence[Decision]) -> float:
         diffs = [d.diff for d in earlier if d.is_recorded and d.diff is not None and d.diff > 0]

@@ -7,7 +7,8 @@ by powers (`DMDCalibratorConfig` of cache-dit, from HiCache++).
 A is fitted to each sample by itself. Sums of exponentials, damped or oscillating, are met exactly.
 It takes evenly spaced values, 4 or more since a wave takes 3 pairs; else the forecast is Taylor's
 of order 1, right on gaps. It is a weighted sum of the values after all, by weights that follow from
-their inner products: worked out on the host at each hit, for one small copy a stream.
+their inner products. These are worked out on the device, and nothing is copied to the host; on a
+GPU torch's routine for eigenvalues may wait by itself.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from dit_cachegraph.policy.taylorseer import lagrange
 Precision = Literal["low", "medium", "high"]
 MIN_SNAPSHOTS = 4
 SMALLEST_MODE = 1e-4  # of the norm of all values
+TINY = 1e-30
+LARGEST_WEIGHTS = 1e3  # No forecast is as large, whatever its fit.
 NUM_SAMPLED = 4096
 CHUNK = 1 << 20
 
@@ -44,7 +47,8 @@ class DMDCalibratorConfig(Calibrator):
     """What is added to singular values that are divided by, as a share of the largest."""
 
     dmd_svd_precision: Precision = "medium"
-    """What is fitted: "low" 4096 elements of a sample, "high" all in a float64 copy."""
+    """What is fitted: "low" 4096 elements of a sample, "medium" all, "high" all at once,
+    which takes a float64 copy of them."""
 
     def __post_init__(self) -> None:
         check_int("dmd_history", self.dmd_history, at_least=MIN_SNAPSHOTS)
@@ -67,10 +71,10 @@ class DMDCalibratorConfig(Calibrator):
         if num_even < MIN_SNAPSHOTS:
             return None
         snapshots = snapshots[-num_even:]
-        power = (step - steps[-1]) / (steps[-1] - steps[-2])
-        samples = _columns(snapshots, self.dmd_svd_precision)
-        weights = [_weights(columns, power, self.dmd_rank, self.dmd_ridge) for columns in samples]
-        return _weighted_sum(snapshots, torch.stack(weights))
+        products = _products(snapshots, self.dmd_svd_precision)
+        ahead, gap = step - steps[-1], steps[-1] - steps[-2]
+        weights = _weights(products, ahead, gap, self.dmd_rank, self.dmd_ridge)
+        return _weighted_sum(snapshots, weights)
 
 
 def _num_evenly_spaced(steps: Sequence[int]) -> int:
@@ -81,50 +85,45 @@ def _num_evenly_spaced(steps: Sequence[int]) -> int:
     return count
 
 
-def _columns(snapshots: Sequence[Tensor], precision: Precision) -> list[Tensor]:
-    """For each sample n columns, [n, n] float64 on the host, with the inner products of its n
-    snapshots. Samples lie along dim 0 of three or more; those folded into another share a fit."""
+def _products(snapshots: Sequence[Tensor], precision: Precision) -> Tensor:
+    """[samples, n, n] float64 inner products of the snapshots. Samples lie along dim 0 of three or
+    more; those folded into another share a fit."""
     num_samples = len(snapshots[-1]) if snapshots[-1].ndim > 2 else 1
     flat = [s.reshape(num_samples, -1) for s in snapshots]
-    if precision == "high":
-        tall = torch.stack([s.double() for s in flat], dim=-1)
-        return list(torch.linalg.qr(tall, mode="r").R.cpu())
     if precision == "low":
         flat = [s[:, :: max(1, s.shape[1] // NUM_SAMPLED)] for s in flat]
-    products = torch.zeros(())
-    for start in range(0, flat[0].shape[1], CHUNK):
-        wide = torch.stack([s[:, start : start + CHUNK].double() for s in flat], dim=1)
+    chunk = flat[0].shape[1] if precision == "high" else CHUNK
+    products = flat[0].new_zeros((), dtype=torch.float64)
+    for start in range(0, flat[0].shape[1], chunk):
+        wide = torch.stack([s[:, start : start + chunk].double() for s in flat], dim=1)
         products = wide @ wide.mT + products
-    return [_root(one) for one in products.cpu()]
+    return products
 
 
-def _root(products: Tensor) -> Tensor:
-    """Columns with these inner products."""
-    if not products.isfinite().all():
-        return products
-    values, vectors = torch.linalg.eigh(products)
-    return values.clamp(min=0).sqrt()[:, None] * vectors.mT
-
-
-def _weights(columns: Tensor, power: float, rank: int, ridge: float) -> Tensor:
-    """One weight a snapshot of one sample, [n]; those of a replay where there is no fit."""
-    weights = torch.zeros_like(columns[0])
-    weights[-1] = 1.0
-    if not columns.isfinite().all():
-        return weights
-    before, after = columns[:, :-1], columns[:, 1:]
-    left, sizes, right = torch.linalg.svd(before, full_matrices=False)
-    num_modes = min(int((sizes > SMALLEST_MODE * columns.norm()).sum()), rank or len(sizes))
-    if num_modes == 0:
-        return weights
-    lift = right[:num_modes].mT / (sizes[:num_modes] + ridge * sizes[0])
-    modes = after @ lift
-    now = torch.linalg.lstsq(modes, after[:, -1:]).solution[:, 0].to(torch.complex128)
-    values, vectors = torch.linalg.eig(left[:, :num_modes].mT @ modes)
-    shares, _ = torch.linalg.solve_ex(vectors, now)
-    grown = lift @ (vectors @ ((values**power - 1) * shares)).real
-    if grown.isfinite().all():
-        weights[1:] += grown
+def _weights(products: Tensor, ahead: int, gap: int, rank: int, ridge: float) -> Tensor:
+    """One weight a snapshot of each sample, [samples, n]; those of a replay where there is no fit.
+    Modes that are left out are zeros here, so that no shape hangs on the values."""
+    num = products.shape[-1]
+    scale = products.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    is_fit = products.isfinite().all(-1).all(-1)[:, None, None] & (scale > 0)
+    products = torch.where(is_fit, products / scale, torch.eye(num).to(products))
+    values, vectors = torch.linalg.eigh(products[:, :-1, :-1])
+    sizes, vectors = values.flip(-1).clamp(min=TINY).sqrt()[:, None], vectors.flip(-1)
+    is_ranked = torch.arange(num - 1, device=products.device) < (rank or num)
+    is_mode = ((sizes > SMALLEST_MODE) & is_ranked).double()
+    lift = vectors * is_mode / (sizes + ridge * sizes[..., :1])
+    others = torch.diag_embed(1 - is_mode[:, 0])
+    operator = (vectors * is_mode / sizes).mT @ products[:, :-1, 1:] @ lift
+    after = lift.mT @ products[:, 1:, 1:]
+    now = torch.linalg.solve_ex(after @ lift + others, after[..., -1:]).result
+    growth, modes = torch.linalg.eig(operator)
+    shares = torch.linalg.solve_ex(modes, now.to(modes)).result
+    moved = modes @ ((growth[..., None] ** (ahead / gap) - 1) * shares)
+    grown = (lift @ moved.real)[..., 0]
+    is_fit = is_fit[..., 0] & (grown.abs().sum(-1, keepdim=True) < LARGEST_WEIGHTS)
+    weights = torch.zeros_like(products[:, 0])
+    weights[:, -1] = 1.0
+    weights[:, 1:] += torch.where(is_fit, grown, 0.0)
     return weights
 
 

@@ -11,6 +11,8 @@ import enum
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
+from dit_cachegraph.policy.predictor import Predictor
+
 
 class ProbeKind(enum.Enum):
     """What is compared, and with what."""
@@ -127,9 +129,9 @@ class Decision(NamedTuple):
 
 
 class Companion(NamedTuple):
-    """Another guidance branch of the same request. `decision` is what it did at this very step,
-    None where its turn is still to come; `step` is its index of this step, and `memory` what the
-    rule remembers of it."""
+    """Another guidance branch of the same request. `decision` is what it did at this very step with
+    the region at hand, None where its turn is still to come; `step` is its index of this step, and
+    `memory` what the rule remembers of it."""
 
     decision: Decision | None
     step: int
@@ -193,6 +195,14 @@ class Rule(Protocol):
         """The regions, in order, for block lists of these sizes. Raises `InvalidConfig` where they
         can't be."""
         ...
+
+    def on_trunk(self, list_sizes: Sequence[int]) -> "Rule":
+        """The rule for a trunk with these block lists, where it has to know them to decide."""
+        return self
+
+    def predictor_of(self, region: int) -> Predictor | None:
+        """The predictor of one region, where that is not the one that was chosen for all."""
+        return None
 
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None

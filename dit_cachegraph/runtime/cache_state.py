@@ -61,12 +61,12 @@ class Ends(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What is kept of all regions. `signature` is that of the trunk: another trunk, other spans or
-    another predictor can't use it, nor can other weights. `ends` are the model's, where the rule
+    other predictors can't use it, nor can other weights. `ends` are the model's, where the rule
     asks for them."""
 
     signature: int
     spans: tuple[Span, ...]
-    predictor: Predictor
+    predictors: tuple[Predictor, ...]
     weights: WeightsNote
     regions: tuple[RegionKept | None, ...]
     ends: Ends | None = None
@@ -118,16 +118,16 @@ class Image:
     """One image under way on one branch. It changes at the end of a step, and only there.
 
     `companions` are the images of the other guidance branches of the same request: they were first
-    called with the same latents object. `last_decision` is that of its last step. `lost` says why
-    nothing is kept any more, `has_successor` that an image began after it which most likely took
-    its place. `recording` is what a dry run saw.
+    called with the same latents object. `last_decisions` are those of its last step. `lost` says
+    why nothing is kept any more, `has_successor` that an image began after it which most likely
+    took its place. `recording` is what a dry run saw.
     """
 
     branch: "Branch"
     trajectory: Trajectory = field(default_factory=Trajectory)
     history: History = field(default_factory=History)
     kept: Kept | None = None
-    last_decision: Decision | None = None
+    last_decisions: tuple[Decision, ...] = ()
     lost: str | None = None
     sketch: Sketch | None = None
     latents: LatentsIdentity | None = None

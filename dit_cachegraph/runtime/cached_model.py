@@ -171,8 +171,8 @@ class CachedModel:
         return None if region.probe_out is None else _tensor(values[region.probe_out])
 
     def _history(self, now: Now, match: Match) -> History:
-        settings = now.plan.settings
-        return history_of(match).seen_by(settings.rule, settings.common.num_inference_steps)
+        num_steps = now.plan.settings.common.num_inference_steps
+        return history_of(match).seen_by(now.plan.rule, num_steps)
 
     def _sight(self, values: Values, now: Now, seen: Seen) -> Sight:
         latents = self._latents_of(values, now.note)
@@ -192,7 +192,7 @@ class CachedModel:
             return None, "the weights changed"
         if kept.spans != now.plan.spans:
             return None, "region changed"
-        if kept.predictor != now.plan.predictor:
+        if kept.predictors != now.plan.predictors:
             return None, "predictor changed"
         return kept, None
 
@@ -213,12 +213,12 @@ class CachedModel:
         noise = noise_of(look.match, look.sight)
         reason = self._why_compute(now, look) or rule.why_compute(look.history, earlier, noise)
         reason = reason or why_nothing
-        others = () if before else companions_of(look.match, look.sight, rule)
+        others = companions_of(look.match, look.sight, rule, len(before))
         sums, change = (look.seen.moved, look.seen.size), look.seen.change
         seen = Observation(*sums, earlier, others, change)
         anchor = None if kept is None else kept.probe
         if before and reason is None and rule.needs_diff and anchor is not None:
-            assert probe is not None and hidden is not None
+            assert probe is not None and hidden is not None, "an anchor is of a probe"
             sums = self._observer.read_region(probe, hidden, hidden_in, anchor)
             seen = seen._replace(moved=sums.moved, size=sums.size)
         decision = Decision(False, reason) if reason else rule.decide(look.history, seen)
@@ -258,7 +258,7 @@ class CachedModel:
 
     def _do(self, values: Values, now: Now, look: _Look, i: int, done: Done) -> Done:
         """Run a region or put the estimate in its place."""
-        region, predictor, step = now.plan.regions[i], now.plan.predictor, look.history.step
+        region, predictor, step = now.plan.regions[i], now.plan.predictors[i], look.history.step
         kept, probe = done.kept, done.probe
         bases = bases_of(values, region, predictor)
         if done.decision.hit:

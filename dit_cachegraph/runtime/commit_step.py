@@ -100,7 +100,7 @@ def commit_step(now: Now, outcome: Outcome, trunk: Trunk, passed: Passed | None 
     result = StepResult(outcome.decisions, done[0].seen, error)
     memory = now.plan.rule.remember(history, result)
     image.history = history.after(result.decisions, error)._replace(memory=memory)
-    image.last_decision = result.decisions[0]
+    image.last_decisions = result.decisions
     image.sketch, image.latents, image.signature = sight.sketch, sight.latents, sight.signature
     if passed is None or not now.plan.regions:
         image.kept = None
@@ -121,7 +121,7 @@ def commit_step(now: Now, outcome: Outcome, trunk: Trunk, passed: Passed | None 
 def _kept(now: Now, outcome: Outcome, signature: int, ends: Ends | None) -> Kept:
     regions = tuple([done.kept for done in outcome.done])
     weights = now.weights.note() if outcome.before is None else outcome.before.weights
-    return Kept(signature, now.plan.spans, now.plan.predictor, weights, regions, ends)
+    return Kept(signature, now.plan.spans, now.plan.predictors, weights, regions, ends)
 
 
 def _error(outcome: Outcome) -> float | None:

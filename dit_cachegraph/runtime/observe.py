@@ -154,9 +154,10 @@ def noise_of(match: Match, sight: Sight) -> float | None:
     return 1 - share if known.direction > 0 else share
 
 
-def companions_of(match: Match, sight: Sight, rule: Rule) -> tuple[Companion, ...]:
-    """The other guidance branches of the request that are at this step, or at the one before: by
-    the timestep, or by the number of steps where none is read."""
+def companions_of(match: Match, sight: Sight, rule: Rule, region: int) -> tuple[Companion, ...]:
+    """The other guidance branches of the request that are at this step, or at the one before, with
+    what they decided on a region. Told by the timestep, or by the number of steps where none is
+    read."""
     image = match.image
     if image is None or not image.companions:
         return ()
@@ -169,7 +170,8 @@ def companions_of(match: Match, sight: Sight, rule: Rule) -> tuple[Companion, ..
             is_done = other.trajectory.last == sight.clock
             is_level = other.trajectory.last == image.trajectory.last
         if is_done or is_level:
-            decision = other.last_decision if is_done else None
+            decided = other.last_decisions if is_done else ()
+            decision = decided[region] if region < len(decided) else None
             memory = other.history.seen_by(rule).memory
             found.append(Companion(decision, other.history.step - is_done, memory))
     return tuple(found)

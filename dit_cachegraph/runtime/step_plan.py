@@ -16,19 +16,14 @@ MAX_PLANS_KEPT = 256
 
 
 class StepPlan(NamedTuple):
-    """Settings, and the regions of the trunk under them. `spans[i]` is what `regions[i]` is of."""
+    """Settings, and the regions of the trunk under them. `spans[i]` is what `regions[i]` is of, and
+    `predictors[i]` what it is reused by; `rule` is that of the settings, on this trunk."""
 
     settings: Settings
+    rule: Rule
+    predictors: tuple[Predictor, ...]
     spans: tuple[Span, ...]
     regions: tuple[Region, ...]
-
-    @property
-    def rule(self) -> Rule:
-        return self.settings.rule
-
-    @property
-    def predictor(self) -> Predictor:
-        return self.settings.predictor
 
 
 class PlanTable:
@@ -60,7 +55,10 @@ class PlanTable:
         spans = settings.rule.spans(trunk.list_sizes)
         used = tuple(span for span in spans if span.start < span.stop)
         _check_dry_run(settings, len(used))
-        return StepPlan(settings, used, plan_regions(trunk, roles, spans))
+        rule = settings.rule.on_trunk(trunk.list_sizes)
+        predictors = [rule.predictor_of(i) or settings.predictor for i in range(len(used))]
+        regions = plan_regions(trunk, roles, spans)
+        return StepPlan(settings, rule, tuple(predictors), used, regions)
 
 
 def _check_dry_run(settings: Settings, num_regions: int) -> None:
