@@ -1,9 +1,11 @@
 """Draws a model by each kind of method, and says which share of its block computations ran."""
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -13,18 +15,22 @@ import dit_cachegraph
 from bench._quality_models import QualityModel
 from bench._quality_solvers import euler
 from dit_cachegraph.backend import cachedit
+from dit_cachegraph.runtime.step_log import Step
 
 Settings = Mapping[str, object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """Pictures in [0, 1], and the share of block computations that ran, of those of all uncached
-    steps; `curve` is that share at each step of the last batch, a mean over branches."""
+    steps. For each batch `curves` has that share at each step, a mean over branches, and `seen`
+    what was compared there, the most of all branches; empty where it isn't known."""
 
     pictures: Tensor
     share: float
-    curve: tuple[float, ...] = ()
+    curves: Sequence[Sequence[float]] = ()
+    seen: Sequence[Sequence[float | None]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ def by_solver(artist: Artist, scheduler: SchedulerMixin, num_steps: int, of_step
     pipe = artist.model.load()
     pipe.scheduler = scheduler
     pictures = artist.draw(pipe, num_steps)
-    return Drawn(pictures, num_steps / of_steps, (1.0,) * num_steps)
+    return Drawn(pictures, num_steps / of_steps, [(1.0,) * num_steps] * len(artist.batches))
 
 
 def by_ours(artist: Artist, settings: Settings, num_steps: int) -> Drawn:
@@ -92,13 +98,10 @@ def by_ours(artist: Artist, settings: Settings, num_steps: int) -> Drawn:
     with dit_cachegraph.request("quality", **settings):
         pictures = artist.draw(pipe, num_steps)
     report = dit_cachegraph.summary(pipe)
-    share = (report.num_blocks_run - num_blocks_before) / artist.num_blocks_uncached(
-        pipe, num_steps
-    )
-    num_blocks = len(blocks_of(pipe))
-    skipped = [sum(stop - start for start, stop in step.skipped) for step in report.steps]
-    curve = [1 - blocks / num_blocks for blocks in skipped]
-    return Drawn(pictures, share, _last_batch(artist, curve, num_steps))
+    num_blocks_run = report.num_blocks_run - num_blocks_before
+    curves, seen = _by_step(artist, report.steps, num_steps)
+    share = num_blocks_run / artist.num_blocks_uncached(pipe, num_steps)
+    return Drawn(pictures, share, curves, seen)
 
 
 def by_pipeline(artist: Artist, pipe: DiffusionPipeline, num_steps: int) -> Drawn:
@@ -106,17 +109,49 @@ def by_pipeline(artist: Artist, pipe: DiffusionPipeline, num_steps: int) -> Draw
     with _counted(pipe) as calls:
         pictures = artist.draw(pipe, num_steps)
     share = sum(calls) / artist.num_blocks_uncached(pipe, num_steps)
-    curve = [num_blocks / len(blocks_of(pipe)) for num_blocks in calls]
+    num_blocks = len(blocks_of(pipe))
+    curves = [
+        [statistics.fmean(branches) / num_blocks for branches in image]
+        for image in _nested(calls, artist, num_steps)
+    ]
     # Sums of shares of a block are off in the last digits.
-    return Drawn(pictures, round(share, 6), _last_batch(artist, curve, num_steps))
+    return Drawn(pictures, round(share, 6), curves)
 
 
-def _last_batch(artist: Artist, curve: Sequence[float], num_steps: int) -> tuple[float, ...]:
-    """Means over branches, from a share a call."""
+def _by_step(
+    artist: Artist, calls: Sequence[Step], num_steps: int
+) -> tuple[list[list[float]], list[list[float | None]]]:
+    """Curves and what was seen; none where the report has forgotten the first of them."""
+    num_blocks = len(blocks_of(artist.ours))
+    images = _nested(calls, artist, num_steps)
+    curves = [
+        [1 - statistics.fmean(map(_num_skipped, branches)) / num_blocks for branches in image]
+        for image in images
+    ]
+    seen = [[_most_seen(branches) for branches in image] for image in images]
+    return curves, seen
+
+
+def _num_skipped(call: Step) -> int:
+    return sum(stop - start for start, stop in call.skipped)
+
+
+def _most_seen(branches: Sequence[Step]) -> float | None:
+    values = [call.observed_error if call.diff is None else call.diff for call in branches]
+    return max((value for value in values if value is not None), default=None)
+
+
+def _nested(calls: Sequence[T], artist: Artist, num_steps: int) -> list[list[Sequence[T]]]:
+    """[batch][step][branch], of the last calls."""
     num_branches = artist.model.num_branches
-    last = curve[-num_steps * num_branches :]
-    starts = range(0, len(last), num_branches)
-    return tuple(sum(last[i : i + num_branches]) / num_branches for i in starts)
+    num_a_batch = num_steps * num_branches
+    num_calls = num_a_batch * len(artist.batches)
+    last = calls[-num_calls:] if len(calls) >= num_calls else ()
+    batches = [last[i : i + num_a_batch] for i in range(0, len(last), num_a_batch)]
+    return [
+        [batch[i : i + num_branches] for i in range(0, num_a_batch, num_branches)]
+        for batch in batches
+    ]
 
 
 def blocks_of(pipe: DiffusionPipeline) -> list[nn.Module]:

@@ -69,7 +69,8 @@ def every(num_steps: int, interval: int, warmup: int) -> tuple[int, ...]:
 
 def _uncached() -> Method:
     def draw(artist: Artist, num_steps: int) -> Drawn:
-        return Drawn(artist.uncached(num_steps), 1.0, (1.0,) * num_steps)
+        curves = [(1.0,) * num_steps] * len(artist.batches)
+        return Drawn(artist.uncached(num_steps), 1.0, curves)
 
     return Method("uncached", "uncached", draw, is_quick=True)
 

@@ -148,14 +148,15 @@ def test_what_runs_is_counted_and_checked(artist):
     ours = by_ours(artist, settings, NUM_STEPS)
     # Three of six steps run 6 of 12 blocks, on both branches.
     assert ours.share == pytest.approx(1 - 3 / 6 * 6 / 12)
-    assert ours.curve == (1, 1, 0.5, 1, 0.5, 0.5)
+    assert ours.curves == [[1, 1, 0.5, 1, 0.5, 0.5]]
+    assert ours.seen == [[None] * 6]
     assert not torch.equal(ours.pictures, uncached)
     peer = by_pipeline(artist, with_cache_dit(artist.model, settings, 0, prunes=False), NUM_STEPS)
-    assert peer.curve == pytest.approx(ours.curve)
+    assert peer.curves[0] == pytest.approx(ours.curves[0])
     always = with_first_block_cache(artist.model, 1e9, NUM_STEPS)
     first_alone = by_pipeline(artist, always, NUM_STEPS)
     assert first_alone.share == pytest.approx((12 + (NUM_STEPS - 1)) / (12 * NUM_STEPS), abs=1e-5)
-    assert first_alone.curve == pytest.approx((1, *[1 / 12] * 5))
+    assert first_alone.curves[0] == pytest.approx([1, *[1 / 12] * 5])
 
 
 @pytest.mark.e2e
