@@ -27,7 +27,11 @@ class Method:
     name: str
     group: str
     draw: Callable[[Artist, int], Drawn]
-    is_quick: bool = False
+    tier: int
+
+
+THIN, QUICK, WHOLE = range(3)
+"""What is measured where time is short, in a quick run, and at all."""
 
 
 SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin], Sequence[float]]] = (
@@ -35,7 +39,6 @@ SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin], Sequence[float]]] = (
     ("adams-bashforth", solvers.adams_bashforth, (0.75, 0.5, 0.36, 0.25)),
     ("unipc", solvers.unipc, (0.5, 0.75, 0.36)),
 )
-QUICK_SHARES = (0.75, 0.5)
 
 ORDERS = ("replay", "order 1", "order 2")  # of TaylorSeer
 FIRST_AND_LAST = {
@@ -72,17 +75,18 @@ def _uncached() -> Method:
         curves = [(1.0,) * num_steps] * len(artist.batches)
         return Drawn(artist.uncached(num_steps), 1.0, curves)
 
-    return Method("uncached", "uncached", draw, is_quick=True)
+    return Method("uncached", "uncached", draw, THIN)
 
 
 def _fewer_steps(name: str, make: Callable[[], SchedulerMixin], share: float) -> Method:
     def draw(artist: Artist, num_steps: int) -> Drawn:
         return by_solver(artist, make(), max(2, round(share * num_steps)), num_steps)
 
-    return Method(f"{name} {share:g}", f"fewer steps, {name}", draw, share in QUICK_SHARES)
+    tier = {0.5: THIN, 0.75: QUICK}.get(share, WHOLE)
+    return Method(f"{name} {share:g}", f"fewer steps, {name}", draw, tier)
 
 
-def _dbcache(first: int, last: int, threshold: float) -> Settings:
+def dbcache(first: int, last: int, threshold: float) -> Settings:
     return {
         "Fn_compute_blocks": first,
         "Bn_compute_blocks": last,
@@ -93,7 +97,7 @@ def _dbcache(first: int, last: int, threshold: float) -> Settings:
 
 def _static(mask: tuple[int, ...], warmup: int) -> Settings:
     return {
-        **_dbcache(1, 0, 1.0),
+        **dbcache(1, 0, 1.0),
         "max_warmup_steps": warmup,
         "steps_computation_mask": mask,
         "steps_computation_policy": "static",
@@ -124,32 +128,35 @@ class Pair:
         pipe = peers.with_cache_dit(artist.model, settings, self.order, prunes=self.prunes)
         return by_pipeline(artist, pipe, num_steps)
 
-    def methods(self, is_quick: bool) -> Iterable[Method]:
+    def methods(self, tier: int) -> Iterable[Method]:
         suffix = f" {ORDERS[self.order]}" if self.order else ""
         name, group = self.name + suffix, self.kind + suffix
-        yield Method(f"ours {name}", f"ours, {group}", self.by_ours, is_quick)
+        yield Method(f"ours {name}", f"ours, {group}", self.by_ours, tier)
         if importlib.util.find_spec("cache_dit") is not None:
-            yield Method(f"cache-dit {name}", f"cache-dit, {group}", self.by_cache_dit, is_quick)
+            yield Method(f"cache-dit {name}", f"cache-dit, {group}", self.by_cache_dit, tier)
 
 
-def _pairs() -> Iterable[tuple[Pair, bool]]:
-    """Each pair, and whether a quick run has it."""
+def _pairs() -> Iterable[tuple[Pair, int]]:
+    """Each pair with its tier."""
     for (first, last), thresholds in FIRST_AND_LAST.items():
         for threshold in thresholds:
-            make = _always(_dbcache(first, last, threshold))
-            is_quick = (first, last) == (1, 0) and threshold in FORECAST_THRESHOLDS
-            yield Pair(f"F{first}B{last} R{threshold:g}", "threshold", make), is_quick
+            make = _always(dbcache(first, last, threshold))
+            tier = {(1, 0, 0.1): THIN, (1, 0, 0.2): QUICK}.get((first, last, threshold), WHOLE)
+            yield Pair(f"F{first}B{last} R{threshold:g}", "threshold", make), tier
     for order, threshold in itertools.product((1, 2), FORECAST_THRESHOLDS):
-        pair = Pair(f"F1B0 R{threshold:g}", "threshold", _always(_dbcache(1, 0, threshold)), order)
-        yield pair, (order, threshold) == (1, 0.1)
+        pair = Pair(f"F1B0 R{threshold:g}", "threshold", _always(dbcache(1, 0, threshold)), order)
+        yield pair, QUICK if (order, threshold) == (1, 0.1) else WHOLE
     for interval, order in itertools.product(INTERVALS, range(3)):
         pair = Pair(f"W6 every {interval}", "even mask", _even(interval), order)
-        yield pair, interval == 2 and order < 2
+        yield pair, {(2, 1): THIN, (2, 0): QUICK}.get((interval, order), WHOLE)
     for name, order in itertools.product(MASK_NAMES, range(3)):
-        yield Pair(f"mask {name}", "named mask", _named(name), order), False
+        yield Pair(f"mask {name}", "named mask", _named(name), order), WHOLE
     for threshold in PRUNE_THRESHOLDS:
-        make = _always(_dbcache(1, 0, threshold))
-        yield Pair(f"DBPrune R{threshold:g}", "DBPrune", make, prunes=True), threshold == 0.1
+        make = _always(dbcache(1, 0, threshold))
+        yield (
+            Pair(f"DBPrune R{threshold:g}", "DBPrune", make, prunes=True),
+            (QUICK if threshold == 0.1 else WHOLE),
+        )
 
 
 def _always(settings: Settings) -> Callable[[int], Settings]:
@@ -169,38 +176,38 @@ def _named(name: str) -> Callable[[int], Settings]:
     return settings
 
 
-def _of_diffusers(name: str, make: MakePipeline, value: float, is_quick: bool) -> Method:
+def _of_diffusers(name: str, make: MakePipeline, value: float, tier: int) -> Method:
     def draw(artist: Artist, num_steps: int) -> Drawn:
         return by_pipeline(artist, make(artist.model, value, num_steps), num_steps)
 
-    return Method(f"diffusers {name} {value:g}", f"diffusers, {name}", draw, is_quick)
+    return Method(f"diffusers {name} {value:g}", f"diffusers, {name}", draw, tier)
 
 
-def _ours(name: str, group: str, settings: Settings, is_quick: bool) -> Method:
+def _ours(name: str, group: str, settings: Settings, tier: int) -> Method:
     def draw(artist: Artist, num_steps: int) -> Drawn:
         return by_ours(artist, settings, num_steps)
 
-    return Method(f"ours {name}", f"ours, {group}", draw, is_quick)
+    return Method(f"ours {name}", f"ours, {group}", draw, tier)
 
 
 def _rows_of_ours() -> Iterable[Method]:
     """What no peer has the same options for."""
     for name in PRESETS:
-        yield _ours(f"preset {name}", "error control order 1", {"preset": name}, True)
+        yield _ours(f"preset {name}", "error control order 1", {"preset": name}, THIN)
     for order, tolerances in TOLERANCES.items():
         for tolerance in tolerances:
             settings = {"rule": "error_control", "error_tolerance": tolerance}
             settings |= {"predictor": "taylorseer", "taylorseer_order": order}
             group = f"error control {ORDERS[order]}"
-            yield _ours(f"E{tolerance:g} {ORDERS[order]}", group, settings, False)
+            yield _ours(f"E{tolerance:g} {ORDERS[order]}", group, settings, WHOLE)
 
 
 def all_methods() -> list[Method]:
-    """In the order of a run: those of a quick one first."""
+    """In the order of a run: what matters most comes first."""
     rows = [_uncached(), *_rows_of_ours()]
     rows += [_fewer_steps(name, make, s) for name, make, shares in SOLVERS for s in shares]
     for name, make, values, quick in DIFFUSERS:
-        rows += [_of_diffusers(name, make, value, value == quick) for value in values]
-    for pair, is_quick in _pairs():
-        rows += pair.methods(is_quick)
-    return sorted(rows, key=lambda row: not row.is_quick)
+        rows += [_of_diffusers(name, make, v, QUICK if v == quick else WHOLE) for v in values]
+    for pair, tier in _pairs():
+        rows += pair.methods(tier)
+    return sorted(rows, key=lambda row: row.tier)

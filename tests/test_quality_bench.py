@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import quality
 from bench._quality_draw import Drawn, artist_for, by_ours, by_pipeline
 from bench._quality_judge import Jury, References, check, row_of
-from bench._quality_methods import all_methods, every
+from bench._quality_methods import QUICK, THIN, all_methods, every
 from bench._quality_models import MODELS
 from bench._quality_peers import (
     with_cache_dit,
@@ -118,10 +118,12 @@ def test_masks_are_even():
 def test_no_two_methods_have_one_name():
     names = [method.name for method in all_methods()]
     assert len(set(names)) == len(names)
-    quick = {method.group for method in all_methods() if method.is_quick}
+    quick = {method.group for method in all_methods() if method.tier <= QUICK}
     peers_and_rivals = {m.group for m in all_methods() if not m.group.startswith("ours")}
     assert {g for g in peers_and_rivals if "named" not in g and "order 2" not in g} <= quick
     assert {"uncached", "ours, error control order 1", "ours, DBPrune"} <= quick
+    tiers = [method.tier for method in all_methods()]
+    assert tiers == sorted(tiers) and 10 <= tiers.count(THIN) <= 20
 
 
 def test_the_same_options_have_the_same_colour():
