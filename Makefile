@@ -35,7 +35,7 @@ endif
 # Two workers that each use one thread: more threads only fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: help demo test test-all check bench clean host
+.PHONY: help demo test test-all check bench gallery clean host
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +44,7 @@ help:
 	@echo 'make test-all  all tests but those that need a GPU'
 	@echo 'make check     lint, format and types'
 	@echo 'make bench     speed on this machine'
+	@echo 'make gallery   what the methods draw side by side, as a page in gallery_out/'
 	@echo 'make clean     removes everything that make made'
 
 demo: $(STAMP)
@@ -63,8 +64,11 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m bench.models --preset host
 
+gallery: $(STAMP)
+	$(BIN)/python -m bench.gallery --out gallery_out
+
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info demo_out quality_out
+	rm -rf .venv .venv-* build dist *.egg-info demo_out quality_out gallery_out
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

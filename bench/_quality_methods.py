@@ -5,17 +5,17 @@ To add a method, add a row to a table, or a table with a maker of its own to `al
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from diffusers import FluxPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from bench import _quality_peers as peers
 from bench import _quality_solvers as solvers
 from bench._quality_draw import Artist, Drawn, by_ours, by_pipeline, by_solver
 from bench._quality_models import QualityModel
 from dit_cachegraph.policy.presets import PRESETS
+from dit_cachegraph.policy.step_mask import steps_mask
 
 Settings = Mapping[str, object]
 
@@ -27,35 +27,39 @@ class Method:
     name: str
     group: str
     draw: Callable[[Artist, int], Drawn]
-    is_quick: bool = False
+    tier: int
 
 
-SHARES = (0.75, 0.61, 0.5, 0.43, 0.36, 0.25)
-QUICK_SHARES = (0.75, 0.5)
-SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin]]] = (
-    ("euler", solvers.euler),
-    ("adams-bashforth", solvers.adams_bashforth),
-    ("unipc", solvers.unipc),
+THIN, QUICK, WHOLE = range(3)
+"""What is measured where time is short, in a quick run, and at all."""
+
+
+SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin], Sequence[float]]] = (
+    ("euler", solvers.euler, (0.75, 0.5, 0.61, 0.43, 0.36, 0.25)),
+    ("adams-bashforth", solvers.adams_bashforth, (0.75, 0.5, 0.36, 0.25)),
+    ("unipc", solvers.unipc, (0.5, 0.75, 0.36)),
 )
 
-THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-QUICK_THRESHOLDS = (0.1, 0.2)
-TOLERANCES = (0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3)
-QUICK_TOLERANCES = (0.06, 0.15)
-FORECASTS: Mapping[str, Settings] = {
-    "order 1": {"predictor": "taylorseer", "taylorseer_order": 1},
-    "order 2": {"predictor": "taylorseer", "taylorseer_order": 2},
-    "FoCa": {"predictor": "foca"},
+ORDERS = ("replay", "order 1", "order 2")  # of TaylorSeer
+FIRST_AND_LAST = {
+    (1, 0): (0.1, 0.2, 0.05, 0.3),
+    (4, 0): (0.1, 0.2),
+    (1, 2): (0.2,),
+    (4, 4): (0.2,),
 }
-FIRST_AND_LAST = ((1, 0), (2, 0), (4, 0), (1, 2), (4, 4))
+FORECAST_THRESHOLDS = (0.1, 0.2)
+INTERVALS = (2, 3, 4)
+MASK_NAMES = ("medium", "fast")
+PRUNE_THRESHOLDS = (0.05, 0.1, 0.2)
+TOLERANCES = {1: (0.04, 0.2, 0.3), 2: (0.06, 0.15)}
 
-MakePipeline = Callable[[QualityModel, float, int], FluxPipeline]
+MakePipeline = Callable[[QualityModel, float, int], DiffusionPipeline]
 # Name, maker, values of its one option, and the value that a quick run takes.
 DIFFUSERS: Sequence[tuple[str, MakePipeline, Sequence[float], float]] = (
-    ("first block", peers.with_first_block_cache, (0.05, 0.1, 0.2, 0.3), 0.1),
-    ("TaylorSeer", peers.with_taylorseer, (2, 3, 4), 2),
+    ("first block", peers.with_first_block_cache, (0.1, 0.05, 0.2), 0.1),
+    ("TaylorSeer", peers.with_taylorseer, (2, 4), 2),
     ("TaylorSeer lite", peers.with_taylorseer_lite, (2, 3, 4), 2),
-    ("MagCache", peers.with_mag_cache, (0.03, 0.06, 0.12, 0.24), 0.06),
+    ("MagCache", peers.with_mag_cache, (0.06, 0.03, 0.12), 0.06),
 )
 
 
@@ -66,14 +70,23 @@ def every(num_steps: int, interval: int, warmup: int) -> tuple[int, ...]:
     )
 
 
+def _uncached() -> Method:
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        curves = [(1.0,) * num_steps] * len(artist.batches)
+        return Drawn(artist.uncached(num_steps), 1.0, curves)
+
+    return Method("uncached", "uncached", draw, THIN)
+
+
 def _fewer_steps(name: str, make: Callable[[], SchedulerMixin], share: float) -> Method:
     def draw(artist: Artist, num_steps: int) -> Drawn:
         return by_solver(artist, make(), max(2, round(share * num_steps)), num_steps)
 
-    return Method(f"{name} {share:g}", f"fewer steps, {name}", draw, share in QUICK_SHARES)
+    tier = {0.5: THIN, 0.75: QUICK}.get(share, WHOLE)
+    return Method(f"{name} {share:g}", f"fewer steps, {name}", draw, tier)
 
 
-def _dbcache(first: int, last: int, threshold: float) -> Settings:
+def dbcache(first: int, last: int, threshold: float) -> Settings:
     return {
         "Fn_compute_blocks": first,
         "Bn_compute_blocks": last,
@@ -82,87 +95,119 @@ def _dbcache(first: int, last: int, threshold: float) -> Settings:
     }
 
 
+def _static(mask: tuple[int, ...], warmup: int) -> Settings:
+    return {
+        **dbcache(1, 0, 1.0),
+        "max_warmup_steps": warmup,
+        "steps_computation_mask": mask,
+        "steps_computation_policy": "static",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The same options for ours and for cache-dit. `settings` gets the number of steps."""
+
+    name: str
+    kind: str
+    settings: Callable[[int], Settings]
+    order: int = 0
+    prunes: bool = False
+
+    def by_ours(self, artist: Artist, num_steps: int) -> Drawn:
+        # As cache-dit decides: by the mean of the batch.
+        settings = {**self.settings(num_steps), "batch_rule": "mean"}
+        if self.prunes:
+            settings["rule"] = "dbprune"
+        if self.order:
+            settings |= {"predictor": "taylorseer", "taylorseer_order": self.order}
+        return by_ours(artist, settings, num_steps)
+
+    def by_cache_dit(self, artist: Artist, num_steps: int) -> Drawn:
+        settings = self.settings(num_steps)
+        pipe = peers.with_cache_dit(artist.model, settings, self.order, prunes=self.prunes)
+        return by_pipeline(artist, pipe, num_steps)
+
+    def methods(self, tier: int) -> Iterable[Method]:
+        suffix = f" {ORDERS[self.order]}" if self.order else ""
+        name, group = self.name + suffix, self.kind + suffix
+        yield Method(f"ours {name}", f"ours, {group}", self.by_ours, tier)
+        if importlib.util.find_spec("cache_dit") is not None:
+            yield Method(f"cache-dit {name}", f"cache-dit, {group}", self.by_cache_dit, tier)
+
+
+def _pairs() -> Iterable[tuple[Pair, int]]:
+    """Each pair with its tier."""
+    for (first, last), thresholds in FIRST_AND_LAST.items():
+        for threshold in thresholds:
+            make = _always(dbcache(first, last, threshold))
+            tier = {(1, 0, 0.1): THIN, (1, 0, 0.2): QUICK}.get((first, last, threshold), WHOLE)
+            yield Pair(f"F{first}B{last} R{threshold:g}", "threshold", make), tier
+    for order, threshold in itertools.product((1, 2), FORECAST_THRESHOLDS):
+        pair = Pair(f"F1B0 R{threshold:g}", "threshold", _always(dbcache(1, 0, threshold)), order)
+        yield pair, QUICK if (order, threshold) == (1, 0.1) else WHOLE
+    for interval, order in itertools.product(INTERVALS, range(3)):
+        pair = Pair(f"W6 every {interval}", "even mask", _even(interval), order)
+        yield pair, {(2, 1): THIN, (2, 0): QUICK}.get((interval, order), WHOLE)
+    for name, order in itertools.product(MASK_NAMES, range(3)):
+        yield Pair(f"mask {name}", "named mask", _named(name), order), WHOLE
+    for threshold in PRUNE_THRESHOLDS:
+        make = _always(dbcache(1, 0, threshold))
+        yield (
+            Pair(f"DBPrune R{threshold:g}", "DBPrune", make, prunes=True),
+            (QUICK if threshold == 0.1 else WHOLE),
+        )
+
+
 def _always(settings: Settings) -> Callable[[int], Settings]:
     """The same for any number of steps."""
     return lambda _num_steps: settings
 
 
-def _static_mask(interval: int, warmup: int, num_steps: int) -> Settings:
-    return {
-        **_dbcache(1, 0, 1.0),
-        "max_warmup_steps": warmup,
-        "steps_computation_mask": every(num_steps, interval, warmup),
-        "steps_computation_policy": "static",
-    }
+def _even(interval: int) -> Callable[[int], Settings]:
+    return lambda num_steps: _static(every(num_steps, interval, 6), 6)
 
 
-def _both(name: str, make: Callable[[int], Settings], is_quick: bool) -> list[Method]:
-    """The same options through ours and through cache-dit. `make` gets the number of steps."""
+def _named(name: str) -> Callable[[int], Settings]:
+    def settings(num_steps: int) -> Settings:
+        mask = steps_mask(total_steps=num_steps, mask_policy=name)
+        return _static(mask, mask.index(0))
 
-    def ours(artist: Artist, num_steps: int) -> Drawn:
-        return by_ours(artist, make(num_steps), num_steps)
-
-    def cache_dit(artist: Artist, num_steps: int) -> Drawn:
-        pipe = peers.with_cache_dit(artist.model, make(num_steps))
-        return by_pipeline(artist, pipe, num_steps)
-
-    kind = "mask" if "every" in name else "threshold"
-    rows = [Method(f"ours {name}", f"ours, {kind}", ours, is_quick)]
-    if importlib.util.find_spec("cache_dit") is not None:
-        rows.append(Method(f"cache-dit {name}", f"cache-dit, {kind}", cache_dit, is_quick))
-    return rows
+    return settings
 
 
-def _of_diffusers(name: str, make: MakePipeline, value: float, is_quick: bool) -> Method:
+def _of_diffusers(name: str, make: MakePipeline, value: float, tier: int) -> Method:
     def draw(artist: Artist, num_steps: int) -> Drawn:
         return by_pipeline(artist, make(artist.model, value, num_steps), num_steps)
 
-    return Method(f"diffusers {name} {value:g}", f"diffusers, {name}", draw, is_quick)
+    return Method(f"diffusers {name} {value:g}", f"diffusers, {name}", draw, tier)
 
 
-def _dbcache_rows() -> list[Method]:
-    rows: list[Method] = []
-    for (first, last), threshold in itertools.product(FIRST_AND_LAST, THRESHOLDS):
-        settings = _dbcache(first, last, threshold)
-        is_quick = (first, last) == (1, 0) and threshold in QUICK_THRESHOLDS
-        rows += _both(f"F{first}B{last} R{threshold:g}", _always(settings), is_quick)
-    for warmup, interval in itertools.product((2, 6), (2, 3, 4)):
-        make = partial(_static_mask, interval, warmup)
-        rows += _both(f"W{warmup} every {interval}", make, interval == 2)
-    return rows
-
-
-def _ours(name: str, group: str, settings: Settings, is_quick: bool) -> Method:
+def _ours(name: str, group: str, settings: Settings, tier: int) -> Method:
     def draw(artist: Artist, num_steps: int) -> Drawn:
         return by_ours(artist, settings, num_steps)
 
-    return Method(f"ours {name}", f"ours, {group}", draw, is_quick)
+    return Method(f"ours {name}", f"ours, {group}", draw, tier)
 
 
-def _rows_of_ours() -> list[Method]:
+def _rows_of_ours() -> Iterable[Method]:
     """What no peer has the same options for."""
-    rows = [_ours(f"preset {name}", "presets", {"preset": name}, True) for name in PRESETS]
-    for (name, predictor), tolerance in itertools.product(FORECASTS.items(), TOLERANCES):
-        settings = {"rule": "error_control", "error_tolerance": tolerance, **predictor}
-        is_quick = name == "order 1" and tolerance in QUICK_TOLERANCES
-        rows.append(_ours(f"E{tolerance:g} {name}", f"error control, {name}", settings, is_quick))
-    for (name, predictor), threshold in itertools.product(FORECASTS.items(), THRESHOLDS):
-        settings = {**_dbcache(1, 0, threshold), **predictor}
-        rows.append(_ours(f"F1B0 R{threshold:g} {name}", f"threshold, {name}", settings, False))
-    for interval, (name, predictor) in itertools.product((2, 3, 4), FORECASTS.items()):
-        settings = {"rule": "even", "every": interval, "max_warmup_steps": 6, **predictor}
-        rows.append(_ours(f"W6 every {interval} {name}", f"mask, {name}", settings, False))
-    for threshold in THRESHOLDS:
-        settings = {**_dbcache(1, 0, threshold), "rule": "dbprune"}
-        rows.append(_ours(f"DBPrune R{threshold:g}", "DBPrune", settings, False))
-    return rows
+    for name in PRESETS:
+        yield _ours(f"preset {name}", "error control order 1", {"preset": name}, THIN)
+    for order, tolerances in TOLERANCES.items():
+        for tolerance in tolerances:
+            settings = {"rule": "error_control", "error_tolerance": tolerance}
+            settings |= {"predictor": "taylorseer", "taylorseer_order": order}
+            group = f"error control {ORDERS[order]}"
+            yield _ours(f"E{tolerance:g} {ORDERS[order]}", group, settings, WHOLE)
 
 
 def all_methods() -> list[Method]:
-    """In the order of a run."""
-    rows = [_fewer_steps(name, make, share) for name, make in SOLVERS for share in SHARES]
-    rows += _rows_of_ours()
-    rows += _dbcache_rows()
+    """In the order of a run: what matters most comes first."""
+    rows = [_uncached(), *_rows_of_ours()]
+    rows += [_fewer_steps(name, make, s) for name, make, shares in SOLVERS for s in shares]
     for name, make, values, quick in DIFFUSERS:
-        rows += [_of_diffusers(name, make, value, value == quick) for value in values]
-    return rows
+        rows += [_of_diffusers(name, make, v, QUICK if v == quick else WHOLE) for v in values]
+    for pair, tier in _pairs():
+        rows += pair.methods(tier)
+    return sorted(rows, key=lambda row: row.tier)

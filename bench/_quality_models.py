@@ -1,75 +1,73 @@
-"""Models that draw, as the quality bench sees them: an easy and a demanding setting of each."""
+"""Models that draw, as the quality bench sees them: an easy and a demanding setting.
 
-from collections.abc import Callable, Mapping
+All draw in batches, and whatever decides does so for a batch at once: ours, the peers, all alike.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from diffusers import FluxPipeline
-from torch import Tensor
+from diffusers import DiffusionPipeline
+from torch import Generator, Tensor
 
-from dit_cachegraph.demo.tiny_flux import (
-    SIDE_ARGUMENT,
-    embed,
-    load_pipeline,
-    pictures_from_tokens,
-    shipped_prompts,
-)
+from bench._quality_solvers import euler
+from bench.train.recipes import FLUX, WAN, Recipe
+from bench.train.sampling import draw_from, embed, load_pipeline
+from bench.train.shelf import SHELF
 
-# Each shipped prompt from two noises.
 NUM_PICTURES = 64
+SEED = 0
 
 Pictures = Tensor
-"""[B, 3, H, W] in [0, 1]."""
+"""[B, 3, H, W], or clips [B, frames, 3, H, W], in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class QualityModel:
-    """One model under one setting.
-
-    `load` makes a new pipeline; `draw(pipe, i, num_steps)` picture `i` [1, 3, H, W] in [0, 1],
-    always of the same prompt and from the same noise. A picture is drawn alone, so that what a
-    cache decides for it doesn't hang on its neighbours.
-    """
+    """One model under one setting."""
 
     name: str
-    num_branches: int
-    """Calls of the transformer a step."""
-    num_pictures: int
-    load: Callable[[], FluxPipeline]
-    draw: Callable[[FluxPipeline, int, int], Pictures]
+    recipe: Recipe
+    guidance: float
 
+    @property
+    def num_branches(self) -> int:
+        """Calls of the transformer a step."""
+        return 2 if self.guidance > 1 else 1
 
-def _tiny_flux(name: str, guidance: float) -> QualityModel:
-    prompts = shipped_prompts()
-    embeddings = embed(prompts)
+    @property
+    def picks(self) -> Tensor:
+        """[NUM_PICTURES, slots]: what the prompts say."""
+        return self.recipe.world.every_kind(NUM_PICTURES)
 
-    def draw(pipe: FluxPipeline, i: int, num_steps: int) -> Pictures:
-        text = embeddings[i % len(prompts)][None]
-        nothing = torch.zeros_like(text)
-        tokens = pipe(
-            prompt_embeds=text,
-            pooled_prompt_embeds=text.mean(1),
-            negative_prompt_embeds=nothing,
-            negative_pooled_prompt_embeds=nothing.mean(1),
-            true_cfg_scale=guidance,
-            guidance_scale=0.0,
-            height=SIDE_ARGUMENT,
-            width=SIDE_ARGUMENT,
-            num_inference_steps=num_steps,
-            generator=torch.Generator().manual_seed(i),
-            output_type="latent",
-        ).images
-        return (pictures_from_tokens(tokens).clamp(-1, 1) + 1) / 2
+    def load(self) -> DiffusionPipeline:
+        """A new pipeline."""
+        pipe = load_pipeline(self.recipe, SHELF / self.recipe.folder)
+        pipe.scheduler = euler()
+        return pipe
 
-    return QualityModel(name, 2 if guidance > 1 else 1, NUM_PICTURES, load_pipeline, draw)
+    def draw(self, pipe: DiffusionPipeline, which: range, num_steps: int) -> Pictures:
+        """These pictures, as one batch: each is always of the same prompt, from the same noise."""
+        shape = (NUM_PICTURES, *self.recipe.latent_shape)
+        noise = torch.randn(shape, generator=Generator().manual_seed(SEED))
+        rows = torch.tensor(which)
+        text = embed(self.recipe, SHELF / self.recipe.folder, self.picks[rows])
+        drawings = draw_from(
+            self.recipe, pipe, text, noise[rows], num_steps=num_steps, guidance=self.guidance
+        )
+        return (drawings + 1) / 2
 
 
 # Without guidance the paths are nearly straight, and methods rank otherwise than under it: a rule
 # that was chosen on the first alone is a trap.
-MODELS: Mapping[str, Callable[[], QualityModel]] = MappingProxyType(
+MODELS: Mapping[str, QualityModel] = MappingProxyType(
     {
-        "tiny-flux": lambda: _tiny_flux("tiny-flux", guidance=1.0),
-        "tiny-flux-guided": lambda: _tiny_flux("tiny-flux-guided", guidance=5.0),
+        model.name: model
+        for model in (
+            QualityModel("flux-scenes", FLUX, guidance=1.0),
+            QualityModel("flux-scenes-guided", FLUX, guidance=5.0),
+            QualityModel("wan-clips-guided", WAN, guidance=3.0),
+        )
     }
 )

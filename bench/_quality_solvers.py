@@ -6,7 +6,22 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin, UniPCMult
 from torch import Tensor
 
 
-class AdamsBashforth2(FlowMatchEulerDiscreteScheduler):
+class Euler(FlowMatchEulerDiscreteScheduler):
+    """Order 1, over even steps."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: object = None,
+        sigmas: np.ndarray | None = None,
+        **others: object,
+    ) -> None:
+        """As the parent's; without levels over `even_levels`."""
+        sigmas = even_levels(num_inference_steps) if sigmas is None else sigmas
+        super().set_timesteps(len(sigmas), device, sigmas=sigmas, **others)
+
+
+class AdamsBashforth2(Euler):
     """Two-step Adams-Bashforth over the real step widths; the first step is Euler's."""
 
     _before: Tensor | None = None
@@ -24,9 +39,31 @@ class AdamsBashforth2(FlowMatchEulerDiscreteScheduler):
         return super().step(velocity, timestep, sample, **others)
 
 
+class UniPC(UniPCMultistepScheduler):
+    """diffusers' own multistep solver, of order 2 with its corrector, over even steps."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: object = None,
+        sigmas: np.ndarray | None = None,
+        **others: object,
+    ) -> None:
+        """As the parent's; without levels over `even_levels`."""
+        sigmas = even_levels(num_inference_steps) if sigmas is None else sigmas
+        super().set_timesteps(len(sigmas), device, sigmas=sigmas, **others)
+
+
+def even_levels(num_steps: int | None) -> np.ndarray:
+    """Noise levels from 1 to 1 / n. FluxPipeline gives these; WanPipeline leaves them to the
+    scheduler, and diffusers' Euler would waste one of n steps on the last thousandth."""
+    assert num_steps is not None, "a number of steps, or their noise levels"
+    return np.linspace(1.0, 1 / num_steps, num_steps)
+
+
 def euler() -> SchedulerMixin:
     """What the pipelines come with."""
-    return FlowMatchEulerDiscreteScheduler()
+    return Euler()
 
 
 def adams_bashforth() -> SchedulerMixin:
@@ -35,15 +72,12 @@ def adams_bashforth() -> SchedulerMixin:
 
 
 def unipc() -> SchedulerMixin:
-    """diffusers' own multistep solver, of order 2 with its corrector."""
-    return UniPCMultistepScheduler(
-        solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True
-    )
+    """Order 2 with a corrector."""
+    return UniPC(solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True)
 
 
 def largest_difference(one: SchedulerMixin, other: SchedulerMixin, num_steps: int) -> float:
-    """Between the noise levels of two solvers that are given what the pipelines give them."""
-    sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
+    """Between the noise levels of two solvers, given a number of steps as WanPipeline does."""
     for scheduler in (one, other):
-        scheduler.set_timesteps(num_steps, sigmas=sigmas)
+        scheduler.set_timesteps(num_steps)
     return (one.sigmas - other.sigmas).abs().max().item()

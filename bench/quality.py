@@ -3,9 +3,10 @@
     python -m bench.quality --quick      some methods on 4 pictures, a few minutes
     python -m bench.quality              everything; stop it at any time, and it goes on later
 
-Rows go to rows.jsonl in the folder --out as they are measured; at the end come a table and a plot
-for each model and number of steps. What is counted is block computations: that says nothing of
-time, which `bench.models` measures.
+At 50 steps come the most important methods alone. Rows go to MODEL.jsonl in the
+folder --out as they are measured, so several models may be measured at once; at the end come a
+table and a plot for each model and number of steps. What is counted is block computations: that
+says nothing of time, which `bench.quality_time` measures.
 """
 
 import argparse
@@ -15,30 +16,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bench._engines import use_one_thread
 from bench._quality_draw import artist_for
-from bench._quality_judge import check, references_for, row_of
-from bench._quality_methods import Method, all_methods
-from bench._quality_models import MODELS, QualityModel
-from bench._quality_rows import Key, Row, append_row, plot, read_rows, table_of
+from bench._quality_judge import Jury, check, references_for, row_of
+from bench._quality_methods import QUICK, THIN, WHOLE, Method, all_methods
+from bench._quality_models import MODELS, NUM_PICTURES, QualityModel
+from bench._quality_plot import plot
+from bench._quality_rows import Key, Row, append_row, read_rows, table_of
 
 STEPS, QUICK_STEPS = (28, 50), (28,)
+# At more, only the most important methods are measured.
+WHOLE_STEPS = 28
 QUICK_PICTURES = 4
+BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What to measure; `num_pictures` is at most what a model has."""
+    """What to measure. `batch` pictures are drawn together."""
 
     models: tuple[str, ...]
     steps: tuple[int, ...]
     num_pictures: int
+    batch: int
     methods: tuple[Method, ...]
     folder: Path
 
-    @property
-    def rows_path(self) -> Path:
-        return self.folder / "rows.jsonl"
+    def rows_path(self, model: str) -> Path:
+        return self.folder / f"{model}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--steps", nargs="+", type=int, default=None, help="28 and 50")
-    parser.add_argument("--pictures", type=int, default=None, help="all that a model has")
+    parser.add_argument("--pictures", type=int, choices=range(1, NUM_PICTURES + 1), metavar="N")
+    parser.add_argument("--batch", type=int, default=BATCH, help="pictures drawn together")
     parser.add_argument("--only", default="", metavar="TEXT", help="methods with this in the name")
     parser.add_argument("--quick", action="store_true", help="some methods, 28 steps, 4 pictures")
     parser.add_argument("--out", type=Path, default=Path("quality_out"), metavar="FOLDER")
@@ -68,25 +76,25 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     chosen = [method for method in all_methods() if parsed.only in method.name]
     if not chosen:
         parser.error(f"no method has {parsed.only!r} in its name")
-    if min(parsed.steps or STEPS) < 2 or (parsed.pictures is not None and parsed.pictures < 1):
-        parser.error("--steps takes counts from 2, and --pictures one from 1")
+    if min(parsed.steps or STEPS) < 2 or parsed.batch < 1:
+        parser.error("--steps takes counts from 2, and --batch one from 1")
     return Arguments(
         models=tuple(parsed.models),
         steps=tuple(parsed.steps or (QUICK_STEPS if parsed.quick else STEPS)),
-        num_pictures=parsed.pictures or (QUICK_PICTURES if parsed.quick else sys.maxsize),
-        methods=tuple(m for m in chosen if m.is_quick or not parsed.quick),
+        num_pictures=parsed.pictures or (QUICK_PICTURES if parsed.quick else NUM_PICTURES),
+        batch=parsed.batch,
+        methods=tuple(m for m in chosen if m.tier <= (QUICK if parsed.quick else WHOLE)),
         folder=parsed.out,
     )
 
 
 def sections_of(arguments: Arguments) -> Iterator[Section]:
     """All that was asked for, measured already or not."""
-    for name in arguments.models:
-        model = MODELS[name]()
-        num_pictures = min(arguments.num_pictures, model.num_pictures)
-        for steps in arguments.steps:
-            methods = {Key(name, steps, num_pictures, m.name): m for m in arguments.methods}
-            yield Section(model, steps, methods)
+    for steps in arguments.steps:
+        chosen = [m for m in arguments.methods if m.tier == THIN or steps <= WHOLE_STEPS]
+        for name in arguments.models:
+            how = (name, steps, arguments.num_pictures, arguments.batch)
+            yield Section(MODELS[name], steps, {Key(*how, m.name): m for m in chosen})
 
 
 class Progress:
@@ -110,47 +118,53 @@ class Progress:
 def measure(arguments: Arguments) -> list[Section]:
     """Write all rows that aren't there yet."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    known = {row.key for row in read_rows(arguments.rows_path)}
     sections = list(sections_of(arguments))
-    progress = Progress(sum(key not in known for s in sections for key in s.methods))
-    for section in sections:
-        missing = {key: method for key, method in section.methods.items() if key not in known}
-        if missing:
-            _measure_section(section, missing, arguments, progress)
+    missing = [_missing(section, arguments) for section in sections]
+    progress = Progress(sum(map(len, missing)))
+    for section, methods in zip(sections, missing, strict=True):
+        if methods:
+            _measure_section(section, methods, arguments, progress)
     return sections
+
+
+def _missing(section: Section, arguments: Arguments) -> dict[Key, Method]:
+    known = {row.key for row in read_rows(arguments.rows_path(section.model.name))}
+    return {key: method for key, method in section.methods.items() if key not in known}
 
 
 def _measure_section(
     section: Section, missing: dict[Key, Method], arguments: Arguments, progress: Progress
 ) -> None:
-    (num_pictures,) = {key.num_pictures for key in missing}
-    artist = artist_for(section.model, num_pictures)
-    references = references_for(artist, section.num_steps, arguments.folder)
+    model = section.model
+    artist = artist_for(model, arguments.num_pictures, arguments.batch, arguments.folder)
+    references = references_for(artist, section.num_steps)
     check(artist, references, section.num_steps)
+    jury = Jury(model)
     for key, method in missing.items():
         start = time.perf_counter()
         drawn = method.draw(artist, section.num_steps)
         seconds = time.perf_counter() - start
-        row = row_of(key, method.group, drawn, references, seconds)
-        append_row(arguments.rows_path, row)
+        row = row_of(key, method.group, drawn, references, jury, seconds)
+        append_row(arguments.rows_path(model.name), row)
         progress.say(row)
 
 
 def show(sections: Sequence[Section], arguments: Arguments) -> None:
     """A table and a plot of each section."""
-    rows = read_rows(arguments.rows_path)
     for section in sections:
+        rows = read_rows(arguments.rows_path(section.model.name))
         chosen = [row for row in rows if row.key in section.methods]
         path = arguments.folder / f"{section.model.name}-{section.num_steps}.png"
-        plot(chosen, str(section), path)
+        plot(chosen, f"{section}, {arguments.num_pictures} pictures", path)
         machines = dict.fromkeys(row.machine for row in chosen)
-        print(f"\n{section}, {chosen[0].key.num_pictures} pictures; {path}")
+        print(f"\n{section}, {arguments.num_pictures} pictures; {path}")
         print("\n".join([table_of(chosen), *machines]))
 
 
 def main(arguments: Sequence[str]) -> None:
     parsed = parse_arguments(arguments)
     use_one_thread()
+    torch.set_grad_enabled(False)
     show(measure(parsed), parsed)
 
 

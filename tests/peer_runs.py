@@ -3,6 +3,7 @@
 cache-dit patches the class of the pipeline it is given, so it gets a subclass of its own.
 """
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -13,11 +14,13 @@ from torch import Tensor
 
 import dit_cachegraph as dc
 from dit_cachegraph.demo.tiny_flux import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
-from dit_cachegraph.policy.dbcache import DBCacheConfig
+from dit_cachegraph.policy.catalog import PREDICTORS, RULES
+from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 
 # By names that both know. The region is never left to a default, where they differ.
 Options = Mapping[str, object]
 ONE_FIRST_BLOCK = {"Fn_compute_blocks": 1}
+TAYLOR_OPTIONS = {f.name for f in fields(TaylorSeerCalibratorConfig)}
 
 
 class FluxPeerPipeline(FluxPipeline):
@@ -63,11 +66,13 @@ class Sampling:
 @dataclass(frozen=True)
 class Ran:
     """The tokens of the pictures [B, 64, 48]; for each branch, the steps that were reused and the
-    diffs that were compared, by step."""
+    diffs that were compared, by step (the mean over blocks where each has its own). Where blocks
+    are pruned one by one, also how many at each of those steps."""
 
     tokens: Tensor
     hits: tuple[tuple[int, ...], ...]
     diffs: tuple[Mapping[int, float], ...]
+    num_pruned: tuple[tuple[int, ...], ...]
 
 
 def sample(pipe: FluxPipeline, sampling: Sampling) -> Tensor:
@@ -91,15 +96,32 @@ def peer_pipeline() -> FluxPeerPipeline:
     return pipe
 
 
-def peer_config(settings: Options) -> cache_dit.DBCacheConfig:
-    return cache_dit.DBCacheConfig(**{**ONE_FIRST_BLOCK, **settings})
+def peer_config(settings: Options) -> cache_dit.BasicCacheConfig:
+    """What cache-dit calls the rule and its options."""
+    options = {**ONE_FIRST_BLOCK, **settings}
+    make = (
+        cache_dit.DBPruneConfig
+        if options.pop("rule", None) == "dbprune"
+        else cache_dit.DBCacheConfig
+    )
+    for name in ("predictor", *TAYLOR_OPTIONS):
+        options.pop(name, None)
+    return make(**options)
+
+
+def peer_calibrator(settings: Options) -> cache_dit.TaylorSeerCalibratorConfig | None:
+    """What cache-dit calls the predictor and its options."""
+    if settings.get("predictor") != "taylorseer":
+        return None
+    given = {name: settings[name] for name in TAYLOR_OPTIONS & settings.keys()}
+    return cache_dit.TaylorSeerCalibratorConfig(**given)
 
 
 def run_peer(sampling: Sampling, settings: Options) -> Ran:
     """One image through cache-dit, which has to be told whether there are two branches."""
     pipe = peer_pipeline()
     config = peer_config({"enable_separate_cfg": sampling.num_branches == 2, **settings})
-    cache_dit.enable_cache(pipe, cache_config=config)
+    cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=peer_calibrator(settings))
     tokens = sample(pipe, sampling)
     return Ran(tokens, *_peer_decisions(pipe, sampling.num_branches))
 
@@ -115,12 +137,16 @@ def _peer_decisions(pipe, num_branches: int):
     (stats, *_) = cache_dit.summary(pipe, logging=False)
     hits = (stats.cached_steps, stats.cfg_cached_steps)[:num_branches]
     diffs = (stats.residual_diffs, stats.cfg_residual_diffs)[:num_branches]
-    return tuple(map(tuple, hits)), tuple(_compared(d) for d in diffs)
+    pruned = (stats.pruned_blocks, stats.cfg_pruned_blocks)[:num_branches]
+    num_pruned = tuple(tuple(filter(None, blocks)) for blocks in pruned)
+    return tuple(map(tuple, hits)), tuple(map(_compared, diffs)), num_pruned
 
 
-def _compared(diffs: Mapping[str, float]) -> dict[int, float]:
+def _compared(diffs: Mapping[str, float | list[float]]) -> dict[int, float]:
+    by_step = {int(s): d if isinstance(d, list) else [float(d)] for s, d in diffs.items()}
     # What is not positive is a mark: no threshold, a forced hit, another shape.
-    return {int(step): float(diff) for step, diff in diffs.items() if float(diff) > 0}
+    kept = {step: [d for d in found if d > 0] for step, found in by_step.items()}
+    return {step: statistics.fmean(found) for step, found in kept.items() if found}
 
 
 def our_pipeline(**options: object) -> FluxPipeline:
@@ -134,17 +160,26 @@ def our_pipeline(**options: object) -> FluxPipeline:
 def run_ours(pipe: FluxPipeline, sampling: Sampling, settings: Options) -> Ran:
     """One image through ours, decided by the mean of the batch as cache-dit does; whatever an
     earlier run set is back at its default."""
-    defaults = {f.name: f.default for f in fields(DBCacheConfig)}
-    dc.configure(pipe, **{**defaults, "batch_rule": "mean", **ONE_FIRST_BLOCK, **settings})
+    chosen = {"rule": "dbcache", "predictor": "replay", **settings}
+    kinds = (RULES[chosen["rule"]], PREDICTORS[chosen["predictor"]])
+    defaults = {f.name: f.default for kind in kinds for f in fields(kind)}
+    dc.configure(pipe, **{**defaults, "batch_rule": "mean", **ONE_FIRST_BLOCK, **chosen})
     tokens = sample(pipe, sampling)
     num_branches = sampling.num_branches
     steps = dc.summary(pipe).steps[-sampling.num_steps * num_branches :]
     branches = [steps[i::num_branches] for i in range(num_branches)]
+    prunes = chosen["rule"] == "dbprune"
     return Ran(
         tokens,
-        tuple(tuple(s.step for s in branch if s.hit) for branch in branches),
+        tuple(tuple(s.step for s in branch if s.skipped) for branch in branches),
         tuple({s.step: s.diff for s in branch if s.diff is not None} for branch in branches),
+        tuple(_num_skipped(branch) if prunes else () for branch in branches),
     )
+
+
+def _num_skipped(steps) -> tuple[int, ...]:
+    skipped = (sum(stop - start for start, stop in step.skipped) for step in steps)
+    return tuple(filter(None, skipped))
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

@@ -14,20 +14,29 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import quality
-from bench._quality_draw import Drawn, artist_for, by_ours, by_pipeline, by_solver
-from bench._quality_judge import References, check, row_of
-from bench._quality_methods import all_methods, every
+from bench._quality_draw import Drawn, artist_for, by_ours, by_pipeline
+from bench._quality_judge import Jury, References, check, row_of
+from bench._quality_methods import QUICK, THIN, all_methods, every
 from bench._quality_models import MODELS
-from bench._quality_peers import with_first_block_cache, with_mag_cache, with_taylorseer_lite
-from bench._quality_rows import Key, Row, append_row, front, read_rows, table_of
+from bench._quality_peers import (
+    with_cache_dit,
+    with_first_block_cache,
+    with_mag_cache,
+    with_taylorseer,
+    with_taylorseer_lite,
+)
+from bench._quality_plot import color_of, front
+from bench._quality_rows import Key, Row, append_row, read_rows, table_of
 from bench._quality_solvers import adams_bashforth, euler, largest_difference, unipc
+from bench.train.scenes import SCENES
 
 NUM_STEPS = 6
 
 
 def rows_of(method="x", count=1):
-    key = Key("m", 28, 4, method)
-    row = Row(key, "g", 0.5, 40.0, 38.0, 0.99, 35.0, 0.9, 1.0, "machine")
+    key = Key("m", 28, 4, 2, method)
+    read_back = {"color": 1.0, "shape": 0.5}
+    row = Row(key, "g", 0.5, 40.0, 38.0, 0.99, 35.0, 0.9, read_back, 7.0, 1.0, "machine")
     return [replace(row, key=replace(key, method=f"{method}{i}")) for i in range(count)]
 
 
@@ -53,7 +62,17 @@ def test_a_line_that_was_cut_off_is_measured_again(tmp_path):
 def test_table_goes_by_share():
     low, high = rows_of(count=2)
     lines = table_of([low, replace(high, share=0.75, psnr_db=None)]).splitlines()
-    assert lines[1].split() == ["x1", "0.750", "equal", "38.0", "0.9900", "35.0", "0.9000"]
+    assert lines[1].split() == [
+        "x1",
+        "0.750",
+        "equal",
+        "38.0",
+        "0.9900",
+        "35.0",
+        "0.9000",
+        "75.0%",
+        "7.0",
+    ]
     assert lines[2].split()[:3] == ["x0", "0.500", "40.0"]
 
 
@@ -99,33 +118,47 @@ def test_masks_are_even():
 def test_no_two_methods_have_one_name():
     names = [method.name for method in all_methods()]
     assert len(set(names)) == len(names)
-    quick = {method.group for method in all_methods() if method.is_quick}
+    quick = {method.group for method in all_methods() if method.tier <= QUICK}
     peers_and_rivals = {m.group for m in all_methods() if not m.group.startswith("ours")}
-    assert {*peers_and_rivals, "ours, presets", "ours, error control, order 1"} <= quick
+    assert {g for g in peers_and_rivals if "named" not in g and "order 2" not in g} <= quick
+    assert {"uncached", "ours, error control order 1", "ours, DBPrune"} <= quick
+    tiers = [method.tier for method in all_methods()]
+    assert tiers == sorted(tiers) and 10 <= tiers.count(THIN) <= 20
+
+
+def test_the_same_options_have_the_same_colour():
+    groups = ["ours, threshold", "ours, DBPrune", "cache-dit, threshold", "diffusers, MagCache"]
+    colors = [color_of(group, groups) for group in groups]
+    assert colors[0] == colors[2] and len(set(colors)) == 3
 
 
 @pytest.fixture(scope="module")
-def artist():
-    return artist_for(MODELS["tiny-flux-guided"](), 1)
+def artist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uncached")
+    return artist_for(MODELS["flux-scenes-guided"], 1, 1, folder)
 
 
 @pytest.mark.e2e
 def test_what_runs_is_counted_and_checked(artist):
-    uncached = by_solver(artist, euler(), NUM_STEPS, NUM_STEPS)
-    references = References(uncached.pictures, uncached.pictures)
+    uncached = artist.uncached(NUM_STEPS)
+    references = References(uncached, uncached)
     check(artist, references, NUM_STEPS)
     with pytest.raises(RuntimeError, match="ours at threshold 0 is off by"):
-        check(artist, References(uncached.pictures.flip(1), uncached.pictures), NUM_STEPS)
+        check(artist, References(uncached.flip(1), uncached), NUM_STEPS)
     mask = {"steps_computation_mask": (1, 1, 0, 1, 0, 0), "steps_computation_policy": "static"}
     settings = {"Fn_compute_blocks": 4, "Bn_compute_blocks": 2, **mask}
     ours = by_ours(artist, settings, NUM_STEPS)
-    # Three of six steps run 6 of 18 blocks, on both branches.
-    assert ours.share == pytest.approx(1 - 3 / 6 * 12 / 18)
-    assert not torch.equal(ours.pictures, uncached.pictures)
+    # Three of six steps run 6 of 12 blocks, on both branches.
+    assert ours.share == pytest.approx(1 - 3 / 6 * 6 / 12)
+    assert ours.curves == [[1, 1, 0.5, 1, 0.5, 0.5]]
+    assert ours.seen == [[None] * 6]
+    assert not torch.equal(ours.pictures, uncached)
+    peer = by_pipeline(artist, with_cache_dit(artist.model, settings, 0, prunes=False), NUM_STEPS)
+    assert peer.curves[0] == pytest.approx(ours.curves[0])
     always = with_first_block_cache(artist.model, 1e9, NUM_STEPS)
-    assert by_pipeline(artist, always, NUM_STEPS).share == pytest.approx(
-        (18 + (NUM_STEPS - 1)) / (18 * NUM_STEPS), abs=1e-5
-    )
+    first_alone = by_pipeline(artist, always, NUM_STEPS)
+    assert first_alone.share == pytest.approx((12 + (NUM_STEPS - 1)) / (12 * NUM_STEPS), abs=1e-5)
+    assert first_alone.curves[0] == pytest.approx([1, *[1 / 12] * 5])
 
 
 @pytest.mark.e2e
@@ -137,34 +170,73 @@ def test_other_caches_skip_blocks(artist):
         assert 0.3 < by_pipeline(artist, pipe, NUM_STEPS).share < 1
 
 
+@pytest.mark.e2e
+def test_a_clip_is_drawn_the_same_alone_and_beside_others(tmp_path):
+    model = MODELS["wan-clips-guided"]
+    alone, together = (artist_for(model, 3, batch, tmp_path / "") for batch in (1, 2))
+    assert [list(which) for which in together.batches] == [[0, 1], [2]]
+    clips = together.uncached(2)
+    assert clips.shape == (3, 8, 3, 32, 32)
+    assert torch.allclose(alone.draw(model.load(), 2), clips, atol=1e-4)
+    # Attention runs at the first steps alone; by their own patterns it would at all.
+    assert by_pipeline(together, with_taylorseer(model, 4, 8), 8).share < 0.9
+
+
+def test_the_jury_reads_drawings_and_knows_noise():
+    jury, model = Jury(MODELS["flux-scenes"]), MODELS["flux-scenes"]
+    drawings, picks = SCENES.draw(64, torch.Generator().manual_seed(3))
+    pictures = (drawings.clamp(-1, 1) + 1) / 2
+    read_back = jury.read_back(pictures)
+    # The drawings are of other prompts than the model's pictures.
+    assert set(read_back) == set(SCENES.slots)
+    right = (picks == model.picks).float().mean(0)
+    assert list(read_back.values()) == pytest.approx(right.tolist(), abs=0.1)
+    close, far = jury.distance(pictures), jury.distance(torch.rand_like(pictures))
+    assert 0 < close < far / 2
+    assert jury.distance(pictures) == close
+    assert jury.distance(pictures[:1]) is None
+
+
 def test_figures_of_a_method():
-    references = References(torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5))
-    pictures = torch.stack([torch.full((3, 16, 16), 0.1), torch.full((3, 16, 16), 0.01)])
-    row = row_of(rows_of()[0].key, "g", Drawn(pictures, 0.5), references, 2.0)
+    references = References(torch.zeros(2, 3, 64, 64), torch.full((2, 3, 64, 64), 0.5))
+    pictures = torch.stack([torch.full((3, 64, 64), 0.1), torch.full((3, 64, 64), 0.01)])
+    jury = Jury(MODELS["flux-scenes"])
+    row = row_of(rows_of()[0].key, "g", Drawn(pictures, 0.5), references, jury, 2.0)
     assert (row.psnr_db, row.psnr_db_worst) == pytest.approx((30.0, 20.0), abs=1e-4)
     assert row.psnr_db_converged == pytest.approx(
         -10 * (math.log10(0.4) + math.log10(0.49)), abs=1e-4
     )
-    equal = row_of(rows_of()[0].key, "g", Drawn(references.uncached, 1.0), references, 2.0)
+    equal = row_of(rows_of()[0].key, "g", Drawn(references.uncached, 1.0), references, jury, 2.0)
     assert (equal.psnr_db, equal.ssim) == (None, 1.0)
 
 
 @pytest.mark.e2e
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, capsys):
-    arguments = ["--models", "tiny-flux", "--steps", "4", "--pictures", "1", "--out", str(tmp_path)]
+    arguments = [
+        "--models",
+        "flux-scenes",
+        "--steps",
+        "4",
+        "--pictures",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     quality.main([*arguments, "--only", "euler 0.5"])
-    assert "[1/1] tiny-flux 4 steps, euler 0.5: share 0.500" in capsys.readouterr().out
+    assert "[1/1] flux-scenes 4 steps, euler 0.5: share 0.500" in capsys.readouterr().out
     quality.main([*arguments, "--only", "euler 0.5"])
     assert "[1/" not in capsys.readouterr().out
     quality.main([*arguments, "--only", "0.5"])
     out = capsys.readouterr().out
     assert "[2/2]" in out and "euler 0.5: share" not in out
-    names = [json.loads(line)["key"]["method"] for line in (tmp_path / "rows.jsonl").open()]
+    names = [json.loads(line)["key"]["method"] for line in (tmp_path / "flux-scenes.jsonl").open()]
     assert names == ["euler 0.5", "adams-bashforth 0.5", "unipc 0.5"]
-    assert matplotlib.image.imread(tmp_path / "tiny-flux-4.png").shape[:2] == (840, 1680)
+    assert matplotlib.image.imread(tmp_path / "flux-scenes-4.png").shape[:2] == (1300, 1500)
 
 
-@pytest.mark.parametrize("wrong", [["--only", "no such"], ["--steps", "1"], ["--pictures", "0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--only", "no such"], ["--steps", "1"], ["--pictures", "0"], ["--batch", "0"]]
+)
 def test_wrong_arguments_are_refused(wrong, capsys):
     with pytest.raises(SystemExit):
         quality.parse_arguments(wrong)

@@ -71,7 +71,6 @@ def embed(recipe: Recipe, folder: Path, picks: Tensor) -> Tensor:
     return get_words(folder)[recipe.world.word_indices(picks)]
 
 
-@torch.no_grad()
 def draw(
     recipe: Recipe,
     pipe: DiffusionPipeline,
@@ -82,10 +81,25 @@ def draw(
     seed: int = 0,
 ) -> Tensor:
     """Drawings [B, ..., 3, H, W] in [-1, 1] for prompt embeddings [B, words, WORD_DIM]."""
-    arguments = _flux_arguments if isinstance(pipe, FluxPipeline) else _wan_arguments
     shape = (len(text), *recipe.latent_shape)
+    noise = torch.randn(shape, generator=Generator().manual_seed(seed))
+    return draw_from(recipe, pipe, text, noise, num_steps=num_steps, guidance=guidance)
+
+
+@torch.no_grad()
+def draw_from(
+    recipe: Recipe,
+    pipe: DiffusionPipeline,
+    text: Tensor,
+    noise: Tensor,
+    *,
+    num_steps: int,
+    guidance: float,
+) -> Tensor:
+    """The same from white noise [B, ...] of the latents' shape."""
+    arguments = _flux_arguments if isinstance(pipe, FluxPipeline) else _wan_arguments
     result = pipe(
-        latents=recipe.start(torch.randn(shape, generator=Generator().manual_seed(seed))),
+        latents=recipe.start(noise),
         prompt_embeds=text,
         negative_prompt_embeds=torch.zeros_like(text),
         num_inference_steps=num_steps,

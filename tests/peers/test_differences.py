@@ -8,10 +8,12 @@ pytest.importorskip("cache_dit", reason='cache-dit is not installed: pip install
 
 import cache_dit
 import torch
+from cache_dit.caching.cache_contexts.calibrators.taylorseer import TaylorSeerState
 from torch import nn
 
 import dit_cachegraph as dc
 from dit_cachegraph.demo.tiny_flux import load_pipeline
+from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 from peer_runs import (
     Sampling,
     calls_of,
@@ -164,6 +166,42 @@ def test_a_sample_does_not_pay_for_its_neighbours(ours):
     settings = {"residual_diff_threshold": (mean + worst) / 2, "max_warmup_steps": 2}
     assert 2 in run_peer(PLAIN, settings).hits[0]
     assert 2 not in run_ours(ours, PLAIN, {**settings, "batch_rule": "max"}).hits[0]
+
+
+def test_a_forecast_from_two_computed_steps(ours):
+    replay = {"residual_diff_threshold": 1.0, "max_warmup_steps": 2}
+    forecast = {**replay, "predictor": "taylorseer", "taylorseer_order": 1}
+    # Two values make a line; cache-dit has a derivative from the third step on, and replays.
+    its_replay, its_forecast = (run_peer(PLAIN, settings).tokens for settings in (replay, forecast))
+    assert relative_error(its_forecast, its_replay) == 0
+    assert relative_error(run_ours(ours, PLAIN, replay).tokens, its_replay) < SAME_OUTPUT
+    assert relative_error(run_ours(ours, PLAIN, forecast).tokens, its_replay) > WRONG_OUTPUT
+
+
+@pytest.mark.parametrize("computed", [(0, 1, 2, 3, 4), (0, 1, 2, 3, 6)])
+def test_a_forecast_of_order_two_of_a_parabola(computed):
+    values = {step: torch.tensor([float(step**2)]) for step in computed}
+    state = TaylorSeerState(n_derivatives=2)
+    for step in range(computed[-1] + 1):
+        state.mark_step_begin()
+        if step in values:
+            state.update(values[step])
+    state.mark_step_begin()
+    asked = computed[-1] + 1
+    # It divides differences of differences by the last gap alone, and takes them for derivatives.
+    assert abs(state.approximate().item() - asked**2) >= 1
+    weights = TaylorSeerCalibratorConfig(taylorseer_order=2).weights(computed, asked)
+    weighted = (weight * values[s] for weight, s in zip(weights, computed, strict=True))
+    assert sum(weighted).item() == pytest.approx(asked**2)
+
+
+def test_a_bound_on_pruned_steps(ours):
+    settings = {"rule": "dbprune", "residual_diff_threshold": 1.0, "max_warmup_steps": 2}
+    settings |= {"max_cached_steps": 2}
+    # The step that reaches the bound counts from its first pruned block on: the others compute.
+    peer, mine = run_peer(PLAIN, settings), run_ours(ours, PLAIN, settings)
+    assert (peer.hits, peer.num_pruned) == (((2, 3),), ((17, 1),))
+    assert (mine.hits, mine.num_pruned) == (((2, 3),), ((17, 17),))
 
 
 def test_a_misspelt_option(ours):

@@ -39,8 +39,18 @@ def settings_of(options):
         "A": "max_accumulated_residual_diff_threshold",
         "mask": "steps_computation_mask",
         "policy": "steps_computation_policy",
+        "T": "taylorseer_order",
+        "kept": "calibrator_cache_type",
+        "encoder": "enable_encoder_calibrator",
+        "dynamic": "enable_dynamic_prune_threshold",
+        "most": "max_dynamic_prune_threshold",
+        "relax": "dynamic_prune_threshold_relax_ratio",
+        "never": "non_prune_block_ids",
+        "rule": "rule",
     }
-    return {names[name]: value for name, value in {"R": 0.3, "W": 2, **options}.items()}
+    chosen = {"predictor": "taylorseer"} if "T" in options else {}
+    given = {names[name]: value for name, value in {"R": 0.3, "W": 2, **options}.items()}
+    return chosen | given
 
 
 THRESHOLDS = [dict(R=r) for r in (0.0, 0.05, 0.15, 0.2, 0.25, 0.4, 0.5, 0.8, 1.0)] + [
@@ -63,7 +73,35 @@ MASKS += [dict(mask=PRESETS["ultra"], policy="dynamic", W=8, R=1.0, M=3, MC=1)]
 MASKS += [dict(mask=PRESETS["fast"], policy="static", W=8, M=1, MC=1, F=2, B=3)]
 MASKS += [dict(mask=(1, 0) * 4, policy="static", W=0)]
 
-UNGUIDED = [*THRESHOLDS, *BLOCKS, *WARMUPS, *INTERVALS, *CAPS, *ACCUMULATED, *MASKS]
+# Reuse from the fifth step on: earlier cache-dit has no derivative. Above order 1 it errs.
+TAYLOR = [dict(T=1, W=4, R=r) for r in (0.2, 0.4, 0.8, 1.0)] + [dict(T=0, W=4, R=0.8)]
+TAYLOR += [dict(T=1, W=4, R=0.8, F=f, B=b) for f, b in ((1, 4), (4, 0), (8, 4))]
+TAYLOR += [dict(T=1, W=4, R=1.0, MC=1), dict(T=1, W=5, R=0.8, M=2), dict(T=1, W=8, I=3, R=1.0)]
+TAYLOR += [dict(T=1, W=4, R=0.8, kept="hidden_states"), dict(T=1, W=4, R=0.8, encoder=False)]
+TAYLOR += [dict(T=1, mask=(1, 1, 1, 1, 0, 1, 0, 0), policy="static", W=4)]
+
+PRUNE = [dict(rule="dbprune", R=r) for r in (0.0, 0.05, 0.1, 0.2, 0.4)]
+PRUNE += [dict(rule="dbprune", R=0.2, F=f, B=b) for f, b in ((4, 0), (1, 4), (8, 4), (17, 0))]
+PRUNE += [dict(rule="dbprune", R=0.2, W=w) for w in (0, 4)] + [
+    dict(rule="dbprune", W=6, I=2, R=0.1)
+]
+PRUNE += [dict(rule="dbprune", R=0.1, dynamic=True), dict(rule="dbprune", R=0.05, dynamic=True)]
+PRUNE += [dict(rule="dbprune", R=0.05, dynamic=True, most=0.4, relax=2.0)]
+PRUNE += [dict(rule="dbprune", R=0.2, never=[3, 9, 10])]
+PRUNE += [dict(rule="dbprune", R=0.2, mask=PRESETS["medium"], policy="dynamic")]
+PRUNE += [dict(rule="dbprune", R=0.2, T=1, W=4)]
+
+UNGUIDED = [
+    *TAYLOR,
+    *PRUNE,
+    *THRESHOLDS,
+    *BLOCKS,
+    *WARMUPS,
+    *INTERVALS,
+    *CAPS,
+    *ACCUMULATED,
+    *MASKS,
+]
 BRANCHES = [
     dict(R=0.2),
     dict(R=0.4),
@@ -71,6 +109,10 @@ BRANCHES = [
     dict(R=0.8, A=0.6),
     dict(F=4, B=4, R=0.2),
     *MASKS[2:4],
+    dict(T=1, W=4, R=0.4),
+    dict(T=1, W=4, R=1.0, F=4, B=4),
+    dict(rule="dbprune", R=0.1),
+    dict(rule="dbprune", R=0.2, F=2, B=2),
 ]
 TABLE = [(PLAIN, row) for row in UNGUIDED] + [(GUIDED, row) for row in BRANCHES]
 
@@ -80,6 +122,8 @@ def differences(ours: Ran, peer: Ran) -> list[str]:
     found = []
     if ours.hits != peer.hits:
         found.append(f"hits {ours.hits}, cache-dit's {peer.hits}")
+    if ours.num_pruned != peer.num_pruned:
+        found.append(f"pruned {ours.num_pruned}, cache-dit's {peer.num_pruned}")
     error = relative_error(ours.tokens, peer.tokens)
     if not error < MAX_ERROR:
         found.append(f"output off by {error:.2g}")
@@ -92,15 +136,17 @@ def differences(ours: Ran, peer: Ran) -> list[str]:
 
 def test_decisions_and_pictures_are_the_same():
     pipe = our_pipeline()
-    failed, num_hits = [], Counter()
+    failed, num_hits, num_pruned = [], Counter(), set()
     for sampling, row in TABLE:
         settings = settings_of(row)
         ours = run_ours(pipe, sampling, settings)
         found = differences(ours, run_peer(sampling, settings))
         failed += [f"{row}, guidance {sampling.guidance}: {'; '.join(found)}"] if found else []
         num_hits[sum(map(len, ours.hits))] += 1
+        num_pruned |= set(ours.num_pruned[0])
     assert not failed, "\n" + "\n".join(failed)
     assert len(TABLE) >= 40
     # The settings matter: images without a hit, and with any number up to all steps but the first.
     assert set(range(NUM_STEPS)) <= set(num_hits)
+    assert len(num_pruned) >= 10
     assert dc.summary(pipe).graphs[0].num_blocks == 18
