@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._dynamo.eval_frame import OptimizedModule
 
 from dit_cachegraph.compat.block_adapter import Hint, check_hints
@@ -86,7 +87,9 @@ class CachedForward:
         self.is_on = self.compiles = False
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        return _run(self, args, kwargs, torch.compiler.is_compiling())
+        # Where Dynamo has given up on this frame, it is not traced, but runs under its callback.
+        is_compiling = torch.compiler.is_compiling() or get_eval_frame_callback() is not None
+        return _run(self, args, kwargs, is_compiling)
 
     def run(
         self, args: tuple[object, ...], kwargs: Mapping[str, object], is_compiling: bool

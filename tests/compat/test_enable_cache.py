@@ -228,6 +228,11 @@ def test_explain_of_a_cached_model():
     assert explained.graphs[0].region == (8, 12)
 
 
+class WithIds(OwnTransformer):
+    def forward(self, hidden_states, timestep, ids):
+        return super().forward(hidden_states, timestep)
+
+
 class TestCompiled:
     def compiled_once(self) -> bool:
         return counters["stats"]["unique_graphs"] == 1 and not counters["recompile_limit"]
@@ -249,6 +254,18 @@ class TestCompiled:
         (graph,) = dc.summary(model).graphs
         assert counters["inductor"] and graph.num_compiled == 3
         assert self.compiled_once()
+
+    def test_after_dynamo_gave_up_on_our_forward(self):
+        """It is one piece of code for all models, which argument lists of many lengths use up."""
+        torch._dynamo.reset()
+        with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+            for lengths in (range(4), range(4, 7)):
+                model = WithIds()
+                dc.enable_cache(model, **ALWAYS)
+                compiled = torch.compile(model)
+                for i in lengths:
+                    compiled(torch.ones(2, 8, 16), torch.ones(2) - i / 8, ids=[0] * i)
+                assert model.forward.compiles
 
     def test_without_compiling_nothing_is_compiled(self):
         torch._dynamo.reset()
