@@ -22,10 +22,12 @@ def main(names: list[str]) -> None:
     unknown = set(names) - {entry.name for entry in ENTRIES}
     if unknown:
         raise SystemExit(f"no such entries: {', '.join(sorted(unknown))}")
-    results = [checked(entry) for entry in ENTRIES if not names or entry.name in names]
-    text = with_rows(TABLE.read_text(), results) if names else table_of(results)
-    TABLE.write_text(text)
-    SUPPORTED.write_text(as_json(supported_in(text)))
+    if not names:
+        TABLE.write_text(table_of([checked(entry) for entry in ENTRIES]))
+    for entry in ENTRIES:
+        if entry.name in names:
+            TABLE.write_text(with_rows(TABLE.read_text(), [checked(entry)]))
+    SUPPORTED.write_text(as_json(supported_in(TABLE.read_text())))
 
 
 def checked(entry: Entry) -> Result:

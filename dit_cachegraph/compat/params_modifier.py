@@ -7,8 +7,10 @@ from dit_cachegraph.compat.calibrators import CalibratorConfig
 from dit_cachegraph.compat.flat_options import configs_of
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS
 
 Settings = Mapping[str, object]
+_OF_A_LIST = RULE_KINDS.options | PREDICTOR_KINDS.options | {"rule", "predictor"}
 
 
 class ParamsModifier:
@@ -46,7 +48,8 @@ def settings_of_transformers(
     transformer, one a block list; a nested list has those of the block lists of each.
 
     Raises:
-        InvalidConfig: another number of them, or block lists that differ.
+        InvalidConfig: another number of them, or block lists that differ in what is of a whole
+            transformer.
     """
     if modifiers is None:
         return [base] * num_transformers
@@ -71,13 +74,19 @@ def _by_transformer(
 
 
 def _with_modifiers(base: Settings, modifiers: Sequence[ParamsModifier]) -> Settings:
-    """The settings of one transformer whose block lists have these modifiers, in their order."""
+    """The settings of one transformer whose block lists have these modifiers, in their order: those
+    of one trunk where all are the same."""
     each = [{**base, **modifier.settings} for modifier in modifiers]
     if not each:
         return base
-    if any(settings != each[0] for settings in each):
+    if all(settings == each[0] for settings in each):
+        return each[0]
+    common = [{n: v for n, v in settings.items() if n not in _OF_A_LIST} for settings in each]
+    if any(settings != common[0] for settings in common):
+        names = sorted({n for settings in common for n, v in settings.items() if v != base.get(n)})
         raise InvalidConfig(
-            "params_modifiers: the block lists of one transformer decide together here, so that "
-            "they can't have settings of their own: give one modifier for all of them"
+            f"params_modifiers: {', '.join(names)} is of a whole transformer and can't differ from "
+            "block list to block list: give it in cache_config"
         )
-    return each[0]
+    lists = [{n: v for n, v in settings.items() if n in _OF_A_LIST} for settings in each]
+    return {**common[0], "block_lists": lists}

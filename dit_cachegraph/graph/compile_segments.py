@@ -13,6 +13,8 @@ from typing import Any, cast
 
 from torch import fx
 from torch._dynamo.backends.registry import list_backends, lookup_backend
+from torch._guards import TracingContext
+from torch._subclasses import FakeTensor
 
 from dit_cachegraph.config import CompileOptions
 from dit_cachegraph.exc import InvalidConfig
@@ -37,10 +39,11 @@ class InnerCompiler:
 
     def segment(self, gm: fx.GraphModule, inputs: Sequence[object]) -> CompiledSegment:
         """The compiled function, called with one list that it may empty."""
+        inputs = [_with_its_number(value) for value in inputs]
         if self.name == "inductor":
             patches = {**_UNCHECKED, **self.inductor, "triton.cudagraphs": False}
             return _boxed(_compile_fx(gm, inputs, patches))
-        return _boxed(lookup_backend(self.name)(gm, list(inputs)))  # type: ignore[arg-type]
+        return _boxed(lookup_backend(self.name)(gm, inputs))  # type: ignore[arg-type]
 
     def whole(self, gm: fx.GraphModule, inputs: Sequence[object]) -> Callable[..., Any]:
         """The graph compiled as it is, for a model that isn't cached."""
@@ -104,6 +107,21 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
         num_compiled=len(functions),
         compile_seconds=time.perf_counter() - start,
     )
+
+
+def _with_its_number(value: object) -> object:
+    """A number that Dynamo hands over as a tensor, such that `item` of it is known to the compiler.
+
+    Compilers fake their inputs once more, in the mode of the tracing context (since torch 2.1), and
+    what `item` gives is lost on the way; their own graph's inputs have it from the source.
+    """
+    context = TracingContext.try_get()
+    mode = None if context is None else context.fake_mode
+    if not isinstance(value, FakeTensor) or mode is None or value.item_memo is None:
+        return value
+    fake = mode.from_tensor(value)
+    fake.item_memo = value.item_memo
+    return fake
 
 
 def _boxed(compiled: Callable[..., Any]) -> CompiledSegment:

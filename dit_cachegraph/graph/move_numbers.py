@@ -31,11 +31,11 @@ def move_numbers(gm: fx.GraphModule) -> None:
 
 
 def is_number(node: fx.Node) -> bool:
-    """True for a Python number that depends on nothing but numbers among the arguments."""
+    """True for a Python number that depends on nothing but numbers among the arguments; on none,
+    where Dynamo has found that the compiler needs to know them."""
     return (
         node.op in ("call_method", "call_function")
         and isinstance(value_of(node), torch.SymFloat)
-        and bool(node.all_input_nodes)
         and all(n.op == "placeholder" or is_number(n) for n in node.all_input_nodes)
     )
 
