@@ -31,7 +31,7 @@ _CHANGES = (
         "data-dependent expression",
         "give this number to the model as a Python value, or pad and mask instead of cutting by it",
     ),
-    ("skip", "do this before the model is called, or let Dynamo trace the function"),
+    ("marked as skipped", "do this before the model is called, or let Dynamo trace the function"),
 )
 
 
