@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import FunctionType
 from typing import cast
 
@@ -12,6 +13,7 @@ from torch import fx, nn
 from dit_cachegraph.backend import cut_graph
 from dit_cachegraph.compat.cached_forward import uncached_forward
 from dit_cachegraph.config import resolve
+from dit_cachegraph.graph.first_break import GraphBreak, first_break
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.report import GraphReport, graph_report, refused
@@ -23,16 +25,18 @@ from dit_cachegraph.targets import as_module, modules_in
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """`graphs`: one report a Dynamo graph, in order of the calls; `code[i]`: the rewritten graph,
-    segment by segment, as FX text (empty where the graph can't be cut)."""
+    segment by segment, as FX text (empty where the graph can't be cut); `first_break`: where and
+    why the call first breaks its graph, and what removes that, if it does."""
 
     graphs: tuple[GraphReport, ...]
     code: tuple[str, ...] = field(repr=False)
+    first_break: GraphBreak | None = None
 
     def __str__(self) -> str:
         header = f"{len(self.graphs)} graph" + ("s" if len(self.graphs) != 1 else "")
-        if len(self.graphs) > 1:
-            header += ": it breaks (TORCH_LOGS=graph_breaks shows where)"
-        return "\n".join([header, *(str(graph) for graph in self.graphs)])
+        if self.first_break is not None:
+            header += f": it breaks {self.first_break}"
+        return "\n".join([header, *dict.fromkeys(str(graph) for graph in self.graphs)])
 
 
 def explain(target: object, *args: object, **kwargs: object) -> Explanation:
@@ -53,12 +57,18 @@ def explain(target: object, *args: object, **kwargs: object) -> Explanation:
         found.append(_explain_graph(gm, overrides))
         return gm.forward
 
+    uncached = uncached_forward(module)
+
+    def call() -> Callable[[], object]:
+        forward = _code_of_its_own(cast(FunctionType, _forward))
+        return partial(forward, module, args, kwargs, uncached)
+
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.compile(_code_of_its_own(cast(FunctionType, _forward)), backend=record)(
-            module, args, kwargs, uncached_forward(module)
-        )
-    return Explanation(tuple(r for r, _ in found), tuple(code for _, code in found))
+        forward = torch.compile(_code_of_its_own(cast(FunctionType, _forward)), backend=record)
+        forward(module, args, kwargs, uncached)
+        broke = first_break(call) if len(found) > 1 else None
+    return Explanation(tuple(r for r, _ in found), tuple(code for _, code in found), broke)
 
 
 def _forward(

@@ -182,7 +182,7 @@ def test_a_module_that_is_compiled_is_not_affected():
 def test_graph_breaks_are_told():
     explained = dc.explain(BrokenDiT([GatedBlock() for _ in range(5)]), **INPUTS)
     assert [graph.num_blocks for graph in explained.graphs] == [2, 3]
-    assert str(explained).startswith("2 graphs: it breaks")
+    assert str(explained).startswith("2 graphs: it breaks at ")
     assert len(explained.code) == 2 and all("def forward(" in code for code in explained.code)
 
 

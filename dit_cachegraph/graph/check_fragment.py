@@ -37,7 +37,7 @@ def where_it_broke(gm: fx.GraphModule) -> str:
     it."""
     reason = getattr(gm, "compile_subgraph_reason", None)
     if reason is None or not reason.graph_break:
-        return " (TORCH_LOGS=graph_breaks shows where)"
+        return " (`dit_cachegraph.explain` shows where)"
     frame = reason.user_stack[-1]
     lines = [line.strip() for line in reason.reason.splitlines()]
     hints = [line for line in lines if line.startswith("Hint:")]

@@ -51,7 +51,8 @@ def check(entry: Entry) -> Result:
     assert_equals_eager(compiled, steps, eager)
     num_graphs = assert_breaks_are_as_said(entry)
     if entry.refusal is not None:
-        return Result(entry, None, num_graphs, assert_refused(compiled, entry.refusal))
+        reason = assert_refused(compiled, entry.refusal)
+        return Result(entry, None, num_graphs, reason + where_it_breaks(entry, model, steps[0]))
     graph = cached_graph(compiled)
     assert_replays(compiled, steps)
     assert_hits(compiled, steps)
@@ -87,6 +88,16 @@ def assert_refused(compiled: nn.Module, sentence: str) -> str:
     matching = [refusal for refusal in report.refusals if sentence in refusal]
     assert matching, f"no refusal says {sentence!r}:\n{report}"
     return matching[0]
+
+
+@torch.no_grad()
+def where_it_breaks(entry: Entry, model: nn.Module, inputs: Inputs) -> str:
+    """What `explain` says of it before anybody compiles."""
+    if not entry.breaks:
+        return ""
+    found = dc.explain(model, **inputs).first_break
+    assert found is not None, f"{entry} doesn't break"
+    return f"; it breaks {found}"
 
 
 def assert_real_diffs_hit(compiled: nn.Module, steps: list[Inputs]) -> None:
