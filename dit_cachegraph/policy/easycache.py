@@ -56,7 +56,7 @@ class EasyCache(Rule):
 
     batch_rule: Literal["max", "mean"] = "max"
     """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
-    their average, as the authors do."""
+    their average, as is published."""
 
     def __post_init__(self) -> None:
         check_number("easycache_threshold", self.easycache_threshold)
