@@ -23,7 +23,7 @@ from dit_cachegraph.policy.checks import MASK_POLICIES
 
 DATA = Path(__file__).parent / "data"
 PROMPTS_A_RUN = 4
-INPUTS, HOLDOUT = (0, 1), (2, 3, 4)
+INPUTS, HOLDOUT = (0, 1, 2), (3, 4, 5)
 LINE = {"predictor": "taylorseer", "taylorseer_order": 1}
 Settings = Mapping[str, object]
 

@@ -56,7 +56,7 @@ def seacache(signals, noises, threshold, power=None, warmup=1, num_steps=None, m
 
 
 def easycache(inputs, outputs, threshold, warmup=5, num_steps=None, mean=False):
-    """arXiv 2507.02860, as in the authors' code: `outputs` are those of a computed step."""
+    """arXiv 2507.02860, as it is described: `outputs` are those of a computed step."""
     rows = [slice(None)] if mean else [slice(i, i + 1) for i in range(len(inputs[0]))]
     total, rates, last, hits = 0.0, None, None, []
     for step, x in enumerate(inputs):

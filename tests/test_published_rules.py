@@ -148,6 +148,22 @@ def test_the_filter_of_seacache(seed, grid, noise, power):
     torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=1e-4 * scale)
 
 
+@TRACES
+@given(seeds, steps, strides, thresholds, warmups, st.booleans(), st.booleans())
+def test_seacache(seed, num, stride, threshold, warmup, mean, is_told):
+    """On signals that are filtered for the noise of their step."""
+    signals, told = walk(seed, num, stride, (2, 3, 4, 2)), num if is_told else None
+    noises = np.linspace(1.0, 0.1, num)
+    rule = SeaCache(
+        seacache_threshold=threshold,
+        max_warmup_steps=warmup,
+        batch_rule="mean" if mean else "max",
+    )
+    filtered = [rule_oracles.sea_filter(s, n, None) for s, n in zip(signals, noises, strict=True)]
+    wanted = rule_oracles.seacache(signals, noises, threshold, None, warmup, told, mean)
+    assert play(rule, filtered, num_steps=told) == wanted
+
+
 def test_the_filter_passes_everything_of_a_clean_picture_and_only_the_mean_of_noise():
     tokens = torch.tensor(walk(0, 1, 1.0, (1, 16, 3))[0], dtype=torch.float32)
     clean = ops.filter_noise(tokens, torch.tensor(0.0), (4, 4), 2.0)

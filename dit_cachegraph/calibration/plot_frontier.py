@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dit_cachegraph.calibration.result import CalibratedConfig, Point
+from dit_cachegraph.calibration.result import CalibratedConfig, Point, unbeaten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,8 @@ LABELS = {"psnr_db": "PSNR against the uncached pictures, dB", "ssim": "SSIM"}
 
 
 def plot_frontier(found: CalibratedConfig, path: str | Path) -> None:
-    """Work to the right, quality upwards; pale points were tried on fewer pictures."""
+    """Work to the right, quality upwards; pale points were tried on fewer pictures, and the dotted
+    line has them too."""
     # Optional; the class itself, since pyplot keeps figures in the process and may want a display.
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -28,9 +29,11 @@ def plot_frontier(found: CalibratedConfig, path: str | Path) -> None:
         some = [point for point in found.tried if point.settings["rule"] == rule]
         color = COLORS[i % len(COLORS)]
         _dots(axes, found, [p for p in some if p.num_inputs < most], color, alpha=0.3)
-        _dots(axes, found, [p for p in some if p.num_inputs == most], color, label=rule)
-    line = found.frontier
-    axes.plot([p.share for p in line], _heights(found, line), color="0.6", linewidth=1, zorder=1)
+        _dots(axes, found, [p for p in some if p.num_inputs == most], color)
+        axes.scatter([], [], s=30, c=color, label=rule)
+    for line, style in ((unbeaten(found.tried, found.quality), ":"), (found.frontier, "-")):
+        shares = [point.share for point in line]
+        axes.plot(shares, _heights(found, line), style, color="0.6", linewidth=1, zorder=1)
     for point, marker, label in ((found.best, "*", "chosen"), (found.holdout, "D", "on others")):
         axes.scatter([point.share], _heights(found, [point]), s=110, marker=marker, c=BEST_COLOR,
                      label=label, zorder=3)  # fmt: skip
@@ -45,17 +48,10 @@ def plot_frontier(found: CalibratedConfig, path: str | Path) -> None:
 
 
 def _dots(
-    axes: "Axes",
-    found: CalibratedConfig,
-    points: Sequence[Point],
-    color: str,
-    *,
-    alpha: float = 1.0,
-    label: str | None = None,
+    axes: "Axes", found: CalibratedConfig, points: Sequence[Point], color: str, alpha: float = 1.0
 ) -> None:
-    if points:
-        axes.scatter([p.share for p in points], _heights(found, points), s=30, c=color,
-                     alpha=alpha, label=label, zorder=2)  # fmt: skip
+    shares = [point.share for point in points]
+    axes.scatter(shares, _heights(found, points), s=30, c=color, alpha=alpha, zorder=2)
 
 
 def _heights(found: CalibratedConfig, points: Sequence[Point]) -> list[float]:

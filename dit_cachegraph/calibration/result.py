@@ -31,6 +31,15 @@ class Point:
         return f"{self.psnr_db:.1f} dB{also} at {self.share:.0%} of the block work"
 
 
+def unbeaten(points: Sequence[Point], quality: Quality) -> tuple[Point, ...]:
+    """Those that no other beats in work and quality, from the cheapest on."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.share, -p.quality(quality))):
+        if not found or point.quality(quality) > found[-1].quality(quality):
+            found.append(point)
+    return tuple(found)
+
+
 class CalibratedConfig(Mapping[str, object]):
     """The settings of the best candidate: `configure(model, **config)`.
 
@@ -70,15 +79,10 @@ class CalibratedConfig(Mapping[str, object]):
 
     @property
     def frontier(self) -> tuple[Point, ...]:
-        """Of those that were tried on all inputs, or else of all, which no other beats in work and
+        """Of those that were tried on most inputs, the ones that no other beats in work and
         quality, from the cheapest on."""
         most = max(point.num_inputs for point in self.tried)
-        whole = [point for point in self.tried if point.num_inputs == most]
-        found: list[Point] = []
-        for point in sorted(whole, key=lambda p: (p.share, -p.quality(self.quality))):
-            if not found or point.quality(self.quality) > found[-1].quality(self.quality):
-                found.append(point)
-        return tuple(found)
+        return unbeaten([p for p in self.tried if p.num_inputs == most], self.quality)
 
     def __str__(self) -> str:
         met = "reached"

@@ -25,7 +25,7 @@ class AddsUp(Rule):
 
     batch_rule: BatchRule = "max"
     """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
-    their average, as the authors do."""
+    their average, as is published."""
 
     def __post_init__(self) -> None:
         check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)

@@ -6,6 +6,12 @@
 with the model's input `x` and output `o` in L1. A step is reused while E is below the threshold;
 when one computes, E begins anew. The first steps compute, and the last one where
 `num_inference_steps` says which that is. Each guidance branch decides for itself.
+
+Checked against descriptions of the paper and of its code, neither of which was at hand: the sum,
+its `k` from the last two computed steps, and that it needs the input alone. Otherwise than there: a
+reuse replays what the blocks added, and not output less input; both passes of guidance, which share
+the first one's decision there, decide each for itself. Not checked: the default threshold and the
+number of first steps, for which no source was at hand (ComfyUI's node of this name begins at 0.2).
 """
 
 from collections.abc import Sequence

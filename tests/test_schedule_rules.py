@@ -1,0 +1,88 @@
+"""The rules that compare nothing, on synthetic images: each step against what the rule's text says,
+over hundreds of settings."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit_cachegraph.policy.error_control import ErrorControl
+from dit_cachegraph.policy.even import EvenSchedule
+from dit_cachegraph.policy.fixed import FixedSchedule
+from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, StepResult
+
+TRACES = settings(max_examples=250)
+num_steps = st.integers(1, 40)
+
+
+def play(rule: Rule, num: int, error_of=lambda step, last: None) -> list[bool]:
+    """What the driver makes of a rule's answers; a computed step's error is that of a reuse at it
+    of what the last computed one left."""
+    history, last, hits = History(), None, []
+    for step in range(num):
+        history = history.seen_by(rule)
+        seen = Observation(nothing_kept="new image" if last is None else None)
+        reason = rule.why_compute(history, (), None)
+        decision = Decision(False, reason) if reason else rule.decide(history, seen)
+        error = None
+        if not decision.hit:
+            error = None if last is None else error_of(step, last)
+            last = step
+        result = StepResult((decision,), seen, error)
+        history = history.after([decision], error)._replace(memory=rule.remember(history, result))
+        hits.append(decision.hit)
+    return hits
+
+
+@TRACES
+@given(num_steps, st.integers(1, 7), st.integers(1, 9))
+def test_an_even_schedule(num, every, warmup):
+    computed = {*range(warmup), *range(warmup - 1, num, every)}
+    hits = play(EvenSchedule(every=every, max_warmup_steps=warmup), num)
+    assert hits == [step not in computed for step in range(num)]
+
+
+@TRACES
+@given(num_steps, st.lists(st.integers(0, 1), min_size=1, max_size=40))
+def test_a_fixed_schedule(num, mask):
+    """The first step has nothing to reuse; steps past the end compute."""
+    expected = [0 < i < len(mask) and mask[i] == 0 for i in range(num)]
+    assert play(FixedSchedule(compute_mask=mask), num) == expected
+
+
+@TRACES
+@given(
+    num_steps,
+    st.floats(0, 1),
+    st.integers(1, 10),
+    st.integers(1, 4),
+    st.lists(st.floats(1e-4, 0.5), min_size=40, max_size=40),
+    st.floats(0, 2),
+)
+def test_error_control(num, tolerance, max_gap, first, bends, power):
+    """The error of a reuse over a gap is the bend of the path there times a power of the gap: the
+    next gap is this one times 0.9 tolerance / error, at most half as much again and no less than
+    half, and always from 1 to `max_gap`."""
+
+    def error_of(step, last):
+        return bends[step] * (step - last) ** power
+
+    computed, last, gap, due = [], None, 1.0, 0
+    for step in range(num):
+        if step < due:
+            continue
+        computed.append(step)
+        if step < first or last is None:
+            gap = 1.0
+        else:
+            gap *= min(max(0.9 * tolerance / error_of(step, last), 0.5), 1.5)
+            gap = min(max(gap, 1.0), max_gap)
+        last, due = step, step + round(gap)
+    rule = ErrorControl(error_tolerance=tolerance, max_gap=max_gap, min_error_steps=first)
+    hits = play(rule, num, error_of)
+    assert [step for step in range(num) if not hits[step]] == computed
+
+
+@pytest.mark.parametrize("bend", [1e-6, 10.0])
+def test_a_smooth_path_is_reused_and_a_bent_one_is_not(bend):
+    hits = play(ErrorControl(error_tolerance=0.1), 28, lambda step, last: bend * (step - last))
+    assert sum(hits) == (0 if bend > 1 else 20)
