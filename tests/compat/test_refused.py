@@ -54,9 +54,8 @@ def test_a_model_with_cache_dits_cache():
         ({"max_warmup_steps": -1}, "max_warmup_steps must be an integer of at least 0, got -1"),
         ({"enable_dmd": True, "enable_foca": True}, "enable_dmd and enable_foca: only one"),
         ({"cache_type": "FBCache"}, "cache_type must be 'DBCache', 'DBPrune' or 'NONE'"),
-        ({"calibrator_config": dc.TaylorSeerCalibratorConfig(taylorseer_order=1),
-          "params_modifiers": [ParamsModifier(max_warmup_steps=1), ParamsModifier()]},
-         "the block lists of one transformer decide together"),
+        ({"params_modifiers": [ParamsModifier(num_inference_steps=9), ParamsModifier()]},
+         "num_inference_steps is of a whole transformer"),
     ],
 )  # fmt: skip
 def test_options(options, sentence):
