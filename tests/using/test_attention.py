@@ -1,6 +1,6 @@
 """Attention processors and backends of diffusers: changed between two images or within one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,6 +14,13 @@ from running import relative_error
 from using.drawing import HITS, at_step, build, cached, draw
 
 pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(autouse=True)
+def active_backend_is_put_back() -> Iterator[None]:
+    """A model's `set_attention_backend` is also that of all models after it."""
+    with attention_backend("native"):
+        yield
 
 
 class Fading(FluxAttnProcessor):
