@@ -1,16 +1,16 @@
 """`ParamsModifier`: other options for some of the transformers, or of their block lists."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from dit_cachegraph.compat.cache_config import BasicCacheConfig
 from dit_cachegraph.compat.calibrators import CalibratorConfig
 from dit_cachegraph.compat.flat_options import configs_of
-from dit_cachegraph.config import resolve
+from dit_cachegraph.config import CommonSettings, resolve
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS
 
 Settings = Mapping[str, object]
-_OF_A_LIST = RULE_KINDS.options | PREDICTOR_KINDS.options | {"rule", "predictor"}
+_COMMON = frozenset(f.name for f in fields(CommonSettings))
 
 
 class ParamsModifier:
@@ -81,12 +81,12 @@ def _with_modifiers(base: Settings, modifiers: Sequence[ParamsModifier]) -> Sett
         return base
     if all(settings == each[0] for settings in each):
         return each[0]
-    common = [{n: v for n, v in settings.items() if n not in _OF_A_LIST} for settings in each]
+    common = [{n: v for n, v in settings.items() if n in _COMMON} for settings in each]
     if any(settings != common[0] for settings in common):
         names = sorted({n for settings in common for n, v in settings.items() if v != base.get(n)})
         raise InvalidConfig(
             f"params_modifiers: {', '.join(names)} is of a whole transformer and can't differ from "
             "block list to block list: give it in cache_config"
         )
-    lists = [{n: v for n, v in settings.items() if n in _OF_A_LIST} for settings in each]
+    lists = [{n: v for n, v in settings.items() if n not in _COMMON} for settings in each]
     return {**common[0], "block_lists": lists}

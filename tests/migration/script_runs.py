@@ -50,10 +50,15 @@ def decisions_of_cache_dit(names: dict[str, object], num_branches: int) -> Ran:
 
     hits, skipped = [], []
     for transformer in transformers_in(names):
-        (stats, *_) = cache_dit.summary(transformer, logging=False)
+        found = cache_dit.summary(transformer, logging=False)
+        lists = found[:-1] or found
+        stats = lists[0]
         prunes = len(stats.pruned_blocks) > 0
         cached = (stats.cached_steps, stats.cfg_cached_steps)
         pruned = (stats.pruned_steps, stats.cfg_pruned_steps)
+        if len([one for one in lists if one.cached_steps]) > 1:
+            # A step is a hit where any list was reused.
+            cached = (sorted({step for one in lists for step in one.cached_steps}),)
         hits += [tuple(steps) for steps in (pruned if prunes else cached)[:num_branches]]
         skipped += list(filter(None, stats.pruned_blocks))
     return Ran(names["output"], tuple(hits), tuple(skipped))
