@@ -7,6 +7,7 @@ check     the best of all on the holdout
 """
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from dit_cachegraph.api import configure, summary
 from dit_cachegraph.calibration.bench import MAX_RUNS, Bench, Run
@@ -18,7 +19,9 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.runtime.models import REGISTRY
 from dit_cachegraph.targets import modules_in
 
-UNCACHED = {"rule": "fixed", "compute_mask": (1,), "fixed_region": None, "predictor": "replay"}
+UNCACHED = MappingProxyType(
+    {"rule": "fixed", "compute_mask": (1,), "fixed_region": None, "predictor": "replay"}
+)
 
 
 def calibrate(

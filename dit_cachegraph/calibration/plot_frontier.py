@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dit_cachegraph.calibration.result import CalibratedConfig, Point, unbeaten
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 COLORS = ("#0969da", "#b35900", "#8250df", "#57606a")
 BEST_COLOR = "#1a7f37"
 SIZE_INCHES, DPI = (7.0, 4.5), 100
-LABELS = {"psnr_db": "PSNR against the uncached pictures, dB", "ssim": "SSIM"}
+LABELS = MappingProxyType({"psnr_db": "PSNR against the uncached pictures, dB", "ssim": "SSIM"})
 
 
 def plot_frontier(found: CalibratedConfig, path: str | Path) -> None:
