@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.axes
+import matplotlib.colors
 import matplotlib.figure
 
 from bench._quality_rows import Row
@@ -50,7 +52,9 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
 def color_of(group: str, groups: Sequence[str]) -> str:
     """One a kind: what ours and cache-dit both have is of one colour."""
     kinds = list(dict.fromkeys(_kind(name) for name in groups))
-    return f"C{kinds.index(_kind(group)) % 10}"
+    turn, i = divmod(kinds.index(_kind(group)), 10)
+    # Ten strong colours, then the ten pale ones beside them.
+    return matplotlib.colors.to_hex(matplotlib.colormaps["tab20"](2 * i + turn % 2))
 
 
 def _kind(group: str) -> str:
@@ -60,13 +64,13 @@ def _kind(group: str) -> str:
 def _draw_group(
     axes: matplotlib.axes.Axes, group: str, points: Points, color: str, more_is_better: bool
 ) -> None:
-    look: dict[str, Any] = {"lw": 1.3, "ls": "-"}
+    look: dict[str, Any] = {"lw": 1.3, "ls": "-", "marker": "s", "ms": 5}
     if group.startswith(OURS):
-        look = {"lw": 5, "alpha": 0.4}
+        look = {"lw": 5, "alpha": 0.4, "marker": "o", "ms": 11}
     elif group.startswith(CACHE_DIT):
-        look["ls"] = "--"
+        look |= {"ls": "--", "marker": "x", "ms": 7}
     elif group.startswith(DIFFUSERS):
-        look["ls"] = ":"
+        look |= {"ls": ":", "marker": "^", "ms": 7}
     sign = 1 if more_is_better else -1
     best = [(x, sign * y) for x, y in front([(x, sign * y) for x, y in points])]
     axes.plot(*_columns(points), ".", color=color)

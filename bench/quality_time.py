@@ -80,7 +80,7 @@ def _ours(model: QualityModel) -> list[Contender]:
 
     def drawing(name: str, settings: Mapping[str, object]) -> Callable[[], object]:
         def draw() -> None:
-            with dit_cachegraph.request(name, num_inference_steps=NUM_STEPS, **settings):
+            with dit_cachegraph.request(name, **settings):
                 model.draw(pipe, PICTURE, NUM_STEPS)
 
         return draw
