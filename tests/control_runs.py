@@ -8,7 +8,7 @@ from torch import Tensor
 
 import dit_cachegraph as dc
 from control_oracle import WARM_UP, ControlOracle
-from models.checks import compiled_for, levels_of
+from models.checks import compiled_entry, levels_of
 from models.entry import Inputs
 from models.zoo import ENTRIES
 from running import relative_error, run_step
@@ -48,7 +48,7 @@ class Run:
         self.case = case
         entry = next(entry for entry in ENTRIES if entry.name == case.entry)
         self.model = entry.build()
-        self.compiled = compiled_for(entry, self.model)
+        self.compiled = compiled_entry(entry, self.model)
         dc.configure(self.compiled, **ALWAYS)
         self.steps = list(entry.steps(self.model, levels_of(entry, NUM_STEPS)))
         blocks = [b for name in entry.trunk for b in self.model.get_submodule(name).children()]

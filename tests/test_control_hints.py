@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import dit_cachegraph as dc
 from control_oracle import ControlOracle
 from control_runs import ALWAYS, BUT_THE_JUMP, FIRST, HITS, JUMP, NUM_STEPS
-from models.checks import compiled_for, levels_of
+from models.checks import compiled_entry, levels_of
 from models.entry import Inputs
 from models.zoo import ENTRIES
 from running import relative_error, run_step
@@ -24,7 +24,7 @@ class Hinted:
     def __init__(self) -> None:
         entry = next(entry for entry in ENTRIES if entry.name == "wan_vace")
         self.model: nn.Module = entry.build()
-        self.compiled = compiled_for(entry, self.model)
+        self.compiled = compiled_entry(entry, self.model)
         dc.configure(self.compiled, **ALWAYS)
         self.steps = list(entry.steps(self.model, levels_of(entry, NUM_STEPS)))
         self.blocks = list(self.model.get_submodule("blocks").children())
