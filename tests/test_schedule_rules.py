@@ -20,8 +20,8 @@ def play(rule: Rule, num: int, error_of=lambda step, last: None) -> list[bool]:
     history, last, hits = History(), None, []
     for step in range(num):
         history = history.seen_by(rule)
-        seen = Observation(nothing_kept="new image" if last is None else None)
-        reason = rule.why_compute(history, (), None)
+        seen = Observation()
+        reason = rule.why_compute(history, (), None) or ("new image" if last is None else None)
         decision = Decision(False, reason) if reason else rule.decide(history, seen)
         error = None
         if not decision.hit:

@@ -76,8 +76,8 @@ def key_without_the_model(monkeypatch):
     """The models of a schedule share their branches: those of the first that is called."""
     whose, shared = CachedModel._model, {}
 
-    def model(self, values):
-        state = whose(self, values)
+    def model(self, values, weights):
+        state = whose(self, values, weights)
         state.branches = shared.setdefault("branches", state.branches)
         return state
 
