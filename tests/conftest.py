@@ -19,6 +19,13 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+@pytest.fixture(autouse=True)
+def gradients_on():
+    """Whatever a test before this one left."""
+    with torch.enable_grad():
+        yield
+
+
 @pytest.fixture
 def host_copies(monkeypatch) -> list[int]:
     """The sizes of all copies to the host from here on, in their order."""
