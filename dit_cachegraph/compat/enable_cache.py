@@ -12,7 +12,7 @@ from dit_cachegraph.compat.block_adapter import BlockAdapter
 from dit_cachegraph.compat.cache_config import BasicCacheConfig, CacheType, DBCacheConfig
 from dit_cachegraph.compat.cached_forward import install, remove
 from dit_cachegraph.compat.calibrators import CalibratorConfig
-from dit_cachegraph.compat.flat_options import configs_of
+from dit_cachegraph.compat.flat_options import configs_of, settings_given
 from dit_cachegraph.compat.not_taken import refuse_not_taken
 from dit_cachegraph.compat.params_modifier import Modifiers, Settings, settings_of_transformers
 from dit_cachegraph.config import resolve
@@ -106,13 +106,7 @@ def refresh_context(
     Raises:
         InvalidConfig: an unknown option, or a bad value.
     """
-    changed: dict[str, object] = {} if cache_config is None else cache_config.settings()
-    if options:
-        flat, flat_calibrator = configs_of(options, is_partial=True)
-        changed |= flat.settings()
-        calibrator_config = flat_calibrator or calibrator_config
-    if calibrator_config is not None:
-        changed |= calibrator_config.settings()
+    changed = settings_given(cache_config, calibrator_config, options)
     if changed:
         configure(transformer, **changed)
     reset(transformer)

@@ -94,3 +94,19 @@ def _check_names(flat: Mapping[str, object]) -> None:
     for name in flat:
         if name not in known:
             raise unknown_option(name, known)
+
+
+def settings_given(
+    cache_config: BasicCacheConfig | None,
+    calibrator_config: CalibratorConfig | None,
+    flat: Mapping[str, object],
+) -> dict[str, object]:
+    """What a configuration, a calibrator and flat options say together, and no more than that."""
+    given: dict[str, object] = {} if cache_config is None else cache_config.settings()
+    if flat:
+        cache, calibrator = configs_of(flat, is_partial=True)
+        given |= cache.settings()
+        calibrator_config = calibrator or calibrator_config
+    if calibrator_config is not None:
+        given |= calibrator_config.settings()
+    return given

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from dit_cachegraph.compat.cache_config import BasicCacheConfig
 from dit_cachegraph.compat.calibrators import CalibratorConfig
-from dit_cachegraph.compat.flat_options import configs_of
+from dit_cachegraph.compat.flat_options import settings_given
 from dit_cachegraph.config import CommonSettings, resolve
 from dit_cachegraph.exc import InvalidConfig
 
@@ -23,15 +23,7 @@ class ParamsModifier:
         calibrator_config: CalibratorConfig | None = None,
         **flat: object,
     ) -> None:
-        given: dict[str, object] = {}
-        if cache_config is not None:
-            given |= cache_config.settings()
-        if flat:
-            cache, calibrator = configs_of(flat, is_partial=True)
-            given |= cache.settings()
-            calibrator_config = calibrator or calibrator_config
-        if calibrator_config is not None:
-            given |= calibrator_config.settings()
+        given = settings_given(cache_config, calibrator_config, flat)
         resolve(given)
         self.settings: Settings = given
 
