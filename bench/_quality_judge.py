@@ -12,7 +12,7 @@ from bench._quality_models import Pictures, QualityModel
 from bench._quality_rows import Key, Row
 from bench._quality_solvers import adams_bashforth, euler, largest_difference, unipc
 from bench.train.reader import Reader, accuracy, flatten_frames, get_reader
-from bench.train.shelf import SHELF
+from bench.train.shelf import kept_in
 from dit_cachegraph.metrics.pixels import psnr_db, ssim_of_frames
 
 CONVERGED_STEPS = 200
@@ -42,7 +42,7 @@ class Jury:
     def __init__(self, model: QualityModel) -> None:
         self._model = model
         world = model.recipe.world
-        self._reader: Reader = get_reader(SHELF / model.recipe.folder, world)
+        self._reader: Reader = get_reader(kept_in(model.recipe.folder), world)
         drawings, _ = world.draw(NUM_DRAWINGS, Generator().manual_seed(DRAWINGS_SEED))
         shown = flatten_frames(drawings.clamp(-1, 1))
         _, channels, height, width = shown.shape

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from bench._quality_solvers import euler
 from bench.train.recipes import FLUX, WAN, Recipe
 from bench.train.sampling import draw_from, embed, load_pipeline
-from bench.train.shelf import SHELF
+from bench.train.shelf import kept_in
 
 NUM_PICTURES = 64
 SEED = 0
@@ -43,7 +43,7 @@ class QualityModel:
 
     def load(self) -> DiffusionPipeline:
         """A new pipeline."""
-        pipe = load_pipeline(self.recipe, SHELF / self.recipe.folder)
+        pipe = load_pipeline(self.recipe, kept_in(self.recipe.folder))
         pipe.scheduler = euler()
         return pipe
 
@@ -52,7 +52,7 @@ class QualityModel:
         shape = (NUM_PICTURES, *self.recipe.latent_shape)
         noise = torch.randn(shape, generator=Generator().manual_seed(SEED))
         rows = torch.tensor(which)
-        text = embed(self.recipe, SHELF / self.recipe.folder, self.picks[rows])
+        text = embed(self.recipe, kept_in(self.recipe.folder), self.picks[rows])
         drawings = draw_from(
             self.recipe, pipe, text, noise[rows], num_steps=num_steps, guidance=self.guidance
         )

@@ -17,11 +17,11 @@ from torch import Tensor
 import dit_cachegraph
 from bench.train.recipes import RECIPES, Recipe
 from bench.train.sampling import draw, embed, load_pipeline
+from bench.train.shelf import kept_in
 from dit_cachegraph import CalibratedConfig
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.policy.checks import MASK_POLICIES
 
-DATA = Path(__file__).parent / "data"
 PROMPTS_A_RUN = 4
 INPUTS, HOLDOUT = (0, 1, 2), (3, 4, 5)
 LINE = {"predictor": "taylorseer", "taylorseer_order": 1}
@@ -96,7 +96,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.getLogger("dit_cachegraph").setLevel(logging.ERROR)
     recipe = RECIPES[asked.recipe]
-    folder = asked.folder or DATA / recipe.folder
+    folder = asked.folder or kept_in(recipe.folder)
     pipe, run = drawing(recipe, folder, asked.steps, asked.guidance)
     found = dit_cachegraph.calibrate(
         pipe, run, target_psnr=asked.psnr, target_ssim=asked.ssim, compute_budget=asked.budget,

@@ -164,8 +164,8 @@ def show(sections: Sequence[Section], arguments: Arguments) -> None:
 def main(arguments: Sequence[str]) -> None:
     parsed = parse_arguments(arguments)
     use_one_thread()
-    torch.set_grad_enabled(False)
-    show(measure(parsed), parsed)
+    with torch.no_grad():
+        show(measure(parsed), parsed)
 
 
 if __name__ == "__main__":

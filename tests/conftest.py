@@ -20,10 +20,12 @@ def fresh_dynamo():
 
 
 @pytest.fixture(autouse=True)
-def gradients_on():
-    """Whatever a test before this one left."""
-    with torch.enable_grad():
-        yield
+def gradients_stay_on():
+    """What a test, or what it calls, turns off and leaves off would reach the tests after it."""
+    yield
+    stayed_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert stayed_on, "this test left gradients turned off"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
 import dit_cachegraph as dc
-from dit_cachegraph.demo.tiny_flux import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.demo.flux_scenes import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 

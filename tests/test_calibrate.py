@@ -15,13 +15,7 @@ import dit_cachegraph as dc
 from dit_cachegraph.calibration.find_mask import find_masks, reuse_costs
 from dit_cachegraph.calibration.pictures import as_array, psnr_db, ssim
 from dit_cachegraph.calibration.result import CalibratedConfig
-from dit_cachegraph.demo.tiny_flux import (
-    draw,
-    embed,
-    load_pipeline,
-    pictures_from_tokens,
-    shipped_prompts,
-)
+from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 from dit_cachegraph.runtime.cache_state import Recorded
 
@@ -142,8 +136,8 @@ class Drawing:
 
     def run(self, seed: int) -> torch.Tensor:
         self.drawn.append(seed)
-        tokens = draw(self.pipe, self.embeddings[2 * seed : 2 * seed + 2], num_steps=14)
-        return (pictures_from_tokens(tokens).clamp(-1, 1) + 1) / 2
+        pictures = draw(self.pipe, self.embeddings[2 * seed : 2 * seed + 2], num_steps=14)
+        return (pictures.clamp(-1, 1) + 1) / 2
 
     def psnr_of(self, seeds, settings) -> float:
         """By hand, the mean over the seeds against the uncached pictures."""

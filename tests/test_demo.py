@@ -11,12 +11,13 @@ import torch
 # The bench is no installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.train.draw import COLORS
+from bench.train.scenes import SCENES
+from bench.train.strokes import COLORS
 from dit_cachegraph import cli
 from dit_cachegraph.demo import needs
+from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.demo.pictures import DPI, grid_inches
 from dit_cachegraph.demo.run import DemoResult, DemoSettings, run
-from dit_cachegraph.demo.tiny_flux import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.demo.write import table, write
 
 pytestmark = pytest.mark.e2e
@@ -90,9 +91,13 @@ def test_grid_is_wide_enough_for_its_prompts(num_prompts):
     assert 4 < width < 18 and 2 < height < 15
 
 
+def test_prompts_are_the_first_of_the_bench():
+    assert shipped_prompts() == [SCENES.prompt(picks) for picks in SCENES.every_kind(32)]
+
+
 def test_model_draws_the_colour_that_the_prompt_names():
-    prompts = [f"a large {color} square at center on gray" for color in COLORS]
-    middle = drawn_eagerly(prompts, 8)[:, :, 12:20, 12:20].mean((2, 3))
+    prompts = [f"a large plain {color} square at center on gray" for color in COLORS]
+    middle = drawn_eagerly(prompts, 8)[:, :, 24:40, 24:40].mean((2, 3))
     nearest = torch.cdist(middle, torch.tensor(list(COLORS.values()))).argmin(1)
     num_right = (nearest == torch.arange(len(COLORS))).sum().item()
     assert num_right >= 7

@@ -16,15 +16,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.train import __main__ as command
 from bench.train import check
 from bench.train.clips import CLIPS
-from bench.train.codec import decode, encode
 from bench.train.reader import accuracy, get_reader, make_reader, put_reader
 from bench.train.recipes import FLUX, RECIPES, WAN
 from bench.train.sampling import draw, embed, load_pipeline
 from bench.train.scenes import SCENES
-from bench.train.shelf import FIGURES, SHELF, WEIGHTS, get_model, put_model
+from bench.train.shelf import FIGURES, WEIGHTS, get_model, kept_in, put_model
 from bench.train.strokes import COLORS, GROUNDS
 from bench.train.tasks import drawing_task, reading_task
 from bench.train.trainer import Plan, Trainer
+from dit_cachegraph.demo.codec import decode, encode
 
 pytestmark = pytest.mark.e2e
 
@@ -249,7 +249,7 @@ def test_a_put_model_comes_back_and_heeds_guidance(name, tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_kept_model_is_small_and_draws_the_named_ground(name):
     recipe = RECIPES[name]
-    folder = SHELF / recipe.folder
+    folder = kept_in(recipe.folder)
     assert (folder / WEIGHTS).stat().st_size < 12e6
     assert {name, f"{name}-reader", "check"} <= set(json.loads((folder / FIGURES).read_text()))
     picks = recipe.world.every_kind(8)

@@ -7,7 +7,7 @@
 
 On a GPU a few minutes do. A run that was stopped goes on when the same command is given again;
 one that is over goes on when more minutes are given. `--fresh` forgets the checkpoint. Without a
-checkpoint, `--from-shelf` begins with the weights that lie in bench/data/.
+checkpoint, `--from-shelf` begins with the weights that the project keeps.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from bench._machine import this_machine
-from bench.train.shelf import SHELF, note_figures
+from bench.train.shelf import kept_in, note_figures
 from bench.train.tasks import TASKS, Task
 from bench.train.trainer import Plan, Trainer
 
@@ -37,7 +37,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="begin anew")
     parser.add_argument("--from-shelf", action="store_true", help="begin with the kept weights")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where checkpoints go")
-    parser.add_argument("--shelf", type=Path, default=SHELF, help="where models go")
+    parser.add_argument("--shelf", type=Path, help="where models go")
     return parser.parse_args(arguments)
 
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parse_arguments(arguments)
     task = TASKS[parsed.task]
     checkpoint = parsed.runs / f"{task.name}.pt"
-    folder = parsed.shelf / task.folder
+    folder = kept_in(task.folder, parsed.shelf)
     trainer = Trainer(task, make_plan(task, parsed))
     if checkpoint.exists() and not parsed.fresh:
         trainer.load(checkpoint)

@@ -16,12 +16,12 @@ import torch
 from torch import Generator, Tensor
 
 from bench._machine import ROOT
-from bench.train.codec import decode, encode
 from bench.train.grid import write_grid
 from bench.train.reader import accuracy, get_reader
 from bench.train.recipes import RECIPES, Recipe
 from bench.train.sampling import draw, embed, load_pipeline
-from bench.train.shelf import SHELF, note_figures
+from bench.train.shelf import kept_in, note_figures
+from dit_cachegraph.demo.codec import decode, encode
 
 NUM_STEPS = 28
 GUIDANCES = (1.0, 3.0, 5.0)
@@ -47,7 +47,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", choices=RECIPES)
     parser.add_argument("--prompts", type=int, default=128, metavar="COUNT")
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
-    parser.add_argument("--shelf", type=Path, default=SHELF, help="where the models lie")
+    parser.add_argument("--shelf", type=Path, help="where the models lie")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="where the grid goes")
     return parser.parse_args(arguments)
 
@@ -111,7 +111,7 @@ def show(recipe: Recipe, folder: Path, pictures: Path, num_steps: int) -> None:
 def main(arguments: Sequence[str]) -> None:
     parsed = parse_arguments(arguments)
     recipe = RECIPES[parsed.model]
-    folder = parsed.shelf / recipe.folder
+    folder = kept_in(recipe.folder, parsed.shelf)
     figures = examine(recipe, folder, parsed.prompts, parsed.steps)
     print(table(figures))
     command = f"python -m bench.train.check {recipe.name} --prompts {parsed.prompts}"

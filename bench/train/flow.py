@@ -3,9 +3,9 @@
 import torch
 from torch import Generator, Tensor, nn
 
-from bench.train.codec import encode
 from bench.train.recipes import Recipe
 from bench.train.world import word_table
+from dit_cachegraph.demo.codec import encode
 
 EMPTY_SHARE = 0.1  # of the prompts are empty (zeros), so that guidance has something to push off
 

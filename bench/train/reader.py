@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.train.codec import decode, encode
 from bench.train.world import World
+from dit_cachegraph.demo.codec import decode, encode
 
 READER = "reader.safetensors"
 NUM_FEATURES = 128

@@ -9,11 +9,11 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
 from bench.train.clips import CLIPS, NUM_FRAMES
-from bench.train.codec import LATENT_DIM
 from bench.train.scenes import SCENES
 from bench.train.world import WORD_DIM, World
+from dit_cachegraph.demo.codec import LATENT_DIM
+from dit_cachegraph.demo.flux_scenes import TOKENS_A_SIDE, unpack
 
-TOKENS_A_SIDE = 8  # of a picture
 NUM_WHERES = 3  # channels that say where a token is
 WAN_CHANNELS = LATENT_DIM // 4 + NUM_WHERES
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
@@ -69,11 +69,6 @@ def image_ids(device: torch.device) -> Tensor:
 def pack_flux(latents: Tensor) -> Tensor:
     """[B, 48, 8, 8] -> [B, 64, 48]."""
     return latents.flatten(2).transpose(1, 2)
-
-
-def unpack_flux(tokens: Tensor) -> Tensor:
-    """[B, 64, 48] -> [B, 48, 8, 8]."""
-    return tokens.transpose(1, 2).unflatten(2, (TOKENS_A_SIDE, TOKENS_A_SIDE))
 
 
 def start_flux(noise: Tensor) -> Tensor:
@@ -138,7 +133,7 @@ FLUX = Recipe(
         }
     ),
     pack=pack_flux,
-    unpack=unpack_flux,
+    unpack=unpack,
     start=start_flux,
     latent_shape=(TOKENS_A_SIDE**2, LATENT_DIM),
     call=call_flux,

@@ -17,12 +17,12 @@ from diffusers import (
 from torch import Generator, Tensor, nn
 
 from bench.train.clips import NUM_FRAMES
-from bench.train.codec import decode
-from bench.train.recipes import FLUX, TOKENS_A_SIDE, WAN, Recipe
+from bench.train.recipes import FLUX, WAN, Recipe
 from bench.train.shelf import get_model, get_words
+from dit_cachegraph.demo import flux_scenes
+from dit_cachegraph.demo.codec import decode
 
-# Without a VAE the pipelines take it that one is there that shrinks by 8 (and Wan's time by 4).
-FLUX_SIDE_ARGUMENT = TOKENS_A_SIDE * 8 * 2
+# Without a VAE the pipeline takes it that one is there that shrinks by 8, and time by 4.
 WAN_SIDE_ARGUMENT = 8 * 8
 WAN_FRAMES_ARGUMENT = 4 * (NUM_FRAMES - 1) + 1
 
@@ -34,35 +34,23 @@ def load_pipeline(recipe: Recipe, folder: Path) -> DiffusionPipeline:
 
 def pipeline_around(recipe: Recipe, model: nn.Module) -> DiffusionPipeline:
     """`recipe`'s pipeline, with an Euler scheduler."""
-    pipe = PIPELINES[recipe.name](model)
+    return PIPELINES[recipe.name](model)
+
+
+def _wan_pipeline(model: nn.Module) -> DiffusionPipeline:
+    pipe = WanPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=model,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _flux_pipeline(model: nn.Module) -> DiffusionPipeline:
-    return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=model,
-    )
-
-
-def _wan_pipeline(model: nn.Module) -> DiffusionPipeline:
-    return WanPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        transformer=model,
-    )
-
-
 PIPELINES: MappingProxyType[str, Callable[[nn.Module], DiffusionPipeline]] = MappingProxyType(
-    {FLUX.name: _flux_pipeline, WAN.name: _wan_pipeline}
+    {FLUX.name: flux_scenes.pipeline_around, WAN.name: _wan_pipeline}
 )
 
 
@@ -116,8 +104,8 @@ def _flux_arguments(text: Tensor, guidance: float) -> dict[str, object]:
         "pooled_prompt_embeds": text.mean(1),
         "negative_pooled_prompt_embeds": torch.zeros_like(text[:, 0]),
         "true_cfg_scale": guidance,
-        "height": FLUX_SIDE_ARGUMENT,
-        "width": FLUX_SIDE_ARGUMENT,
+        "height": flux_scenes.SIDE_ARGUMENT,
+        "width": flux_scenes.SIDE_ARGUMENT,
     }
 
 

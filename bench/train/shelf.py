@@ -1,4 +1,7 @@
-"""Where a trained model lies: float16 weights, configuration, words, and the run's figures."""
+"""Where a trained model lies: float16 weights, configuration, words, prompts, the run's figures.
+
+The demo's model is a part of the package, others lie in `bench/data/`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -9,9 +12,18 @@ from torch import Tensor, nn
 
 from bench.train.recipes import Recipe
 from bench.train.world import word_table
+from dit_cachegraph.demo.flux_scenes import DATA
 
 SHELF = Path(__file__).resolve().parent.parent / "data"
 WEIGHTS, FIGURES = "model.safetensors", "figures.json"
+NUM_PROMPTS = 32
+
+
+def kept_in(folder: str, shelf: Path | None = None) -> Path:
+    """The folder of this name on a shelf; without one, where the project keeps that model."""
+    if shelf is not None:
+        return shelf / folder
+    return DATA if folder == DATA.name else SHELF / folder
 
 
 def put_model(recipe: Recipe, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -20,8 +32,11 @@ def put_model(recipe: Recipe, folder: Path, weights: Mapping[str, Tensor]) -> No
     halves = {name: weight.cpu().half().contiguous() for name, weight in weights.items()}
     save_file(halves, folder / WEIGHTS)
     write_json(folder / "config.json", dict(recipe.config))
-    write_json(folder / "words.json", list(recipe.world.words))
-    embeddings = word_table(len(recipe.world.words))
+    world = recipe.world
+    write_json(folder / "words.json", list(world.words))
+    prompts = [world.prompt(row) for row in world.every_kind(NUM_PROMPTS)]
+    write_json(folder / "prompts.json", prompts)
+    embeddings = word_table(len(world.words))
     save_file({"embeddings": embeddings}, folder / "words.safetensors")
 
 

@@ -13,7 +13,7 @@ from torch._dynamo.backends.registry import list_backends
 
 from dit_cachegraph.api import summary
 from dit_cachegraph.backend import cachedit
-from dit_cachegraph.demo.tiny_flux import draw, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.metrics.pixels import psnr_db
 from dit_cachegraph.report import Report
 from dit_cachegraph.runtime.step_log import Step
@@ -41,7 +41,7 @@ class DemoSettings:
 
 @dataclass(slots=True)
 class Contender:
-    """One of the two: its pictures [B, 3, 32, 32] in [0, 1], and seconds a run of all pictures."""
+    """One of the two: its pictures [B, 3, 64, 64] in [0, 1], and seconds a run of all pictures."""
 
     pipe: "FluxPipeline"
     pictures: Tensor

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from dit_cachegraph.demo.flux_scenes import SIDE_PIXELS
 from dit_cachegraph.demo.pictures import save_grid
 from dit_cachegraph.demo.run import Contender, DemoResult
-from dit_cachegraph.demo.tiny_flux import SIDE_PIXELS
 from dit_cachegraph.plot import save_plot
 
 Row = tuple[str, str, str]

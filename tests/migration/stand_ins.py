@@ -14,7 +14,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from dit_cachegraph.demo.tiny_flux import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.demo.flux_scenes import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
 from tiny_models import build_qwen, build_wan
 from tiny_pipelines import DEPTH, FAST_PIPELINES, no_encoders
 
@@ -30,7 +30,7 @@ def _of_its_own_class(kind: type, **components: object) -> DiffusionPipeline:
 
 
 def load_flux() -> FluxPipeline:
-    """The trained one that is shipped: 6 + 12 blocks."""
+    """The trained one that is shipped: 4 + 8 blocks."""
     return _of_its_own_class(FluxPipeline, **load_pipeline().components)
 
 

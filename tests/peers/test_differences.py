@@ -12,7 +12,7 @@ from cache_dit.caching.cache_contexts.calibrators.taylorseer import TaylorSeerSt
 from torch import nn
 
 import dit_cachegraph as dc
-from dit_cachegraph.demo.tiny_flux import load_pipeline
+from dit_cachegraph.demo.flux_scenes import load_pipeline
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 from peer_runs import (
     Sampling,
@@ -69,18 +69,18 @@ def configured(ours, **settings):
 
 
 def test_first_and_last_blocks_that_overlap(ours):
-    settings = {"Fn_compute_blocks": 12, "Bn_compute_blocks": 12, "residual_diff_threshold": 0.0}
+    settings = {"Fn_compute_blocks": 8, "Bn_compute_blocks": 8, "residual_diff_threshold": 0.0}
     peer = run_peer(PLAIN, settings)
-    # The six blocks that are both first and last run twice, though no step was reused.
+    # The four blocks that are both first and last run twice, though no step was reused.
     assert peer.hits == ((),)
     assert relative_error(peer.tokens, sample(load_pipeline(), PLAIN)) > 0.1
     sample(ours, PLAIN)
-    with pytest.raises(dc.InvalidConfig, match="=12 is more than the 18 blocks"):
+    with pytest.raises(dc.InvalidConfig, match="=8 is more than the 12 blocks"):
         dc.configure(ours, **settings)
 
 
 def test_a_region_of_no_blocks(ours):
-    settings = {"Fn_compute_blocks": 12, "Bn_compute_blocks": 6, "residual_diff_threshold": 0.3}
+    settings = {"Fn_compute_blocks": 8, "Bn_compute_blocks": 4, "residual_diff_threshold": 0.3}
     settings["max_warmup_steps"] = 2
     # The pictures are the same: cache-dit counts hits that skip nothing.
     peer, mine = run_peer(PLAIN, settings), run_ours(ours, PLAIN, settings)
@@ -107,15 +107,18 @@ def test_a_mask_that_begins_with_a_reused_step(ours):
 
 
 def test_guidance_that_nobody_declared(ours):
-    settings = {"residual_diff_threshold": 0.25, "max_warmup_steps": 2}
+    settings = {"residual_diff_threshold": 0.12, "max_warmup_steps": 2}
     guided = Sampling(12, guidance=5.0)
-    # One after the other, the two branches are compared with each other, and hardly ever alike;
-    # where they are, one gets the other's residual.
+    uncached = sample(load_pipeline(), guided)
+    # One after the other, the two branches are compared with each other, and where they are alike
+    # one gets the other's residual.
     undeclared = run_peer(guided, {**settings, "enable_separate_cfg": False})
-    assert len(undeclared.hits[0]) <= 2 and undeclared.hits[1] == ()
+    assert undeclared.hits[1] == ()
     declared, mine = run_peer(guided, settings), run_ours(ours, guided, settings)
     assert mine.hits == declared.hits
-    assert min(map(len, mine.hits)) >= 4
+    assert min(map(len, mine.hits)) >= 1
+    mixed, apart = (relative_error(ran.tokens, uncached) for ran in (undeclared, mine))
+    assert mixed > 0.2 and mixed > 2 * apart
 
 
 def test_guidance_that_was_declared_and_is_not_there(ours):
@@ -200,8 +203,8 @@ def test_a_bound_on_pruned_steps(ours):
     settings |= {"max_cached_steps": 2}
     # The step that reaches the bound counts from its first pruned block on: the others compute.
     peer, mine = run_peer(PLAIN, settings), run_ours(ours, PLAIN, settings)
-    assert (peer.hits, peer.num_pruned) == (((2, 3),), ((17, 1),))
-    assert (mine.hits, mine.num_pruned) == (((2, 3),), ((17, 17),))
+    assert (peer.hits, peer.num_pruned) == (((2, 3),), ((11, 1),))
+    assert (mine.hits, mine.num_pruned) == (((2, 3),), ((11, 11),))
 
 
 def test_a_misspelt_option(ours):

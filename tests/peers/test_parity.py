@@ -56,8 +56,8 @@ def settings_of(options):
 THRESHOLDS = [dict(R=r) for r in (0.0, 0.05, 0.15, 0.2, 0.25, 0.4, 0.5, 0.8, 1.0)] + [
     dict(R=1.0, W=1)
 ]
-BLOCKS = [dict(F=f, B=b) for f, b in ((1, 1), (1, 16), (2, 0), (4, 2), (6, 0), (8, 4), (12, 5))]
-BLOCKS += [dict(F=f, R=0.1) for f in (3, 7, 17)] + [dict(F=5, B=5, R=0.8)]
+BLOCKS = [dict(F=f, B=b) for f, b in ((1, 1), (1, 10), (2, 0), (4, 2), (6, 0), (6, 3), (8, 3))]
+BLOCKS += [dict(F=f, R=0.1) for f in (3, 7, 11)] + [dict(F=5, B=5, R=0.8)]
 WARMUPS = [dict(W=w) for w in (0, 1, 3, 6, 20)]
 INTERVALS = [dict(W=8, I=i) for i in (2, 3, 4, 10)] + [dict(W=5, I=2, R=1.0)]
 CAPS = [dict(R=1.0, M=m) for m in (0, 1, 4)] + [dict(R=0.5, M=2)]
@@ -75,13 +75,13 @@ MASKS += [dict(mask=(1, 0) * 4, policy="static", W=0)]
 
 # Reuse from the fifth step on: earlier cache-dit has no derivative. Above order 1 it errs.
 TAYLOR = [dict(T=1, W=4, R=r) for r in (0.2, 0.4, 0.8, 1.0)] + [dict(T=0, W=4, R=0.8)]
-TAYLOR += [dict(T=1, W=4, R=0.8, F=f, B=b) for f, b in ((1, 4), (4, 0), (8, 4))]
+TAYLOR += [dict(T=1, W=4, R=0.8, F=f, B=b) for f, b in ((1, 4), (4, 0), (6, 3))]
 TAYLOR += [dict(T=1, W=4, R=1.0, MC=1), dict(T=1, W=5, R=0.8, M=2), dict(T=1, W=8, I=3, R=1.0)]
 TAYLOR += [dict(T=1, W=4, R=0.8, kept="hidden_states"), dict(T=1, W=4, R=0.8, encoder=False)]
 TAYLOR += [dict(T=1, mask=(1, 1, 1, 1, 0, 1, 0, 0), policy="static", W=4)]
 
 PRUNE = [dict(rule="dbprune", R=r) for r in (0.0, 0.05, 0.1, 0.2, 0.4)]
-PRUNE += [dict(rule="dbprune", R=0.2, F=f, B=b) for f, b in ((4, 0), (1, 4), (8, 4), (17, 0))]
+PRUNE += [dict(rule="dbprune", R=0.2, F=f, B=b) for f, b in ((4, 0), (1, 4), (6, 3), (11, 0))]
 PRUNE += [dict(rule="dbprune", R=0.2, W=w) for w in (0, 4)] + [
     dict(rule="dbprune", W=6, I=2, R=0.1)
 ]
@@ -150,4 +150,4 @@ def test_decisions_and_pictures_are_the_same():
     assert set(range(NUM_STEPS)) <= set(num_hits)
     # Blocks are pruned one by one: of some steps a few, of some nearly all.
     assert len(num_pruned) >= 6 and min(num_pruned) <= 3
-    assert dc.summary(pipe).graphs[0].num_blocks == 18
+    assert dc.summary(pipe).graphs[0].num_blocks == 12

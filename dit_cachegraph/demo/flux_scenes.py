@@ -1,6 +1,6 @@
-"""The shipped model that draws 32 x 32 pictures, in a real `diffusers.FluxPipeline`.
+"""The shipped model that draws 64 x 64 pictures, in a real `diffusers.FluxPipeline`.
 
-Nothing is downloaded: weights, words and prompts lie in `dit_cachegraph/data/tiny_flux/`.
+Nothing is downloaded: weights, words and prompts lie in `dit_cachegraph/data/flux-scenes/`.
 """
 
 import json
@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dit_cachegraph.demo.codec import BLOCK, decode
+
 if TYPE_CHECKING:
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
-SIDE_PIXELS = 32
 TOKENS_A_SIDE = 8
+SIDE_PIXELS = TOKENS_A_SIDE * BLOCK
 # Without a VAE the pipeline takes it that one is there that shrinks by 8, and packs 2 x 2.
 SIDE_ARGUMENT = TOKENS_A_SIDE * 8 * 2
-DATA = Path(str(resources.files("dit_cachegraph"))) / "data" / "tiny_flux"
+DATA = Path(str(resources.files("dit_cachegraph"))) / "data" / "flux-scenes"
 
 
 def load_pipeline() -> "FluxPipeline":
     """A pipeline around a new copy of the model, in float32 on the CPU."""
+    return pipeline_around(_load_transformer())
+
+
+def pipeline_around(transformer: "FluxTransformer2DModel") -> "FluxPipeline":
+    """Without VAE and text encoder, with an Euler scheduler."""
     # Optional, and slow to import.
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline  # noqa: PLC0415
 
@@ -34,7 +41,7 @@ def load_pipeline() -> "FluxPipeline":
         tokenizer=None,
         text_encoder_2=None,
         tokenizer_2=None,
-        transformer=_load_transformer(),
+        transformer=transformer,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -63,10 +70,10 @@ def shipped_prompts() -> list[str]:
 
 
 def embed(prompts: Sequence[str]) -> Tensor:
-    """Prompts of 8 known words each as [B, 8, 32]: the whole text encoder."""
+    """Prompts as [B, 6, 64], a row for each word that names something: the whole text encoder."""
     rows = {word: i for i, word in enumerate(json.loads((DATA / "words.json").read_text()))}
-    embeddings = _load_tensors("words.safetensors")["embeddings"]
-    return embeddings[torch.tensor([[rows[word] for word in p.split()] for p in prompts])]
+    named = [[rows[word] for word in prompt.split() if word in rows] for prompt in prompts]
+    return _load_tensors("words.safetensors")["embeddings"][torch.tensor(named)]
 
 
 def draw(
@@ -76,7 +83,7 @@ def draw(
     num_steps: int,
     on_step: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Pictures [B, 3, 32, 32], about in [-1, 1], for embedded prompts [B, 8, 32].
+    """Pictures [B, 3, 64, 64], about in [-1, 1], for embedded prompts [B, 6, 64].
 
     Picture i starts from the noise of seed i, whatever the batch. `on_step` is called after each
     denoising step.
@@ -98,16 +105,9 @@ def draw(
         output_type="latent",
         callback_on_step_end=after_step,
     ).images
-    return pictures_from_tokens(tokens)
+    return decode(unpack(tokens))
 
 
-def pictures_from_tokens(tokens: Tensor) -> Tensor:
-    """[B, 64, 48] -> [B, 3, 32, 32].
-
-    A token is a 4 x 4 patch of pixels, split twice into 2 x 2: the model's latents are the picture
-    after `pixel_unshuffle(2)`, and the pipeline packs 2 x 2 of those into one token.
-    """
-    split = tokens.view(-1, TOKENS_A_SIDE, TOKENS_A_SIDE, 3, 2, 2, 2, 2)
-    # batch, token y, token x, colour, inner y, inner x, outer y, outer x
-    pictures = split.permute(0, 3, 1, 6, 4, 2, 7, 5)
-    return pictures.reshape(-1, 3, SIDE_PIXELS, SIDE_PIXELS)
+def unpack(tokens: Tensor) -> Tensor:
+    """[B, 64, 48] -> [B, 48, 8, 8]."""
+    return tokens.transpose(1, 2).unflatten(2, (TOKENS_A_SIDE, TOKENS_A_SIDE))

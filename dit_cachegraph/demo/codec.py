@@ -6,7 +6,6 @@ that coarse and fine emerge at neighbouring noise levels.
 """
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,7 +44,6 @@ def _coarsest(count: int) -> list[tuple[int, int]]:
     return sorted(pairs, key=lambda pair: (sum(pair), max(pair), pair))[:count]
 
 
-@cache
 def _filters(device: torch.device) -> Tensor:
     """[48, 3, 8, 8]: what each number measures, divided by its usual size."""
     steps = torch.arange(BLOCK, dtype=torch.float32)
@@ -59,7 +57,6 @@ def _filters(device: torch.device) -> Tensor:
     return torch.stack(filters).to(device) / _sizes(device)[:, None, None, None]
 
 
-@cache
 def _sizes(device: torch.device) -> Tensor:
     """[48]: what each number is divided by."""
     sizes = [
