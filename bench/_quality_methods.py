@@ -31,7 +31,7 @@ class Method:
 
 
 THIN, QUICK, WHOLE = range(3)
-"""What is measured where time is short, in a quick run, and at all."""
+"""What is measured first, what else in a quick run, and what at all."""
 
 
 SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin], Sequence[float]]] = (
@@ -52,6 +52,7 @@ INTERVALS = (2, 3, 4)
 MASK_NAMES = ("medium", "fast")
 PRUNE_THRESHOLDS = (0.05, 0.1, 0.2)
 TOLERANCES = {1: (0.04, 0.2, 0.3), 2: (0.06, 0.15)}
+FOCA_TOLERANCES = (0.05, 0.1, 0.2)
 
 MakePipeline = Callable[[QualityModel, float, int], DiffusionPipeline]
 # Name, maker, values of its one option, and the value that a quick run takes.
@@ -200,6 +201,9 @@ def _rows_of_ours() -> Iterable[Method]:
             settings |= {"predictor": "taylorseer", "taylorseer_order": order}
             group = f"error control {ORDERS[order]}"
             yield _ours(f"E{tolerance:g} {ORDERS[order]}", group, settings, WHOLE)
+    for tolerance in FOCA_TOLERANCES:
+        settings = {"rule": "error_control", "error_tolerance": tolerance, "predictor": "foca"}
+        yield _ours(f"E{tolerance:g} FoCa", "error control FoCa", settings, WHOLE)
 
 
 def all_methods() -> list[Method]:

@@ -60,14 +60,15 @@ class QualityModel:
 
 
 # Without guidance the paths are nearly straight, and methods rank otherwise than under it: a rule
-# that was chosen on the first alone is a trap.
+# that was chosen on the first alone is a trap. With it, half the steps come to 32 dB or less.
 MODELS: Mapping[str, QualityModel] = MappingProxyType(
     {
         model.name: model
         for model in (
             QualityModel("flux-scenes", FLUX, guidance=1.0),
-            QualityModel("flux-scenes-guided", FLUX, guidance=5.0),
-            QualityModel("wan-clips-guided", WAN, guidance=3.0),
+            QualityModel("flux-scenes-guided", FLUX, guidance=7.0),
+            QualityModel("wan-clips", WAN, guidance=1.0),
+            QualityModel("wan-clips-guided", WAN, guidance=7.0),
         )
     }
 )

@@ -3,7 +3,7 @@
     python -m bench.quality --quick      some methods on 4 pictures, a few minutes
     python -m bench.quality              everything; stop it at any time, and it goes on later
 
-At 50 steps come the most important methods alone. Rows go to MODEL.jsonl in the
+At 50 steps come the methods of a quick run alone. Rows go to MODEL.jsonl in the
 folder --out as they are measured, so several models may be measured at once; at the end come a
 table and a plot for each model and number of steps. What is counted is block computations: that
 says nothing of time, which `bench.quality_time` measures.
@@ -21,13 +21,13 @@ import torch
 from bench._engines import use_one_thread
 from bench._quality_draw import artist_for
 from bench._quality_judge import Jury, check, references_for, row_of
-from bench._quality_methods import QUICK, THIN, WHOLE, Method, all_methods
+from bench._quality_methods import QUICK, WHOLE, Method, all_methods
 from bench._quality_models import MODELS, NUM_PICTURES, QualityModel
 from bench._quality_plot import plot
 from bench._quality_rows import Key, Row, append_row, read_rows, table_of
 
 STEPS, QUICK_STEPS = (28, 50), (28,)
-# At more, only the most important methods are measured.
+# At more, only the methods of a quick run are measured.
 WHOLE_STEPS = 28
 QUICK_PICTURES = 4
 BATCH = 8
@@ -91,7 +91,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
 def sections_of(arguments: Arguments) -> Iterator[Section]:
     """All that was asked for, measured already or not."""
     for steps in arguments.steps:
-        chosen = [m for m in arguments.methods if m.tier == THIN or steps <= WHOLE_STEPS]
+        chosen = [m for m in arguments.methods if m.tier <= QUICK or steps <= WHOLE_STEPS]
         for name in arguments.models:
             how = (name, steps, arguments.num_pictures, arguments.batch)
             yield Section(MODELS[name], steps, {Key(*how, m.name): m for m in chosen})

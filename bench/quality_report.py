@@ -1,0 +1,106 @@
+"""What the rows of `bench.quality` say, as a page of tables and plots.
+
+    python -m bench.quality_report      docs/quality.md and docs/quality-MODEL-STEPS.png
+
+Reads the rows that are kept in bench/results/quality/, or those in the folder --rows.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench._machine import ROOT
+from bench._quality_models import MODELS, NUM_PICTURES
+from bench._quality_plot import plot
+from bench._quality_rows import Row, read_rows
+from bench._quality_tables import (
+    best_table,
+    parity_sentence,
+    to_converged,
+    to_uncached,
+    whole_table,
+)
+from bench.quality import BATCH, STEPS
+
+ROWS, DOCS = ROOT / "bench" / "results" / "quality", ROOT / "docs"
+PAGE = "quality.md"
+INTRODUCTION = f"""# Quality against work: every figure
+
+    python -m bench.quality --out bench/results/quality    # measures; goes on where it was stopped
+    python -m bench.quality_report                         # writes this page and its plots
+
+What the methods are, and what the figures mean, stands in [evaluation.md](evaluation.md). \
+{NUM_PICTURES} pictures, drawn in batches of {BATCH}; *share* is the share of block computations \
+that ran; PSNR and SSIM are means against the uncached pictures of as many steps, *worst* is the \
+worst picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The rows of one model with one number of steps."""
+
+    model: str
+    num_steps: int
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, guidance {MODELS[self.model].guidance:g}, {self.num_steps} steps"
+
+    @property
+    def picture(self) -> str:
+        return f"quality-{self.model}-{self.num_steps}.png"
+
+
+def sections_in(folder: Path) -> Iterator[Section]:
+    """All that has rows of whole size."""
+    for steps in STEPS:
+        for name in MODELS:
+            keys = (name, steps, NUM_PICTURES, BATCH)
+            rows = [
+                row
+                for row in read_rows(folder / f"{name}.jsonl")
+                if (row.key.model, row.key.num_steps, row.key.num_pictures, row.key.batch) == keys
+            ]
+            if rows:
+                yield Section(name, steps, rows)
+
+
+def markdown_of(section: Section) -> str:
+    """Summary, plot and table."""
+    machines = "; ".join(dict.fromkeys(row.machine for row in section.rows))
+    parts = [
+        f"## {section.title}",
+        "Best PSNR to the uncached pictures, in dB, by the most work that is allowed (method, its "
+        "share):",
+        best_table(section.rows, to_uncached),
+        "Best PSNR to the pictures of 200 steps:",
+        best_table(section.rows, to_converged),
+        parity_sentence(section.rows),
+        f"![{section.title}]({section.picture})",
+        whole_table(section.rows),
+        f"Machine: {machines}.",
+    ]
+    return "\n\n".join(parts)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.quality_report", description=__doc__)
+    parser.add_argument("--rows", type=Path, default=ROWS, metavar="FOLDER")
+    parser.add_argument("--docs", type=Path, default=DOCS, metavar="FOLDER")
+    parsed = parser.parse_args(arguments)
+    sections = list(sections_in(parsed.rows))
+    if not sections:
+        parser.error(f"{parsed.rows} has no rows of {NUM_PICTURES} pictures")
+    for section in sections:
+        title = f"{section.title}, {NUM_PICTURES} pictures"
+        plot(section.rows, title, parsed.docs / section.picture)
+    text = "\n\n".join([INTRODUCTION, *map(markdown_of, sections)])
+    (parsed.docs / PAGE).write_text(text + "\n", encoding="utf-8")
+    print(parsed.docs / PAGE)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
