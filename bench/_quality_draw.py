@@ -61,7 +61,8 @@ class Artist:
 
     def uncached(self, num_steps: int) -> Tensor:
         """All pictures in so many steps of Euler, drawn or read from where a run drew them."""
-        path = self.folder / f"{self.model.name}-{self.num_pictures}-{num_steps}.pt"
+        name = f"{self.model.name}-{self.model.version}-{self.num_pictures}-{num_steps}.pt"
+        path = self.folder / name
         if not path.exists():
             print(f"{self.model.name}: draws {self.num_pictures} pictures in {num_steps} steps")
             torch.save(by_solver(self, euler(), num_steps, num_steps).pictures, path)

@@ -3,6 +3,7 @@
 All draw in batches, and whatever decides does so for a batch at once: ours, the peers, all alike.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from torch import Generator, Tensor
 from bench._quality_solvers import euler
 from bench.train.recipes import FLUX, WAN, Recipe
 from bench.train.sampling import draw_from, embed, load_pipeline
-from bench.train.shelf import kept_in
+from bench.train.shelf import WEIGHTS, kept_in
 
 NUM_PICTURES = 64
 SEED = 0
@@ -35,6 +36,12 @@ class QualityModel:
     def num_branches(self) -> int:
         """Calls of the transformer a step."""
         return 2 if self.guidance > 1 else 1
+
+    @property
+    def version(self) -> str:
+        """Eight digits that are others where weights or guidance are."""
+        weights = (kept_in(self.recipe.folder) / WEIGHTS).read_bytes()
+        return hashlib.sha256(weights + repr(self.guidance).encode()).hexdigest()[:8]
 
     @property
     def picks(self) -> Tensor:

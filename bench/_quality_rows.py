@@ -11,9 +11,11 @@ from bench._table import table
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a row is of; a later run skips the rows that are there."""
+    """What a row is of; a later run skips the rows that are there. `version` is that of the model:
+    what other weights drew doesn't count."""
 
     model: str
+    version: str
     num_steps: int
     num_pictures: int
     batch: int

@@ -93,8 +93,9 @@ def sections_of(arguments: Arguments) -> Iterator[Section]:
     for steps in arguments.steps:
         chosen = [m for m in arguments.methods if m.tier <= QUICK or steps <= WHOLE_STEPS]
         for name in arguments.models:
-            how = (name, steps, arguments.num_pictures, arguments.batch)
-            yield Section(MODELS[name], steps, {Key(*how, m.name): m for m in chosen})
+            model = MODELS[name]
+            how = (name, model.version, steps, arguments.num_pictures, arguments.batch)
+            yield Section(model, steps, {Key(*how, m.name): m for m in chosen})
 
 
 class Progress:

@@ -14,7 +14,7 @@ from pathlib import Path
 from bench._machine import ROOT
 from bench._quality_models import MODELS, NUM_PICTURES
 from bench._quality_plot import plot
-from bench._quality_rows import Row, read_rows
+from bench._quality_rows import Key, Row, read_rows
 from bench._quality_tables import (
     best_table,
     parity_sentence,
@@ -55,16 +55,12 @@ class Section:
 
 
 def sections_in(folder: Path) -> Iterator[Section]:
-    """All that has rows of whole size."""
+    """All that has rows of whole size, of the weights that are kept now."""
     for steps in STEPS:
         for name in MODELS:
-            keys = (name, steps, NUM_PICTURES, BATCH)
-            rows = [
-                row
-                for row in read_rows(folder / f"{name}.jsonl")
-                if (row.key.model, row.key.num_steps, row.key.num_pictures, row.key.batch) == keys
-            ]
-            if rows:
+            how = (name, MODELS[name].version, steps, NUM_PICTURES, BATCH)
+            known = read_rows(folder / f"{name}.jsonl")
+            if rows := [row for row in known if row.key == Key(*how, row.key.method)]:
                 yield Section(name, steps, rows)
 
 
@@ -93,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parser.parse_args(arguments)
     sections = list(sections_in(parsed.rows))
     if not sections:
-        parser.error(f"{parsed.rows} has no rows of {NUM_PICTURES} pictures")
+        parser.error(f"{parsed.rows} has no rows of {NUM_PICTURES} pictures by these weights")
     for section in sections:
         title = f"{section.title}, {NUM_PICTURES} pictures"
         plot(section.rows, title, parsed.docs / section.picture)

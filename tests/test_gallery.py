@@ -130,7 +130,7 @@ def test_a_curve_has_a_bar_a_step():
 
 def test_of_each_kind_the_nearest_to_the_share_is_shown():
     def row(method, group, share, steps=28):
-        key = Key("m", steps, 4, 2, method)
+        key = Key("m", "v", steps, 4, 2, method)
         return Row(key, group, share, 40.0, 38.0, 0.9, 35.0, 0.9, {"a": 1.0}, 7.0, 1.0, "machine")
 
     rows = [

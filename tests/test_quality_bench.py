@@ -34,7 +34,7 @@ NUM_STEPS = 6
 
 
 def rows_of(method="x", count=1):
-    key = Key("m", 28, 4, 2, method)
+    key = Key("m", "v", 28, 4, 2, method)
     read_back = {"color": 1.0, "shape": 0.5}
     row = Row(key, "g", 0.5, 40.0, 38.0, 0.99, 35.0, 0.9, read_back, 7.0, 1.0, "machine")
     return [replace(row, key=replace(key, method=f"{method}{i}")) for i in range(count)]
@@ -113,6 +113,16 @@ def test_solvers_share_a_schedule():
 def test_masks_are_even():
     assert every(9, 2, 3) == (1, 1, 1, 0, 1, 0, 1, 0, 1)
     assert every(8, 3, 2) == (1, 1, 0, 0, 1, 0, 0, 1)
+
+
+def test_a_version_is_of_weights_and_guidance(monkeypatch, tmp_path):
+    model = MODELS["flux-scenes"]
+    assert model.version == MODELS["flux-scenes"].version
+    assert model.version != replace(model, guidance=2.0).version
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    known = model.version
+    monkeypatch.setattr("bench._quality_models.kept_in", lambda _folder: tmp_path)
+    assert model.version != known
 
 
 def test_no_two_methods_have_one_name():

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import quality_report
+from bench._quality_models import MODELS
 from bench._quality_rows import Key, Row, append_row
 from bench._quality_tables import (
     best_table,
@@ -22,7 +23,7 @@ from bench._quality_tables import (
 )
 
 ROW = Row(
-    Key("flux-scenes", 28, 64, 8, "uncached"),
+    Key("flux-scenes", MODELS["flux-scenes"].version, 28, 64, 8, "uncached"),
     group="uncached", share=1.0, psnr_db=None, psnr_db_worst=None, ssim=1.0, psnr_db_converged=44.0,
     ssim_converged=0.9, read_back={"color": 1.0, "shape": 0.5}, frechet=7.0, seconds=1.0,
     machine="a machine",
@@ -94,7 +95,8 @@ def test_the_page_has_every_section_with_its_plot(tmp_path, capsys):
     for one in ROWS:
         append_row(tmp_path / "flux-scenes.jsonl", one)
         append_row(tmp_path / "flux-scenes.jsonl", replace(one, key=replace(one.key, num_steps=50)))
-        append_row(tmp_path / "flux-scenes.jsonl", replace(one, key=replace(one.key, batch=1)))
+        for other in ({"batch": 1}, {"version": "0"}):
+            append_row(tmp_path / "flux-scenes.jsonl", replace(one, key=replace(one.key, **other)))
     where = ["--rows", str(tmp_path), "--docs", str(tmp_path)]
     quality_report.main(where)
     page = (tmp_path / "quality.md").read_text()
@@ -110,4 +112,4 @@ def test_no_rows_are_no_page(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         quality_report.main(["--rows", str(tmp_path)])
     assert stopped.value.code == 2
-    assert "has no rows of 64 pictures" in capsys.readouterr().err
+    assert "has no rows of 64 pictures by these weights" in capsys.readouterr().err
