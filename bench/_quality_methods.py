@@ -115,6 +115,15 @@ class Pair:
     order: int = 0
     prunes: bool = False
 
+    @property
+    def full_name(self) -> str:
+        """With the order of its forecasts."""
+        return self.name + self._suffix
+
+    @property
+    def _suffix(self) -> str:
+        return f" {ORDERS[self.order]}" if self.order else ""
+
     def by_ours(self, artist: Artist, num_steps: int) -> Drawn:
         # As cache-dit decides: by the mean of the batch.
         settings = {**self.settings(num_steps), "batch_rule": "mean"}
@@ -130,14 +139,13 @@ class Pair:
         return by_pipeline(artist, pipe, num_steps)
 
     def methods(self, tier: int) -> Iterable[Method]:
-        suffix = f" {ORDERS[self.order]}" if self.order else ""
-        name, group = self.name + suffix, self.kind + suffix
+        name, group = self.full_name, self.kind + self._suffix
         yield Method(f"ours {name}", f"ours, {group}", self.by_ours, tier)
         if importlib.util.find_spec("cache_dit") is not None:
             yield Method(f"cache-dit {name}", f"cache-dit, {group}", self.by_cache_dit, tier)
 
 
-def _pairs() -> Iterable[tuple[Pair, int]]:
+def pairs() -> Iterable[tuple[Pair, int]]:
     """Each pair with its tier."""
     for (first, last), thresholds in FIRST_AND_LAST.items():
         for threshold in thresholds:
@@ -212,6 +220,6 @@ def all_methods() -> list[Method]:
     rows += [_fewer_steps(name, make, s) for name, make, shares in SOLVERS for s in shares]
     for name, make, values, quick in DIFFUSERS:
         rows += [_of_diffusers(name, make, v, QUICK if v == quick else WHOLE) for v in values]
-    for pair, tier in _pairs():
+    for pair, tier in pairs():
         rows += pair.methods(tier)
     return sorted(rows, key=lambda row: row.tier)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from bench._quality_rows import Row
+from bench._spread import Spread
 
 OURS, CACHE_DIT = "ours ", "cache-dit "
 SHARES = (0.65, 0.55, 0.5, 0.4, 0.3)
@@ -109,6 +110,17 @@ def _named(row: Row | None, value: Value, most: float) -> str:
     _, _, name = row.key.method.partition(" ")
     shown = decibels(value(row))
     return f"{f'**{shown}**' if value(row) == most else shown} ({name}, {row.share:.2f})"
+
+
+def time_table(rows: Sequence[Row], timed: Mapping[str, Spread]) -> str:
+    """Each timed method with its ratio to the uncached time, and the quality of its row."""
+    by_name = {row.key.method: row for row in rows}
+    header = ["", "CPU time (quartiles)", "share", "PSNR, dB", "to 200 steps, dB"]
+    lines = []
+    for name, ratio in sorted(timed.items(), key=lambda item: -item[1].median):
+        share, psnr_db, _, _, converged, *_ = cells(by_name[name])
+        lines.append([name, f"{ratio:.2f}", share, psnr_db, converged])
+    return markdown(header, lines)
 
 
 def parity_sentence(rows: Sequence[Row]) -> str:

@@ -6,8 +6,9 @@ Reads the rows that are kept in bench/results/quality/, or those in the folder -
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from bench._quality_rows import Key, Row, read_rows
 from bench._quality_tables import (
     best_table,
     parity_sentence,
+    time_table,
     to_converged,
     to_uncached,
     whole_table,
 )
+from bench._spread import Spread
 from bench.quality import BATCH, STEPS
 
 ROWS, DOCS = ROOT / "bench" / "results" / "quality", ROOT / "docs"
@@ -38,12 +41,23 @@ worst picture."""
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """What `bench.quality_time` kept: ratios to the uncached time, by method."""
+
+    ratios: Mapping[str, Spread]
+    num_pictures: int
+    num_rounds: int
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """The rows of one model with one number of steps."""
 
     model: str
     num_steps: int
     rows: Sequence[Row]
+    timed: Timing | None
 
     @property
     def title(self) -> str:
@@ -61,7 +75,17 @@ def sections_in(folder: Path) -> Iterator[Section]:
             how = (name, MODELS[name].version, steps, NUM_PICTURES, BATCH)
             known = read_rows(folder / f"{name}.jsonl")
             if rows := [row for row in known if row.key == Key(*how, row.key.method)]:
-                yield Section(name, steps, rows)
+                yield Section(name, steps, rows, timing_in(folder, name, steps))
+
+
+def timing_in(folder: Path, model: str, num_steps: int) -> Timing | None:
+    """None if there is none of the weights that are kept now."""
+    path = folder / f"time-{model}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if (kept.get("version"), kept.get("num_steps")) != (MODELS[model].version, num_steps):
+        return None
+    ratios = {method["name"]: Spread(**method["ratio"]) for method in kept["methods"]}
+    return Timing(ratios, kept["num_pictures"], kept["num_rounds"], kept["machine"])
 
 
 def markdown_of(section: Section) -> str:
@@ -78,8 +102,24 @@ def markdown_of(section: Section) -> str:
         f"![{section.title}]({section.picture})",
         whole_table(section.rows),
         f"Machine: {machines}.",
+        *_about_time(section),
     ]
     return "\n\n".join(parts)
+
+
+def _about_time(section: Section) -> list[str]:
+    timed = section.timed
+    if timed is None:
+        return []
+    command = f"python -m bench.quality_time --model {section.model} --rounds {timed.num_rounds}"
+    command += f" --json bench/results/quality/time-{section.model}.json"
+    return [
+        f"In time: a batch of {timed.num_pictures}, everything compiled by Inductor, CPU time of "
+        "one thread as a ratio to the uncached batch of the same round; compilation is not in it.",
+        f"    {command}",
+        time_table(section.rows, timed.ratios),
+        f"Machine: {timed.machine}.",
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -2,9 +2,9 @@
 
     python -m bench.quality_time --model flux-scenes-guided
 
-Each round draws one picture by every method in turn; the figure is the ratio to the uncached
-picture of the same round, in CPU time of one thread, so other work on the machine disturbs it
-little. Compilation is not in it.
+Each round draws a batch by every method in turn; the figure is the ratio to the uncached batch of
+the same round, in CPU time of one thread, so other work on the machine disturbs it little.
+Compilation is not in it.
 """
 
 import argparse
@@ -12,20 +12,21 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch._dynamo
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
-import dit_cachegraph
 from bench import _quality_peers as peers
+from bench import _quality_solvers as solvers
 from bench._engines import use_one_thread
 from bench._machine import this_machine
-from bench._quality_draw import artist_for, by_ours, by_pipeline
-from bench._quality_methods import dbcache
+from bench._quality_draw import Artist
+from bench._quality_methods import Pair, all_methods, pairs
 from bench._quality_models import MODELS, QualityModel
 from bench._spread import Spread, paired_ratios, spread_of
 from bench._table import table
@@ -33,72 +34,70 @@ from dit_cachegraph.backend import cachedit
 from dit_cachegraph.policy.presets import PRESETS
 
 NUM_STEPS = 28
-FEWER_STEPS = (21, 14)
-PICTURE = range(1)
-THRESHOLD = dbcache(1, 0, 0.1)
-OURS: Mapping[str, Mapping[str, object]] = {
-    **{f"ours preset {name}": {"preset": name} for name in PRESETS},
-    "ours F1B0 R0.1": {**THRESHOLD, "batch_rule": "mean"},
-}
+NUM_PICTURES = 8  # one batch, as in the rows of `bench.quality`
+# By the names that their rows have, so that a time and a quality can be put together.
+SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin], int]] = (
+    ("uncached", solvers.euler, 28),
+    ("euler 0.75", solvers.euler, 21),
+    ("euler 0.5", solvers.euler, 14),
+    ("adams-bashforth 0.5", solvers.adams_bashforth, 14),
+)
+PAIRS = ("F1B0 R0.1", "W6 every 2 order 1")
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One method: `draw()` draws one picture; `share` of the block computations runs."""
+    """One method: `draw()` draws a batch."""
 
     name: str
-    share: float
     draw: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """CPU seconds a picture, and their ratio to the uncached picture of the same round."""
+    """CPU seconds a batch, and their ratio to the uncached batch of the same round."""
 
     name: str
-    share: float
     seconds: Spread
     ratio: Spread
 
 
-def contenders_of(model: QualityModel) -> list[Contender]:
-    """The uncached one first; nothing is compiled before the first picture."""
-    return [*_uncached(model), *_ours(model), *_peers(model)]
+def contenders_of(model: QualityModel, folder: Path) -> Iterator[Contender]:
+    """The uncached one first; nothing is compiled before the first batch."""
+    yield from _solvers(model)
+    yield from _ours(model, folder)
+    for pair in _chosen_pairs():
+        pipe = peers.with_cache_dit(model, pair.settings(NUM_STEPS), pair.order, prunes=pair.prunes)
+        yield Contender(f"cache-dit {pair.full_name}", _drawing(model, _compiled(pipe), NUM_STEPS))
 
 
-def _uncached(model: QualityModel) -> list[Contender]:
+def _chosen_pairs() -> list[Pair]:
+    return [pair for pair, _ in pairs() if pair.full_name in PAIRS]
+
+
+def _solvers(model: QualityModel) -> Iterator[Contender]:
     pipe = _compiled(model.load())
-    return [
-        Contender(f"euler, {n} steps", n / NUM_STEPS, _drawing(model, pipe, n))
-        for n in (NUM_STEPS, *FEWER_STEPS)
-    ]
 
-
-def _ours(model: QualityModel) -> list[Contender]:
-    pipe = model.load()
-    pipe.transformer.compile(backend=cachedit)
-
-    def drawing(name: str, settings: Mapping[str, object]) -> Callable[[], object]:
+    def drawing(make: Callable[[], SchedulerMixin], num_steps: int) -> Callable[[], object]:
         def draw() -> None:
-            with dit_cachegraph.request(name, **settings):
-                model.draw(pipe, PICTURE, NUM_STEPS)
+            pipe.scheduler = make()
+            model.draw(pipe, range(NUM_PICTURES), num_steps)
 
         return draw
 
-    with tempfile.TemporaryDirectory() as folder:
-        artist = artist_for(model, 1, 1, Path(folder))
-        shares = {name: by_ours(artist, s, NUM_STEPS).share for name, s in OURS.items()}
-    return [Contender(name, shares[name], drawing(name, s)) for name, s in OURS.items()]
+    for name, make, num_steps in SOLVERS:
+        yield Contender(name, drawing(make, num_steps))
 
 
-def _peers(model: QualityModel) -> list[Contender]:
-    def make() -> DiffusionPipeline:
-        return peers.with_cache_dit(model, THRESHOLD, 0, prunes=False)
-
-    with tempfile.TemporaryDirectory() as folder:
-        share = by_pipeline(artist_for(model, 1, 1, Path(folder)), make(), NUM_STEPS).share
-    draw = _drawing(model, _compiled(make()), NUM_STEPS)
-    return [Contender("cache-dit F1B0 R0.1", share, draw)]
+def _ours(model: QualityModel, folder: Path) -> Iterator[Contender]:
+    pipe = model.load()
+    pipe.transformer.compile(backend=cachedit)
+    artist = Artist(model, NUM_PICTURES, NUM_PICTURES, folder, pipe)
+    names = [f"ours preset {name}" for name in PRESETS]
+    names += [f"ours {pair.full_name}" for pair in _chosen_pairs()]
+    methods = {method.name: method for method in all_methods()}
+    for name in names:
+        yield Contender(name, partial(methods[name].draw, artist, NUM_STEPS))
 
 
 def _compiled(pipe: DiffusionPipeline) -> DiffusionPipeline:
@@ -107,11 +106,11 @@ def _compiled(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def _drawing(model: QualityModel, pipe: DiffusionPipeline, num_steps: int) -> Callable[[], object]:
-    return lambda: model.draw(pipe, PICTURE, num_steps)
+    return lambda: model.draw(pipe, range(NUM_PICTURES), num_steps)
 
 
 def measure(contenders: Sequence[Contender], num_rounds: int) -> list[Timed]:
-    """One picture of each to compile, then rounds of one picture of each."""
+    """One batch of each to compile, then rounds of one batch of each."""
     for contender in contenders:
         print(f"compiles {contender.name}", flush=True)
         contender.draw()
@@ -122,7 +121,7 @@ def measure(contenders: Sequence[Contender], num_rounds: int) -> list[Timed]:
             contender.draw()
             taken.append(time.process_time() - start)
     return [
-        Timed(c.name, c.share, spread_of(taken), paired_ratios(taken, seconds[0]))
+        Timed(c.name, spread_of(taken), paired_ratios(taken, seconds[0]))
         for c, taken in zip(contenders, seconds, strict=True)
     ]
 
@@ -138,15 +137,23 @@ def main(arguments: Sequence[str]) -> None:
     use_one_thread()
     # All engines compile one function, for many modules; at the limit some would run eagerly.
     torch._dynamo.config.recompile_limit = 64
-    timed = measure(contenders_of(MODELS[parsed.model]), parsed.rounds)
-    lines = [["method", "share of blocks", "CPU s a picture", "ratio (quartiles)"]]
-    lines += [
-        [t.name, f"{t.share:.2f}", f"{t.seconds.median:.3f}", f"{t.ratio:.2f}"] for t in timed
-    ]
-    print(f"{parsed.model}, {NUM_STEPS} steps, one picture\n{table(lines)}\n{this_machine()}")
+    model = MODELS[parsed.model]
+    with tempfile.TemporaryDirectory() as folder:
+        timed = measure(list(contenders_of(model, Path(folder))), parsed.rounds)
+    lines = [["method", "CPU s a batch", "ratio (quartiles)"]]
+    lines += [[t.name, f"{t.seconds.median:.3f}", f"{t.ratio:.2f}"] for t in timed]
+    about = f"{model.name}, {NUM_STEPS} steps, {NUM_PICTURES} pictures in one batch"
+    print(f"{about}\n{table(lines)}\n{this_machine()}")
     if parsed.json is not None:
-        rows = [asdict(t) for t in timed]
-        result = {"model": parsed.model, "machine": asdict(this_machine()), "methods": rows}
+        result = {
+            "model": model.name,
+            "version": model.version,
+            "num_steps": NUM_STEPS,
+            "num_pictures": NUM_PICTURES,
+            "num_rounds": parsed.rounds,
+            "machine": str(this_machine()),
+            "methods": [asdict(t) for t in timed],
+        }
         parsed.json.write_text(json.dumps(result, indent=2) + "\n")
 
 

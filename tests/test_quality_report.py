@@ -1,5 +1,6 @@
 """The page that the rows of the quality bench are told on."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -97,12 +98,18 @@ def test_the_page_has_every_section_with_its_plot(tmp_path, capsys):
         append_row(tmp_path / "flux-scenes.jsonl", replace(one, key=replace(one.key, num_steps=50)))
         for other in ({"batch": 1}, {"version": "0"}):
             append_row(tmp_path / "flux-scenes.jsonl", replace(one, key=replace(one.key, **other)))
+    timed = {"version": ROW.key.version, "num_steps": 28, "num_pictures": 8, "num_rounds": 3}
+    ratio = {"low": 0.7, "median": 0.72, "high": 0.75}
+    timed |= {"machine": "a clock", "methods": [{"name": "ours B", "ratio": ratio}]}
+    (tmp_path / "time-flux-scenes.json").write_text(json.dumps(timed))
     where = ["--rows", str(tmp_path), "--docs", str(tmp_path)]
     quality_report.main(where)
     page = (tmp_path / "quality.md").read_text()
     titles = [line for line in page.splitlines() if line.startswith("## ")]
     assert titles == [f"## flux-scenes, guidance 1, {steps} steps" for steps in (28, 50)]
     assert page.count(whole_table(ROWS)) == 2 and "Machine: a machine." in page
+    assert page.count("Machine: a clock.") == 1
+    assert "| ours B | 0.72 (0.70 to 0.75) | 0.50 | 38.0 | 40.0 |" in page
     for steps in (28, 50):
         pixels = matplotlib.image.imread(tmp_path / f"quality-flux-scenes-{steps}.png")
         assert pixels.shape[:2] == (1300, 1500)
