@@ -83,6 +83,14 @@ def artist_for(model: QualityModel, num_pictures: int, batch: int, folder: Path)
     return Artist(model, num_pictures, batch, folder, pipe)
 
 
+def sampled_by(artist: Artist, scheduler: SchedulerMixin) -> Artist:
+    """The same model, compiled once for both, with another solver for ours."""
+    pipe = artist.ours
+    other = type(pipe)(**{**pipe.components, "scheduler": scheduler})
+    other.set_progress_bar_config(disable=True)
+    return replace(artist, ours=other)
+
+
 def by_solver(artist: Artist, scheduler: SchedulerMixin, num_steps: int, of_steps: int) -> Drawn:
     """Uncached, with fewer steps."""
     pipe = artist.model.load()
