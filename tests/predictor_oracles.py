@@ -21,16 +21,14 @@ def replay(values: Values, steps: Sequence[int], step: int) -> Values:
 def taylorseer(
     values: Values, steps: Sequence[int], step: int, taylorseer_order: int = 1
 ) -> Values:
-    """The polynomial through the last values, by Neville's scheme."""
-    values, steps = values[-taylorseer_order - 1 :], steps[-taylorseer_order - 1 :]
-    row = list(values)
-    for width in range(1, len(steps)):
-        row = [
-            ((step - steps[i]) * row[i + 1] - (step - steps[i + width]) * row[i])
-            / (steps[i + width] - steps[i])
-            for i in range(len(row) - 1)
-        ]
-    return row[0]
+    """F + sum of (i-th derivative / i!) k^i. Values of the first two steps make a line at most."""
+    num_later = len([s for s in steps if s >= 2])
+    order = min(taylorseer_order, len(steps) - 1, max(1, num_later - 1))
+    forecast = values[-1]
+    for i in range(1, order + 1):
+        leading = _polynomial(values[-i - 1 :], steps[-i - 1 :])[0]
+        forecast = forecast + leading * (step - steps[-1]) ** i
+    return forecast
 
 
 def foca(values: Values, steps: Sequence[int], step: int) -> Values:

@@ -1,4 +1,4 @@
-"""Eager reference of schedules over the whole trunk, with polynomial forecasts, written apart from
+"""Eager reference of schedules over the whole trunk, with TaylorSeer's forecasts, written apart from
 the package: at each computed step it also says what the forecast would have missed."""
 
 import copy
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from oracle import IMAGE_STREAM, Streams, WatchedBlock
+from predictor_oracles import taylorseer
 from tiny_models import TinyModel
 
 
 class ScheduleOracle:
     """Every block of a private copy of `model` is one region. `is_hit(oracle)` decides at each
-    step; `order` is the degree of the polynomial through the last computed effects."""
+    step; `order` is TaylorSeer's."""
 
     def __init__(
         self,
@@ -59,9 +60,10 @@ class ScheduleOracle:
         return left
 
     def _forecast(self, streams: Streams) -> Streams:
-        steps, effects = zip(*self.effects[-self.order - 1 :], strict=True)
+        steps, effects = zip(*self.effects, strict=True)
         return {
-            name: self.entering[name] + polynomial(steps, [e[name] for e in effects], self.now)
+            name: self.entering[name]
+            + series(steps, [e[name] for e in effects], self.now, self.order)
             if name in effects[-1]
             else None
             for name in streams
@@ -79,9 +81,7 @@ class ScheduleOracle:
         self.errors[self.now] = float((moved / size).max())
 
 
-def polynomial(steps: Sequence[int], values: Sequence[Tensor], step: int) -> Tensor:
-    """The polynomial through the values, evaluated: by solving for its coefficients."""
-    powers = np.vander(np.array(steps, float) - steps[-1], increasing=True)
-    at = float(step - steps[-1]) ** np.arange(len(steps))
-    weights = np.linalg.solve(powers.T, at)
-    return sum(v * float(w) for v, w in zip(values, weights, strict=True))  # type: ignore[return-value]
+def series(steps: Sequence[int], values: Sequence[Tensor], step: int, order: int) -> Tensor:
+    """TaylorSeer's, in float64."""
+    known = np.stack([value.double().numpy() for value in values])
+    return torch.from_numpy(taylorseer(known, steps, step, order)).to(values[-1].dtype)

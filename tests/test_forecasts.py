@@ -194,10 +194,6 @@ def parabola(step):
     return (1 - step / 16) ** 2
 
 
-def quartic(step):
-    return (1 - step / 16) ** 4
-
-
 def decay(step):
     return 0.8**step
 
@@ -206,8 +202,8 @@ CLOSED_FORMS = [
     # What is drawn from the last computed step `s` and those before it, `k` steps on.
     ("replay", {}, line, lambda s, k: line(s)),
     ("taylorseer", {"taylorseer_order": 1}, line, lambda s, k: line(s + k)),
-    ("taylorseer", {"taylorseer_order": 2}, parabola, lambda s, k: parabola(s + k)),
-    ("taylorseer", {"taylorseer_order": 4}, quartic, lambda s, k: quartic(s + k)),
+    # The slope is that in the middle of the last gap, of three steps.
+    ("taylorseer", {"taylorseer_order": 2}, parabola, lambda s, k: parabola(s + k) - 3 * k / 256),
     ("foca", {}, line, lambda s, k: line(s + k)),
     ("dmd", {}, decay, lambda s, k: decay(s + k)),
     # sigma H_1(sigma k) is 2 sigma^2 k: half the way at sigma 0.5.

@@ -188,27 +188,29 @@ def test_dmd_keeps_the_layout_and_dtype_of_a_snapshot(layout):
 
 
 @pytest.mark.parametrize("order", range(5))
-def test_taylorseer_is_exact_on_polynomials_from_the_first_step_on(order):
-    """Also through the kernel, in float32: to what rounding makes of the sum."""
+@pytest.mark.parametrize("gap", [1, 2, 5])
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_taylorseer_is_that_of_the_paper_over_even_gaps(order, gap, ahead):
+    """F + sum of (i-th backward difference / gap^i) k^i / i!, also through the kernel."""
+    steps = [2 + gap * i for i in range(order + 1)]
+    values = np.random.default_rng(order).normal(size=(order + 1, 7))
+    differences = [np.diff(values, n=i, axis=0)[-1] / gap**i for i in range(order + 1)]
+    expected = sum(d * ahead**i / math.factorial(i) for i, d in enumerate(differences))
     predictor = PREDICTORS["taylorseer"](taylorseer_order=order)
+    weights = predictor.weights(steps, steps[-1] + ahead)
+    np.testing.assert_allclose(np.array(weights) @ values, expected, rtol=1e-9, atol=1e-9)
+    known = torch.from_numpy(values)
+    single = ops.forecast(None, list(known.float()), weights)
+    scale = scale_of(predictor, known, steps, steps[-1] + ahead) + float(known.abs().max())
+    assert_near(single, expected, scale, 1e-6)
 
-    @settings(max_examples=100)
-    @given(uneven_steps(at_most=5), st.integers(0, 10**6))
-    def check(at, seed):
-        steps, step = at
-        degree = min(order, len(steps) - 1)
-        polynomial = np.random.default_rng(seed).normal(size=(degree + 1, 7))
-        values = np.stack([sum(c * (s / 9) ** i for i, c in enumerate(polynomial)) for s in steps])
-        expected = sum(c * (step / 9) ** i for i, c in enumerate(polynomial))
-        steps, values = steps[-order - 1 :], torch.from_numpy(values[-order - 1 :])
-        weights = predictor.weights(steps, step)
-        exact = sum(w * v for w, v in zip(weights, values, strict=True))
-        np.testing.assert_allclose(exact, expected, rtol=1e-5, atol=1e-9)
-        single = ops.forecast(None, list(values.float()), weights)
-        scale = scale_of(predictor, values, steps, step) + float(values.abs().max())
-        assert_near(single, expected, scale, 1e-6)
 
-    check()
+@pytest.mark.parametrize("steps", [(0, 1, 2), (1, 2, 3), (0, 1, 5)])
+def test_a_bend_at_the_start_of_an_image_does_not_count(steps):
+    line = PREDICTORS["taylorseer"](taylorseer_order=1).weights(steps[1:], 7)
+    assert PREDICTORS["taylorseer"](taylorseer_order=2).weights(steps, 7) == (0.0, *line)
+    later = PREDICTORS["taylorseer"](taylorseer_order=2).weights([s + 2 for s in steps], 9)
+    assert later[0] != 0
 
 
 @pytest.mark.parametrize(("name", "degree"), [("taylorseer", 1), ("foca", 1), ("dmd", 1)])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dit_cachegraph.policy.calibrator import Calibrator
 from dit_cachegraph.policy.checks import check_choice, check_int, check_number
-from dit_cachegraph.policy.taylorseer import lagrange
+from dit_cachegraph.policy.taylorseer import taylor
 
 Precision = Literal["low", "medium", "high"]
 MIN_SNAPSHOTS = 4
@@ -62,7 +62,7 @@ class DMDCalibratorConfig(Calibrator):
         return self.dmd_history
 
     def weights(self, steps: Sequence[int], step: int) -> tuple[float, ...]:
-        return (*[0.0] * (len(steps) - 2), *lagrange(steps[-2:], step))
+        return (*[0.0] * (len(steps) - 2), *taylor(steps[-2:], step))
 
     def estimate(
         self, snapshots: Sequence[Tensor], steps: Sequence[int], step: int

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_cachegraph.policy.calibrator import Calibrator
-from dit_cachegraph.policy.taylorseer import lagrange
+from dit_cachegraph.policy.taylorseer import taylor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class FoCaCalibratorConfig(Calibrator):
 
     def weights(self, steps: Sequence[int], step: int) -> tuple[float, ...]:
         if len(steps) < self.num_snapshots:
-            return lagrange(steps, step)
+            return taylor(steps, step)
         num_unused = len(steps) - self.num_snapshots
         first, middle, last = steps[num_unused:]
         gap, older_gap, ahead = last - middle, middle - first, step - last
