@@ -1,5 +1,5 @@
-"""Eager reference of schedules over the whole trunk, with TaylorSeer's forecasts, written apart from
-the package: at each computed step it also says what the forecast would have missed."""
+"""Eager reference of schedules over the whole trunk, with TaylorSeer's forecasts, written apart
+from the package: at each computed step it also says what the forecast would have missed."""
 
 import copy
 from collections.abc import Callable, Sequence

@@ -73,8 +73,8 @@ MASKS += [dict(mask=PRESETS["ultra"], policy="dynamic", W=8, R=1.0, M=3, MC=1)]
 MASKS += [dict(mask=PRESETS["fast"], policy="static", W=8, M=1, MC=1, F=2, B=3)]
 MASKS += [dict(mask=(1, 0) * 4, policy="static", W=0)]
 
-# Reuse from the fifth step on: earlier cache-dit has no derivative. Above order 1 it errs where gaps
-# are uneven, so there only the first steps are computed.
+# Reuse from the fifth step on: earlier cache-dit has no derivative. Above order 1 it errs where
+# gaps are uneven, so there only the first steps are computed.
 TAYLOR = [dict(T=1, W=4, R=r) for r in (0.2, 0.4, 0.8, 1.0)] + [dict(T=0, W=4, R=0.8)]
 TAYLOR += [dict(T=1, W=4, R=0.8, F=f, B=b) for f, b in ((1, 4), (4, 0), (6, 3))]
 TAYLOR += [dict(T=1, W=4, R=1.0, MC=1), dict(T=1, W=5, R=0.8, M=2), dict(T=1, W=8, I=3, R=1.0)]
