@@ -3,9 +3,9 @@ options are those of cache-dit).
 
 A Taylor series at the last computed step: divided differences of the last `order + 1` values are
 its derivatives, as in the paper for even gaps, over any gaps. The polynomial *through* the values,
-exact where these lie on one, swings wider: with it, order 2 lost 1 to 4 dB under thresholds
-(`python -m bench.quality`, both guidances of FLUX). cache-dit divides every difference by the last
-gap alone.
+exact where these lie on one, swings wider: with it, order 2 was up to 5 dB worse than cache-dit's
+under thresholds and masks (`python -m bench.quality`, both settings of FLUX), and now it isn't.
+cache-dit divides every difference by the last gap alone.
 """
 
 import math
