@@ -51,8 +51,12 @@ FORECAST_THRESHOLDS = (0.1, 0.2)
 INTERVALS = (2, 3, 4)
 MASK_NAMES = ("medium", "fast")
 PRUNE_THRESHOLDS = (0.05, 0.1, 0.2)
-TOLERANCES = {1: (0.04, 0.2, 0.3), 2: (0.06, 0.15)}
-FOCA_TOLERANCES = (0.05, 0.1, 0.2)
+# Predictors under error control, each with the tolerances that no preset has.
+ERROR_CONTROL: Mapping[str, tuple[Settings, Sequence[float]]] = {
+    "order 1": ({"predictor": "taylorseer", "taylorseer_order": 1}, (0.04, 0.2, 0.3)),
+    "order 2": ({"predictor": "taylorseer", "taylorseer_order": 2}, (0.06, 0.15)),
+    "FoCa": ({"predictor": "foca"}, (0.05, 0.1, 0.2)),
+}
 
 MakePipeline = Callable[[QualityModel, float, int], DiffusionPipeline]
 # Name, maker, values of its one option, and the value that a quick run takes.
@@ -217,15 +221,10 @@ def _rows_of_ours() -> Iterable[Method]:
     for name in PRESETS:
         yield _ours(f"preset {name}", "error control order 1", {"preset": name}, THIN)
         yield _ours_and_solver(name)
-    for order, tolerances in TOLERANCES.items():
+    for kind, (predictor, tolerances) in ERROR_CONTROL.items():
         for tolerance in tolerances:
-            settings = {"rule": "error_control", "error_tolerance": tolerance}
-            settings |= {"predictor": "taylorseer", "taylorseer_order": order}
-            group = f"error control {ORDERS[order]}"
-            yield _ours(f"E{tolerance:g} {ORDERS[order]}", group, settings, WHOLE)
-    for tolerance in FOCA_TOLERANCES:
-        settings = {"rule": "error_control", "error_tolerance": tolerance, "predictor": "foca"}
-        yield _ours(f"E{tolerance:g} FoCa", "error control FoCa", settings, WHOLE)
+            settings = {"rule": "error_control", "error_tolerance": tolerance, **predictor}
+            yield _ours(f"E{tolerance:g} {kind}", f"error control {kind}", settings, WHOLE)
 
 
 def all_methods() -> list[Method]:

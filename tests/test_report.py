@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FluxPipeline
 from expecttest import assert_expected_inline
 from torch import nn
 
 import dit_cachegraph as dc
+from dit_cachegraph.demo.flux_scenes import pipeline_around
 from dit_cachegraph.runtime.step_log import MAX_STEPS_KEPT, Step, StepLog
 from tiny_models import POOLED_DIM, TEXT_DIM, build_flux
 from toy_dits import adding_dit, toy_inputs
@@ -31,20 +32,6 @@ def run_steps(compiled: nn.Module, *timesteps: float) -> None:
 
 def without_seconds(text: object) -> str:
     return re.sub(r"[\d.]+ s\b", "X s", str(text))
-
-
-def flux_pipeline(transformer: nn.Module | None) -> FluxPipeline:
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def draw(pipe: FluxPipeline, num_steps: int = 2) -> None:
@@ -156,7 +143,7 @@ class TestTargets:
 
     def test_before_any_call(self):
         model = adding_dit(1, 2)
-        for target in (model, compile_toy(model), model.forward, flux_pipeline(build_flux(1, 1))):
+        for target in (model, compile_toy(model), model.forward, pipeline_around(build_flux(1, 1))):
             report = dc.summary(target)
             assert str(report) == NOT_CALLED
             assert (report.graphs, report.steps, report.state_nbytes) == ((), (), 0)
@@ -178,7 +165,7 @@ class TestTargets:
     def test_a_pipeline(self, is_in_place):
         model = build_flux(2, 3)
         options = {"inner_backend": "eager", "residual_diff_threshold": 1.0, "max_warmup_steps": 1}
-        pipe = flux_pipeline(model)
+        pipe = pipeline_around(model)
         if is_in_place:
             model.compile(backend="cachedit", options=options)
         else:
@@ -202,7 +189,7 @@ class TestTargets:
 
     def test_a_pipeline_without_a_transformer(self):
         with pytest.raises(dc.UnknownTarget, match="got FluxPipeline"):
-            dc.summary(flux_pipeline(None))
+            dc.summary(pipeline_around(None))
 
 
 class Lines(logging.Handler):
@@ -296,7 +283,7 @@ class TestLog:
         model = build_flux(2, 2)
         options = {"inner_backend": "eager", "residual_diff_threshold": 1.0, "max_warmup_steps": 1}
         model.compile(backend="cachedit", options=options)
-        pipe = flux_pipeline(model)
+        pipe = pipeline_around(model)
         draw(pipe)
         draw(pipe)
         assert len(lines.of_images) >= 1

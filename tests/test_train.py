@@ -20,11 +20,12 @@ from bench.train.reader import accuracy, get_reader, make_reader, put_reader
 from bench.train.recipes import FLUX, RECIPES, WAN
 from bench.train.sampling import draw, embed, load_pipeline
 from bench.train.scenes import SCENES
-from bench.train.shelf import FIGURES, WEIGHTS, get_model, kept_in, put_model
+from bench.train.shelf import FIGURES, WEIGHTS, kept_in, put_model
 from bench.train.strokes import COLORS, GROUNDS
 from bench.train.tasks import drawing_task, reading_task
 from bench.train.trainer import Plan, Trainer
 from dit_cachegraph.demo.codec import decode, encode
+from dit_cachegraph.demo.flux_scenes import load_model
 
 pytestmark = pytest.mark.e2e
 
@@ -231,7 +232,7 @@ def test_a_put_model_comes_back_and_heeds_guidance(name, tmp_path):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     put_model(recipe, tmp_path, dict(model.named_parameters()))
-    back = get_model(tmp_path, recipe)
+    back = load_model(recipe.model_class, tmp_path)
     for key, weight in back.named_parameters():
         assert torch.equal(weight, model.get_parameter(key).half().float()), key
     pipe, text = (

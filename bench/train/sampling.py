@@ -18,7 +18,6 @@ from torch import Generator, Tensor, nn
 
 from bench.train.clips import NUM_FRAMES
 from bench.train.recipes import FLUX, WAN, Recipe
-from bench.train.shelf import get_model, get_words
 from dit_cachegraph.demo import flux_scenes
 from dit_cachegraph.demo.codec import decode
 
@@ -29,7 +28,7 @@ WAN_FRAMES_ARGUMENT = 4 * (NUM_FRAMES - 1) + 1
 
 def load_pipeline(recipe: Recipe, folder: Path) -> DiffusionPipeline:
     """The pipeline around a new copy of the model, in float32 on the CPU."""
-    return pipeline_around(recipe, get_model(folder, recipe))
+    return pipeline_around(recipe, flux_scenes.load_model(recipe.model_class, folder))
 
 
 def pipeline_around(recipe: Recipe, model: nn.Module) -> DiffusionPipeline:
@@ -56,7 +55,7 @@ PIPELINES: MappingProxyType[str, Callable[[nn.Module], DiffusionPipeline]] = Map
 
 def embed(recipe: Recipe, folder: Path, picks: Tensor) -> Tensor:
     """[B, words, WORD_DIM] prompt embeddings of the picks [B, slots]."""
-    return get_words(folder)[recipe.world.word_indices(picks)]
+    return flux_scenes.load_words(folder)[recipe.world.word_indices(picks)]
 
 
 def draw(

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from bench.train.recipes import Recipe
 from bench.train.world import word_table
@@ -38,19 +38,6 @@ def put_model(recipe: Recipe, folder: Path, weights: Mapping[str, Tensor]) -> No
     write_json(folder / "prompts.json", prompts)
     embeddings = word_table(len(world.words))
     save_file({"embeddings": embeddings}, folder / "words.safetensors")
-
-
-def get_model(folder: Path, recipe: Recipe) -> nn.Module:
-    """The model in float32, for inference, built from the configuration beside its weights."""
-    model = recipe.model_class(**json.loads((folder / "config.json").read_text()))
-    halves = load_file(folder / WEIGHTS)
-    model.load_state_dict({name: weight.float() for name, weight in halves.items()}, strict=True)
-    return model.eval().requires_grad_(False)
-
-
-def get_words(folder: Path) -> Tensor:
-    """[words, WORD_DIM]: the embedding of each word."""
-    return load_file(folder / "words.safetensors")["embeddings"]
 
 
 def note_figures(folder: Path, part: str, figures: dict[str, object]) -> None:

@@ -7,15 +7,17 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_cachegraph.demo.codec import BLOCK, decode
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline, FluxTransformer2DModel
+
+Model = TypeVar("Model", bound=nn.Module)
 
 TOKENS_A_SIDE = 8
 SIDE_PIXELS = TOKENS_A_SIDE * BLOCK
@@ -26,7 +28,10 @@ DATA = Path(str(resources.files("dit_cachegraph"))) / "data" / "flux-scenes"
 
 def load_pipeline() -> "FluxPipeline":
     """A pipeline around a new copy of the model, in float32 on the CPU."""
-    return pipeline_around(_load_transformer())
+    # Optional, and slow to import.
+    from diffusers import FluxTransformer2DModel  # noqa: PLC0415
+
+    return pipeline_around(load_model(FluxTransformer2DModel, DATA))
 
 
 def pipeline_around(transformer: "FluxTransformer2DModel") -> "FluxPipeline":
@@ -47,21 +52,24 @@ def pipeline_around(transformer: "FluxTransformer2DModel") -> "FluxPipeline":
     return pipe
 
 
-def _load_transformer() -> "FluxTransformer2DModel":
-    # Optional, and slow to import.
-    from diffusers import FluxTransformer2DModel  # noqa: PLC0415
-
-    model = FluxTransformer2DModel(**json.loads((DATA / "config.json").read_text()))
-    model.load_state_dict(_load_tensors("model.safetensors"))
+def load_model(model_class: Callable[..., Model], folder: Path) -> Model:
+    """The model that a folder keeps: in float32, for inference."""
+    model = model_class(**json.loads((folder / "config.json").read_text()))
+    model.load_state_dict(_load_tensors(folder / "model.safetensors"))
     return model.eval().requires_grad_(False)
 
 
-def _load_tensors(name: str) -> dict[str, Tensor]:
-    """The tensors of a shipped file by name, in float32."""
+def load_words(folder: Path) -> Tensor:
+    """[words, 64]: the embedding of each word."""
+    return _load_tensors(folder / "words.safetensors")["embeddings"]
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, in float32."""
     # Optional.
     from safetensors.torch import load_file  # noqa: PLC0415
 
-    return {key: tensor.float() for key, tensor in load_file(DATA / name).items()}
+    return {key: tensor.float() for key, tensor in load_file(path).items()}
 
 
 def shipped_prompts() -> list[str]:
@@ -73,7 +81,7 @@ def embed(prompts: Sequence[str]) -> Tensor:
     """Prompts as [B, 6, 64], a row for each word that names something: the whole text encoder."""
     rows = {word: i for i, word in enumerate(json.loads((DATA / "words.json").read_text()))}
     named = [[rows[word] for word in prompt.split() if word in rows] for prompt in prompts]
-    return _load_tensors("words.safetensors")["embeddings"][torch.tensor(named)]
+    return load_words(DATA)[torch.tensor(named)]
 
 
 def draw(

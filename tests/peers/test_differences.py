@@ -107,7 +107,7 @@ def test_a_mask_that_begins_with_a_reused_step(ours):
 
 
 def test_guidance_that_nobody_declared(ours):
-    settings = {"residual_diff_threshold": 0.12, "max_warmup_steps": 2}
+    settings = {"residual_diff_threshold": 0.18, "max_warmup_steps": 2}
     guided = Sampling(12, guidance=5.0)
     uncached = sample(load_pipeline(), guided)
     # One after the other, the two branches are compared with each other, and where they are alike
@@ -116,7 +116,7 @@ def test_guidance_that_nobody_declared(ours):
     assert undeclared.hits[1] == ()
     declared, mine = run_peer(guided, settings), run_ours(ours, guided, settings)
     assert mine.hits == declared.hits
-    assert min(map(len, mine.hits)) >= 1
+    assert min(map(len, mine.hits)) >= 4
     mixed, apart = (relative_error(ran.tokens, uncached) for ran in (undeclared, mine))
     assert mixed > 0.2 and mixed > 2 * apart
 
