@@ -150,6 +150,5 @@ def test_decisions_and_pictures_are_the_same():
     assert len(TABLE) >= 40
     # The settings matter: images without a hit, and with any number up to all steps but the first.
     assert set(range(NUM_STEPS)) <= set(num_hits)
-    # Blocks are pruned one by one: of some steps a few, of some nearly all.
-    assert len(num_pruned) >= 6 and min(num_pruned) <= 3
+    assert len(num_pruned) >= 10
     assert dc.summary(pipe).graphs[0].num_blocks == 12
