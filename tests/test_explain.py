@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
-from test_report import NOT_CALLED, draw, flux_pipeline
+from dit_cachegraph.demo.flux_scenes import pipeline_around
+from test_report import NOT_CALLED, draw
 from tiny_models import FLUX, POOLED_DIM, TEXT_DIM, build_flux
 from toy_dits import GatedBlock, ToyDiT, TwoListDiT, adding_dit, gated_dit, toy_inputs
 from toy_runs import compile_toy, run, toy_steps
@@ -130,7 +131,7 @@ def test_the_module_is_as_it_was():
 @pytest.mark.e2e
 def test_a_pipeline_with_the_arguments_of_its_call():
     model = build_flux(2, 3)
-    pipe = flux_pipeline(model)
+    pipe = pipeline_around(model)
     draw(pipe)  # the pipeline leaves an attribute of its own
     before = traces(model)
     explained = dc.explain(pipe, **call_of_a_pipeline())
@@ -150,7 +151,7 @@ def test_a_pipeline_with_the_arguments_of_its_call():
 def test_a_pipeline_that_is_compiled_is_not_affected(is_in_place):
     model = build_flux(1, 2)
     options = {"inner_backend": "eager", "residual_diff_threshold": 1.0, "max_warmup_steps": 1}
-    pipe = flux_pipeline(model)
+    pipe = pipeline_around(model)
     if is_in_place:
         model.compile(backend="cachedit", options=options)
     else:
