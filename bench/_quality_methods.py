@@ -53,19 +53,43 @@ MASK_NAMES = ("medium", "fast")
 PRUNE_THRESHOLDS = (0.05, 0.1, 0.2)
 # Predictors under error control, each with the tolerances that no preset has.
 ERROR_CONTROL: Mapping[str, tuple[Settings, Sequence[float]]] = {
+    "replay": ({"predictor": "replay"}, (0.15, 0.3)),
     "order 1": ({"predictor": "taylorseer", "taylorseer_order": 1}, (0.04, 0.2, 0.3)),
     "order 2": ({"predictor": "taylorseer", "taylorseer_order": 2}, (0.06, 0.15)),
     "FoCa": ({"predictor": "foca"}, (0.05, 0.1, 0.2)),
 }
 
 MakePipeline = Callable[[QualityModel, float, int], DiffusionPipeline]
+MAG_THRESHOLDS = (0.06, 0.03, 0.12)
 # Name, maker, values of its one option, and the value that a quick run takes.
 DIFFUSERS: Sequence[tuple[str, MakePipeline, Sequence[float], float]] = (
     ("first block", peers.with_first_block_cache, (0.1, 0.05, 0.2), 0.1),
     ("TaylorSeer", peers.with_taylorseer, (2, 4), 2),
     ("TaylorSeer lite", peers.with_taylorseer_lite, (2, 3, 4), 2),
-    ("MagCache", peers.with_mag_cache, (0.06, 0.03, 0.12), 0.06),
+    ("MagCache", peers.with_mag_cache, MAG_THRESHOLDS, 0.06),
 )
+
+
+def _magcache(model: QualityModel, num_steps: int) -> Settings:
+    return {"mag_ratios": tuple(peers.mag_ratios(model, num_steps))}
+
+
+def _seacache(model: QualityModel, _num_steps: int) -> Settings:
+    return {"seacache_grid": model.grid}
+
+
+def _nothing(_model: QualityModel, _num_steps: int) -> Settings:
+    return {}
+
+
+# Published rules, each with what it has to be told, and thresholds. TeaCache has no coefficients
+# here: those that others fitted are of other models.
+PUBLISHED: Mapping[str, tuple[Callable[[QualityModel, int], Settings], Sequence[float]]] = {
+    "MagCache": (_magcache, MAG_THRESHOLDS),
+    "SeaCache": (_seacache, (0.1, 0.2, 0.3)),
+    "EasyCache": (_nothing, (0.05, 0.1)),
+    "TeaCache": (_nothing, (0.1, 0.2)),
+}
 
 
 def every(num_steps: int, interval: int, warmup: int) -> tuple[int, ...]:
@@ -133,9 +157,7 @@ class Pair:
         settings = {**self.settings(num_steps), "batch_rule": "mean"}
         if self.prunes:
             settings["rule"] = "dbprune"
-        if self.order:
-            settings |= {"predictor": "taylorseer", "taylorseer_order": self.order}
-        return by_ours(artist, settings, num_steps)
+        return by_ours(artist, {**settings, **_forecast(self.order)}, num_steps)
 
     def by_cache_dit(self, artist: Artist, num_steps: int) -> Drawn:
         settings = self.settings(num_steps)
@@ -225,6 +247,28 @@ def _rows_of_ours() -> Iterable[Method]:
         for tolerance in tolerances:
             settings = {"rule": "error_control", "error_tolerance": tolerance, **predictor}
             yield _ours(f"E{tolerance:g} {kind}", f"error control {kind}", settings, WHOLE)
+    for rule, (_, thresholds) in PUBLISHED.items():
+        for threshold, order in itertools.product(thresholds, (0, 1)):
+            yield _published(rule, threshold, order)
+
+
+def _published(rule: str, threshold: float, order: int) -> Method:
+    told, _ = PUBLISHED[rule]
+    suffix = f" {ORDERS[order]}" if order else ""
+
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        name = rule.lower()
+        settings = {"rule": name, f"{name}_threshold": threshold, **_forecast(order)}
+        return by_ours(artist, {**settings, **told(artist.model, num_steps)}, num_steps)
+
+    return Method(f"ours {rule} {threshold:g}{suffix}", f"ours, {rule}{suffix}", draw, WHOLE)
+
+
+def _forecast(order: int) -> Settings:
+    """A replay at order 0."""
+    if order == 0:
+        return {"predictor": "replay"}
+    return {"predictor": "taylorseer", "taylorseer_order": order}
 
 
 def all_methods() -> list[Method]:

@@ -4,6 +4,7 @@ All draw in batches, and whatever decides does so for a batch at once: ours, the
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -36,6 +37,14 @@ class QualityModel:
     def num_branches(self) -> int:
         """Calls of the transformer a step."""
         return 2 if self.guidance > 1 else 1
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Of the tokens, where the latents don't show it: packed ones [tokens, channels]."""
+        if len(self.recipe.latent_shape) > 2:  # noqa: PLR2004
+            return None
+        side = math.isqrt(self.recipe.latent_shape[0])
+        return side, side
 
     @property
     def version(self) -> str:

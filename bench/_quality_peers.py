@@ -96,14 +96,15 @@ def with_mag_cache(model: QualityModel, threshold: float, num_steps: int) -> Dif
         MagCacheConfig(
             threshold=threshold,
             num_inference_steps=num_steps,
-            mag_ratios=_mag_ratios(model, num_steps),
+            mag_ratios=mag_ratios(model, num_steps),
         )
     )
     return pipe
 
 
-def _mag_ratios(model: QualityModel, num_steps: int) -> list[float]:
-    """Of the last picture alone: MagCache prints them, and tells nobody otherwise."""
+def mag_ratios(model: QualityModel, num_steps: int) -> list[float]:
+    """What MagCache goes by, one a step, of the last picture alone: it prints them, and tells
+    nobody otherwise."""
     pipe = model.load()
     pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=num_steps))
     printed = io.StringIO()

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import quality
 from bench._quality_draw import Drawn, artist_for, by_ours, by_pipeline
 from bench._quality_judge import Jury, References, check, row_of
-from bench._quality_methods import QUICK, THIN, all_methods, every
+from bench._quality_methods import PUBLISHED, QUICK, THIN, all_methods, every
 from bench._quality_models import MODELS
 from bench._quality_peers import (
     with_cache_dit,
@@ -178,6 +178,19 @@ def test_other_caches_skip_blocks(artist):
         with_mag_cache(artist.model, 10.0, NUM_STEPS),
     ):
         assert 0.3 < by_pipeline(artist, pipe, NUM_STEPS).share < 1
+
+
+@pytest.mark.e2e
+def test_published_rules_are_told_what_they_need(artist):
+    methods = {method.name: method for method in all_methods()}
+    shares = {}
+    for rule, (_, thresholds) in PUBLISHED.items():
+        name = f"ours {rule} {max(thresholds):g}"
+        shares[rule] = methods[name].draw(artist, 2 * NUM_STEPS).share
+        assert methods[f"{name} order 1"].group == f"ours, {rule} order 1"
+    assert len(set(shares.values())) == len(PUBLISHED) and max(shares.values()) < 1
+    # Packed latents don't show their grid, those of clips do.
+    assert (MODELS["flux-scenes"].grid, MODELS["wan-clips"].grid) == ((8, 8), None)
 
 
 @pytest.mark.e2e
