@@ -26,8 +26,9 @@ from bench import _quality_solvers as solvers
 from bench._engines import use_one_thread
 from bench._machine import this_machine
 from bench._quality_draw import Artist
-from bench._quality_methods import Pair, all_methods, pairs
+from bench._quality_methods import all_methods
 from bench._quality_models import MODELS, QualityModel
+from bench._quality_pairs import Pair, pairs
 from bench._spread import Spread, paired_ratios, spread_of
 from bench._table import table
 from dit_cachegraph.backend import cachedit
@@ -72,7 +73,7 @@ def contenders_of(model: QualityModel, folder: Path) -> Iterator[Contender]:
 
 
 def _chosen_pairs() -> list[Pair]:
-    return [pair for pair, _ in pairs() if pair.full_name in PAIRS]
+    return [pair for pair in pairs() if pair.full_name in PAIRS]
 
 
 def _solvers(model: QualityModel) -> Iterator[Contender]:

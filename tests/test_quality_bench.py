@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import quality
 from bench._quality_draw import Drawn, artist_for, by_ours, by_pipeline
 from bench._quality_judge import Jury, References, check, row_of
-from bench._quality_methods import PUBLISHED, QUICK, THIN, all_methods, every
+from bench._quality_methods import PUBLISHED, QUICK, THIN, all_methods
 from bench._quality_models import MODELS
+from bench._quality_pairs import every
 from bench._quality_peers import (
     with_cache_dit,
     with_first_block_cache,
