@@ -16,6 +16,8 @@ DPI = 100
 PANELS: Sequence[tuple[str, Callable[[Row], float | None], bool]] = (
     ("PSNR to the uncached pictures, dB", lambda row: row.psnr_db, True),
     ("PSNR to the converged pictures (200 steps), dB", lambda row: row.psnr_db_converged, True),
+    ("SSIM with the uncached pictures", lambda row: row.ssim, True),
+    ("SSIM with the converged pictures", lambda row: row.ssim_converged, True),
     ("words of the prompt that are read back, %", lambda row: 100 * row.agreement, True),
     ("Fréchet distance to drawings (less is better)", lambda row: row.frechet, False),
 )
@@ -28,9 +30,9 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     """A dot a method, and a line along the best of each group. Ours is drawn under the others, and
     wide; cache-dit with the same options in the same colour: equal ones both show."""
     # The class itself, since pyplot keeps figures in the process and may want a display.
-    figure = matplotlib.figure.Figure(figsize=(15, 13), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(15, 19), layout="constrained")
     figure.suptitle(title)
-    all_axes = figure.subplots(2, 2).flat
+    all_axes = figure.subplots(3, 2).flat
     groups = sorted(
         dict.fromkeys(row.group for row in rows if row.group != "uncached"),
         key=lambda name: not name.startswith(OURS),

@@ -63,7 +63,7 @@ def pairs_of(rows: Iterable[Row]) -> list[Pair]:
 
 def whole_table(rows: Sequence[Row]) -> str:
     """By share, most first; ours and cache-dit's are one line where they are equal."""
-    header = ["", "share", "PSNR, dB", "worst", "SSIM", "to 200 steps, dB"]
+    header = ["", "share", "PSNR, dB", "worst", "SSIM", "to 200 steps, dB", "SSIM"]
     equal = {pair.name for pair in pairs_of(rows) if pair.is_equal}
     lines = []
     for row in sorted(rows, key=lambda row: -row.share):
@@ -81,6 +81,7 @@ def cells(row: Row) -> list[str]:
     frechet = "" if row.frechet is None else f"{row.frechet:.1f}"
     shown = [f"{row.share:.2f}", *map(decibels, (row.psnr_db, row.psnr_db_worst))]
     shown += [f"{row.ssim:.4f}", decibels(row.psnr_db_converged)]
+    shown.append(f"{row.ssim_converged:.4f}")
     return [*shown, f"{100 * row.agreement:.1f}", frechet]
 
 

@@ -1,6 +1,7 @@
 """What the rows of `bench.quality` say, as a page of tables and plots.
 
-    python -m bench.quality_report      docs/quality.md and docs/quality-MODEL-STEPS.png
+    python -m bench.quality_report      docs/quality.md, docs/quality-MODEL-STEPS.png
+                                        and docs/quality-time-MODEL.png
 
 Reads the rows that are kept in bench/results/quality/, or those in the folder --rows.
 """
@@ -24,6 +25,7 @@ from bench._quality_tables import (
     to_uncached,
     whole_table,
 )
+from bench._quality_time_plot import plot_time
 from bench._spread import Spread
 from bench.quality import BATCH, STEPS
 
@@ -66,6 +68,10 @@ class Section:
     @property
     def picture(self) -> str:
         return f"quality-{self.model}-{self.num_steps}.png"
+
+    @property
+    def picture_of_time(self) -> str:
+        return f"quality-time-{self.model}.png"
 
 
 def sections_in(folder: Path) -> Iterator[Section]:
@@ -117,6 +123,7 @@ def _about_time(section: Section) -> list[str]:
         f"In time: a batch of {timed.num_pictures}, everything compiled by Inductor, CPU time of "
         "one thread as a ratio to the uncached batch of the same round; compilation is not in it.",
         f"    {command}",
+        f"![{section.title}, in time]({section.picture_of_time})",
         time_table(section.rows, timed.ratios),
         f"Machine: {timed.machine}.",
     ]
@@ -133,6 +140,9 @@ def main(arguments: Sequence[str]) -> None:
     for section in sections:
         title = f"{section.title}, {NUM_PICTURES} pictures"
         plot(section.rows, title, parsed.docs / section.picture)
+        if section.timed is not None:
+            path = parsed.docs / section.picture_of_time
+            plot_time(section.rows, section.timed.ratios, section.title, path)
     text = "\n\n".join([INTRODUCTION, *map(markdown_of, sections)])
     (parsed.docs / PAGE).write_text(text + "\n", encoding="utf-8")
     print(parsed.docs / PAGE)

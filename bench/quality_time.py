@@ -26,7 +26,7 @@ from bench import _quality_solvers as solvers
 from bench._engines import use_one_thread
 from bench._machine import this_machine
 from bench._quality_draw import Artist
-from bench._quality_methods import all_methods
+from bench._quality_methods import DIFFUSERS, all_methods
 from bench._quality_models import MODELS, QualityModel
 from bench._quality_pairs import Pair, pairs
 from bench._spread import Spread, paired_ratios, spread_of
@@ -44,6 +44,7 @@ SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin], int]] = (
     ("adams-bashforth 0.5", solvers.adams_bashforth, 14),
 )
 PAIRS = ("F1B0 R0.1", "W6 every 2 order 1")
+OF_DIFFUSERS = ("first block", "TaylorSeer lite", "MagCache")  # as in a quick run
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,10 @@ def contenders_of(model: QualityModel, folder: Path) -> Iterator[Contender]:
     for pair in _chosen_pairs():
         pipe = peers.with_cache_dit(model, pair.settings(NUM_STEPS), pair.order, prunes=pair.prunes)
         yield Contender(f"cache-dit {pair.full_name}", _drawing(model, _compiled(pipe), NUM_STEPS))
+    for name, make, _, value in DIFFUSERS:
+        if name in OF_DIFFUSERS:
+            pipe = _compiled(make(model, value, NUM_STEPS))
+            yield Contender(f"diffusers {name} {value:g}", _drawing(model, pipe, NUM_STEPS))
 
 
 def _chosen_pairs() -> list[Pair]:

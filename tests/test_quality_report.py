@@ -67,7 +67,17 @@ def test_what_is_equal_is_one_line():
         "uncached", "A: ours and cache-dit", "ours B", "diffusers C", "euler 0.5", "unipc 0.5",
         "cache-dit B", "**ours preset fast**",
     ]  # fmt: skip
-    assert lines[0] == ["uncached", "1.00", "equal", "equal", "1.0000", "44.0", "75.0", "7.0"]
+    assert lines[0] == [
+        "uncached",
+        "1.00",
+        "equal",
+        "equal",
+        "1.0000",
+        "44.0",
+        "0.9000",
+        "75.0",
+        "7.0",
+    ]
     assert len(header) == len(lines[0])
 
 
@@ -110,9 +120,13 @@ def test_the_page_has_every_section_with_its_plot(tmp_path, capsys):
     assert page.count(whole_table(ROWS)) == 2 and "Machine: a machine." in page
     assert page.count("Machine: a clock.") == 1
     assert "| ours B | 0.72 (0.70 to 0.75) | 0.50 | 38.0 | 40.0 |" in page
+    assert page.count("](quality-time-flux-scenes.png)") == 1
+    pixels = matplotlib.image.imread(tmp_path / "quality-time-flux-scenes.png")
+    # Something is drawn in the colour of ours: orange.
+    assert (abs(pixels[..., :3] - (1.0, 0.498, 0.055)).max(-1) < 0.01).any()
     for steps in (28, 50):
         pixels = matplotlib.image.imread(tmp_path / f"quality-flux-scenes-{steps}.png")
-        assert pixels.shape[:2] == (1300, 1500)
+        assert pixels.shape[:2] == (1900, 1500)
 
 
 def test_no_rows_are_no_page(tmp_path, capsys):

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._quality_methods import all_methods
 from bench._quality_models import MODELS
-from bench.quality_time import Contender, contenders_of, measure
+from bench.quality_time import OF_DIFFUSERS, Contender, contenders_of, measure
 
 
 def test_what_is_timed_has_the_names_of_the_rows(tmp_path):
@@ -17,6 +17,7 @@ def test_what_is_timed_has_the_names_of_the_rows(tmp_path):
     assert names[0] == "uncached" and len(set(names)) == len(names)
     assert set(names) <= {method.name for method in all_methods()}
     theirs = [name for name in names if name.startswith("cache-dit ")]
+    assert sum(name.startswith("diffusers ") for name in names) == len(OF_DIFFUSERS)
     assert len(theirs) == 2 * (importlib.util.find_spec("cache_dit") is not None)
 
 
