@@ -6,7 +6,8 @@ layer wins, name by name. None of them is in the compiled code, so none of them 
     preset=      a rule and a predictor with their options; "balanced" if nothing else is said
     rule=        when to reuse, by name or as an object
     predictor=   what to replay, by name or as an object
-    an option    of a rule or predictor selects it, with its own defaults and nothing of a preset
+    an option    of the preset's own rule or predictor refines the preset; of another one, selects
+                 that, with its own defaults and nothing of the preset
 """
 
 import difflib

@@ -118,8 +118,10 @@ def _choice(kinds: Kinds, merged: Overrides, given: Overrides) -> object:
         current = _preset(given["preset"])[kinds.key]
         return None if names <= _options(kinds, current) else _by_options(kinds, names)
     current = merged.get(kinds.key)
-    if kinds is PREDICTOR_KINDS and current is None and "rule" not in merged:
+    if current is None and "rule" not in merged:
         current = _preset(merged.get("preset", DEFAULT_PRESET))[kinds.key]
+        if kinds is RULE_KINDS and names <= _options(kinds, current):
+            return None
     return current if names <= _options(kinds, current) else _by_options(kinds, names)
 
 

@@ -54,10 +54,17 @@ CASES = [
     ([{"preset": "fast"}], (ErrorControl(error_tolerance=0.15), BALANCED[1])),
     ([{"preset": "fast", "max_gap": 3}], (ErrorControl(error_tolerance=0.15, max_gap=3),
                                           BALANCED[1])),
-    # An option of a rule: its own defaults, and nothing of the preset.
+    # An option of the preset's rule refines the preset, and its forecast stays.
+    ([{"error_tolerance": 0.2}], (ErrorControl(error_tolerance=0.2), BALANCED[1])),
+    ([{"preset": "fast"}, {"max_gap": 3}],
+     (ErrorControl(error_tolerance=0.15, max_gap=3), BALANCED[1])),
+    ([{"rule": "error_control", "error_tolerance": 0.2}],
+     (ErrorControl(error_tolerance=0.2), Replay())),
+    ([{"error_tolerance": 0.2}, {"residual_diff_threshold": 0.1}],
+     (DBCacheConfig(residual_diff_threshold=0.1), Replay())),
+    # An option of another rule: its own defaults, and nothing of the preset.
     ([{"residual_diff_threshold": 0.2}], (DBCacheConfig(residual_diff_threshold=0.2), Replay())),
     ([{"max_warmup_steps": 3}], (DBCacheConfig(max_warmup_steps=3), Replay())),
-    ([{"error_tolerance": 0.2}], (ErrorControl(error_tolerance=0.2), Replay())),
     ([{"every": 3}], (EvenSchedule(every=3), Replay())),
     ([{"every": 3, "max_warmup_steps": 5}], (EvenSchedule(every=3, max_warmup_steps=5), Replay())),
     ([{"non_prune_block_ids": [1]}], (DBPruneConfig(non_prune_block_ids=(1,)), Replay())),
