@@ -23,7 +23,7 @@ from bench.train.scenes import SCENES
 from bench.train.shelf import FIGURES, WEIGHTS, kept_in, put_model
 from bench.train.strokes import COLORS, GROUNDS
 from bench.train.tasks import drawing_task, reading_task
-from bench.train.trainer import Plan, Trainer
+from bench.train.trainer import AnotherRun, Plan, Trainer
 from dit_cachegraph.demo.codec import decode, encode
 from dit_cachegraph.demo.flux_scenes import load_model
 
@@ -186,21 +186,53 @@ def test_a_plan_ends_by_steps_or_by_minutes():
     assert few_steps(10).progress(10, 1e9) == 1
 
 
-def test_the_command_resumes_and_begins_with_kept_weights(tmp_path, capsys):
+@pytest.fixture
+def train(tmp_path):
+    """Runs the command, with a shelf of its own; the figures that it kept there."""
     shelf = tmp_path / "shelf"
-    where = ["--runs", str(tmp_path / "runs"), "--shelf", str(shelf), "--batch", "2"]
+    where = ["--runs", str(tmp_path / "runs"), "--shelf", str(shelf)]
 
-    def train(*arguments):
-        command.main(["flux-reader", *where, "--device", "cpu", *arguments])
+    def run(*arguments, minutes=0.005):
+        how = ["--device", "cpu", "--batch", "2", "--minutes", str(minutes)]
+        command.main(["flux-reader", *where, *how, *arguments])
         return json.loads((shelf / FLUX.folder / FIGURES).read_text())["flux-reader"]
 
-    first = train("--minutes", "0.01")
+    return run
+
+
+def test_the_command_resumes_and_begins_with_kept_weights(train, capsys):
+    first = train()
     assert first["drawings"] == 2 * first["steps"] > 0
-    assert train("--minutes", "0.01")["steps"] == first["steps"]
+    assert train()["steps"] == first["steps"]
     assert f"goes on from step {first['steps']} " in capsys.readouterr().out
-    assert train("--minutes", "0.02")["steps"] > first["steps"]
-    assert train("--minutes", "0.01", "--fresh", "--from-shelf")["progress"] >= 1
+    assert train(minutes=0.02)["steps"] > first["steps"]
+    assert train("--fresh", "--from-shelf")["progress"] >= 1
     assert "begins with the weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (("--seed", "1"), "of seed 0 and batch 2, not of seed 1 and batch 2"),
+        (("--batch", "3"), "of seed 0 and batch 2, not of seed 0 and batch 3"),
+    ],
+)
+def test_a_checkpoint_of_another_seed_or_batch_is_refused(other, named, train):
+    train()
+    with pytest.raises(SystemExit, match=f"{named}: give the same --seed and --batch .* --fresh"):
+        train(*other)
+    assert " ".join(other) in train(*other, "--fresh")["command"]
+
+
+def test_a_checkpoint_that_names_no_seed_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    trainer = Trainer(reading_task(FLUX), few_steps(10))
+    trainer.save(path)
+    state = torch.load(path)
+    del state["seed"], state["batch_size"]
+    torch.save(state, path)
+    with pytest.raises(AnotherRun, match="of seed unknown and batch unknown, not of seed 5"):
+        trainer.load(path)
 
 
 @pytest.mark.parametrize("name", RECIPES)

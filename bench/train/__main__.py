@@ -20,7 +20,7 @@ import torch
 from bench._machine import this_machine
 from bench.train.shelf import kept_in, note_figures
 from bench.train.tasks import TASKS, Task
-from bench.train.trainer import Plan, Trainer
+from bench.train.trainer import AnotherRun, Plan, Trainer
 
 RUNS = Path("train_out")
 SECONDS_A_CHECKPOINT = 180.0
@@ -76,7 +76,10 @@ def main(arguments: Sequence[str]) -> None:
     folder = kept_in(task.folder, parsed.shelf)
     trainer = Trainer(task, make_plan(task, parsed))
     if checkpoint.exists() and not parsed.fresh:
-        trainer.load(checkpoint)
+        try:
+            trainer.load(checkpoint)
+        except AnotherRun as refusal:
+            sys.exit(str(refusal))
         print(f"goes on from step {trainer.step} of {checkpoint}")
     elif parsed.from_shelf:
         trainer.begin_with(folder / task.weights)

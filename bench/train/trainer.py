@@ -4,6 +4,7 @@ The drawings of a step depend on the seed and the step's number alone.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,10 @@ class Plan:
     def progress(self, step: int, seconds: float) -> float:
         """The share of the run that is over, after `step` steps and this time."""
         return max(step / self.num_steps, seconds / (60 * self.minutes))
+
+
+class AnotherRun(ValueError):
+    """A checkpoint that the plan can't go on with."""
 
 
 class Trainer:
@@ -102,6 +107,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "loss": self.loss,
+            "seed": self.plan.seed,
+            "batch_size": self.plan.batch_size,
         }
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         unfinished = checkpoint.with_suffix(".unfinished")
@@ -115,9 +122,25 @@ class Trainer:
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def load(self, checkpoint: Path) -> None:
-        """Goes on where `save` stood."""
+        """Goes on where `save` stood.
+
+        Raises:
+            AnotherRun: the checkpoint is of another seed or batch size. One run has one of each:
+                its figures give them for all of its steps.
+        """
         state = torch.load(checkpoint, map_location=self.plan.device, weights_only=True)
+        self._refuse_another(checkpoint, state)
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimizers.load(state["optimizers"])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+
+    def _refuse_another(self, checkpoint: Path, state: Mapping[str, object]) -> None:
+        plan = self.plan
+        seed, batch_size = (state.get(name, "unknown") for name in ("seed", "batch_size"))
+        if (seed, batch_size) != (plan.seed, plan.batch_size):
+            raise AnotherRun(
+                f"{checkpoint} is of seed {seed} and batch {batch_size}, not of seed {plan.seed} "
+                f"and batch {plan.batch_size}: give the same --seed and --batch to go on with it, "
+                "or --fresh to begin anew"
+            )
