@@ -210,6 +210,42 @@ def test_the_command_resumes_and_begins_with_kept_weights(train, capsys):
     assert "begins with the weights" in capsys.readouterr().out
 
 
+def test_figures_keep_the_runs_that_the_first_weights_came_from(train):
+    scratch = train("--seed", "7")
+    given = "python -m bench.train flux-reader --minutes 0.005 --seed 7 --batch 2 --device cpu"
+    assert scratch["command"] == given
+    assert not {"before", "in_all"} & set(scratch)
+    second = train("--seed", "7", "--fresh", "--from-shelf")
+    assert second["command"] == f"{given} --from-shelf"
+    assert second["before"] == [scratch]
+    third = train("--batch", "3", "--fresh", "--from-shelf")
+    own = {name: second[name] for name in scratch}
+    assert third["before"] == [scratch, own]
+    drawn = [run["drawings"] for run in (scratch, second, third)]
+    assert third["in_all"]["drawings"] == sum(drawn) > max(drawn)
+    assert "before" not in train("--fresh")
+
+
+@pytest.mark.parametrize("asked", [(), ("--from-shelf",)], ids=["without", "with"])
+def test_a_resumed_run_knows_that_it_began_with_kept_weights(asked, train, capsys):
+    scratch = train()
+    began = train("--fresh", "--from-shelf")
+    resumed = train(*asked)
+    assert f"goes on from step {began['steps']} " in capsys.readouterr().out
+    assert resumed["command"].endswith(" --from-shelf")
+    assert resumed["before"] == [scratch]
+    assert resumed["in_all"]["drawings"] == scratch["drawings"] + resumed["drawings"]
+
+
+def test_minutes_in_all_are_those_of_all_runs():
+    trainer = Trainer(reading_task(FLUX), few_steps(10))
+    trainer.seconds, trainer.step = 90.0, 3
+    trainer.before = [{"drawings": 100, "minutes": 2.2}, {"drawings": 10, "minutes": 0.5}]
+    figures = command.figures_of(trainer)
+    assert (figures["minutes"], figures["drawings"]) == (1.5, 24)
+    assert figures["in_all"] == {"minutes": 4.2, "drawings": 134}
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [
