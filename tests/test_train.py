@@ -246,6 +246,13 @@ def test_minutes_in_all_are_those_of_all_runs():
     assert figures["in_all"] == {"minutes": 4.2, "drawings": 134}
 
 
+def test_a_run_too_short_for_a_mean_has_no_loss():
+    trainer = Trainer(reading_task(FLUX), few_steps(10))
+    assert command.figures_of(trainer)["loss"] is None
+    trainer.loss = 0.123456
+    assert command.figures_of(trainer)["loss"] == 0.1235
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [

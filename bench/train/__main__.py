@@ -12,6 +12,7 @@ kept beside them in figures.json, with the runs before in "before" and the sum o
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def figures_of(trainer: Trainer) -> Figures:
         "drawings": trainer.step * plan.batch_size,
         "minutes": round(trainer.seconds / 60, 1),
         "progress": round(trainer.progress, 3),
-        "loss": round(trainer.loss, 4),
+        "loss": None if math.isnan(trainer.loss) else round(trainer.loss, 4),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "machine": str(this_machine()),
     }
