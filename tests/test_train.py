@@ -171,6 +171,22 @@ def test_training_learns_and_resumes_exactly(name, tmp_path):
     assert loss_now(through) < 0.98 * first_loss
 
 
+def test_a_stop_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    def saves_half(_content, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    trainer = Trainer(reading_task(FLUX), few_steps(10))
+    trainer.step = 3
+    trainer.save(tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "save", saves_half)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save(tmp_path / "a.pt")
+    resumed = Trainer(reading_task(FLUX), few_steps(10))
+    resumed.load(tmp_path / "a.pt")
+    assert resumed.step == 3
+
+
 def test_a_reader_learns():
     trainer = Trainer(reading_task(FLUX), few_steps(40, batch_size=16))
     first_loss = loss_now(trainer)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
+from bench._whole_file import save_whole
 from bench.train.optimizers import make_optimizers, rate_share
 from bench.train.shelf import Figures
 from bench.train.tasks import Task
@@ -115,9 +116,7 @@ class Trainer:
             "before": self.before,
         }
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = checkpoint.with_suffix(".unfinished")
-        torch.save(state, unfinished)
-        unfinished.replace(checkpoint)
+        save_whole(state, checkpoint)
 
     def begin_with(self, weights: Path, before: Sequence[Figures]) -> None:
         """A new run, with the weights that the runs `before` left in place of random ones."""
