@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import dit_cachegraph
 from bench._quality_models import QualityModel
 from bench._quality_solvers import euler
+from bench._whole_file import save_whole
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.runtime.step_log import Step
 
@@ -61,11 +62,12 @@ class Artist:
 
     def uncached(self, num_steps: int) -> Tensor:
         """All pictures in so many steps of Euler, drawn or read from where a run drew them."""
-        name = f"{self.model.name}-{self.model.version}-{self.num_pictures}-{num_steps}.pt"
-        path = self.folder / name
+        # The batch too: a picture differs in its last digits by how many are drawn beside it.
+        count = f"{self.num_pictures}-by-{self.batch}"
+        path = self.folder / f"{self.model.name}-{self.model.version}-{count}-{num_steps}.pt"
         if not path.exists():
             print(f"{self.model.name}: draws {self.num_pictures} pictures in {num_steps} steps")
-            torch.save(by_solver(self, euler(), num_steps, num_steps).pictures, path)
+            save_whole(by_solver(self, euler(), num_steps, num_steps).pictures, path)
         pictures: Tensor = torch.load(path)
         return pictures
 

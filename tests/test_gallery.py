@@ -19,7 +19,8 @@ from bench._gallery_page import Column, Table, page
 from bench._quality_draw import Drawn
 from bench._quality_methods import all_methods
 from bench._quality_models import MODELS
-from bench._quality_rows import Key, Row
+from bench._quality_rows import Key, Row, append_row
+from bench.train.scenes import SCENES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -128,11 +129,12 @@ def test_a_curve_has_a_bar_a_step():
     assert "polyline" in svg and "polyline" not in curve_svg([1.0], [None])
 
 
-def test_of_each_kind_the_nearest_to_the_share_is_shown():
-    def row(method, group, share, steps=28):
-        key = Key("m", "v", steps, 4, 2, method)
-        return Row(key, group, share, 40.0, 38.0, 0.9, 35.0, 0.9, {"a": 1.0}, 7.0, 1.0, "machine")
+def row(method, group, share, steps=28):
+    key = Key("m", "v", steps, 4, 2, method)
+    return Row(key, group, share, 40.0, 38.0, 0.9, 35.0, 0.9, {"a": 1.0}, 7.0, 1.0, "machine")
 
+
+def test_of_each_kind_the_nearest_to_the_share_is_shown():
     rows = [
         row("ours F1B0 R0.1", "ours, threshold", 0.6),
         row("ours F1B0 R0.2", "ours, threshold", 0.45),
@@ -157,3 +159,35 @@ def test_methods_are_drawn_prompt_by_prompt():
     assert fewer.curves == [(1.0,) * 4] * 2
     assert len(page([table], "x").split("data:image/png")) - 1 == 2 * (1 + 2 * 3)
     assert not torch.equal(mask.pictures[0], uncached.pictures[0])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The page that the command writes for one prompt of a model with few rows."""
+    folder = tmp_path_factory.mktemp("gallery")
+    for kept in (
+        row("ours W6 every 2 order 1", "ours, even mask order 1", 0.64),
+        row("ours F1B0 R0.1", "ours, threshold", 0.95),
+        row("euler 0.61", "fewer steps, euler", 0.61),
+    ):
+        append_row(folder / "flux-scenes.jsonl", kept)
+    where = ["--rows", str(folder), "--out", str(folder / "new" / "out")]
+    gallery.main(["--models", "flux-scenes", "--prompts", "1", "--share", "0.6", *where])
+    return (folder / "new" / "out" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.e2e
+def test_the_command_writes_a_column_for_each_row_near_the_share(written):
+    assert re.findall(r"<h2>(.*?)</h2>", written) == ["flux-scenes, guidance 1, 28 steps"]
+    heads = re.findall(r"<th><b>(.*?)</b>", written)
+    assert heads == ["uncached", "ours W6 every 2 order 1", "euler 0.61"]
+    prompts = re.findall(r"<tr><th>([^<]+)</th>", written)
+    assert prompts == [SCENES.prompt(MODELS["flux-scenes"].picks[0])]
+    assert "about 60% of the blocks" in written
+    assert "<small>61% of the blocks" in written
+
+
+@needs_browser
+@pytest.mark.e2e
+def test_a_browser_loads_every_picture_of_the_page_that_the_command_writes(written, tmp_path):
+    assert opened(written, tmp_path) == {"errors": [], "pictures": 5, "loaded": 5}

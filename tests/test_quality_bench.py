@@ -172,6 +172,28 @@ def test_what_runs_is_counted_and_checked(artist):
     assert first_alone.curves[0] == pytest.approx([1, *[1 / 12] * 5])
 
 
+def saves_half(_content, path):
+    """In place of `torch.save`: somebody stops the run in the middle of it."""
+    path.write_bytes(b"half")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.e2e
+def test_a_stop_while_saving_leaves_no_broken_pictures(artist, tmp_path, monkeypatch):
+    here = replace(artist, folder=tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", saves_half)
+        here.uncached(2)
+    assert here.uncached(2).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.e2e
+def test_uncached_pictures_are_drawn_anew_for_another_batch(artist, tmp_path, capsys):
+    for batch in (1, 1, 2):
+        replace(artist, folder=tmp_path, batch=batch).uncached(2)
+    assert capsys.readouterr().out.count("draws 1 pictures in 2 steps") == 2
+
+
 @pytest.mark.e2e
 def test_other_caches_skip_blocks(artist):
     for pipe in (

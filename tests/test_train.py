@@ -23,7 +23,7 @@ from bench.train.scenes import SCENES
 from bench.train.shelf import FIGURES, WEIGHTS, kept_in, put_model
 from bench.train.strokes import COLORS, GROUNDS
 from bench.train.tasks import drawing_task, reading_task
-from bench.train.trainer import Plan, Trainer
+from bench.train.trainer import AnotherRun, Plan, Trainer
 from dit_cachegraph.demo.codec import decode, encode
 from dit_cachegraph.demo.flux_scenes import load_model
 
@@ -171,6 +171,22 @@ def test_training_learns_and_resumes_exactly(name, tmp_path):
     assert loss_now(through) < 0.98 * first_loss
 
 
+def test_a_stop_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    def saves_half(_content, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    trainer = Trainer(reading_task(FLUX), few_steps(10))
+    trainer.step = 3
+    trainer.save(tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "save", saves_half)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save(tmp_path / "a.pt")
+    resumed = Trainer(reading_task(FLUX), few_steps(10))
+    resumed.load(tmp_path / "a.pt")
+    assert resumed.step == 3
+
+
 def test_a_reader_learns():
     trainer = Trainer(reading_task(FLUX), few_steps(40, batch_size=16))
     first_loss = loss_now(trainer)
@@ -186,21 +202,96 @@ def test_a_plan_ends_by_steps_or_by_minutes():
     assert few_steps(10).progress(10, 1e9) == 1
 
 
-def test_the_command_resumes_and_begins_with_kept_weights(tmp_path, capsys):
+@pytest.fixture
+def train(tmp_path):
+    """Runs the command, with a shelf of its own; the figures that it kept there."""
     shelf = tmp_path / "shelf"
-    where = ["--runs", str(tmp_path / "runs"), "--shelf", str(shelf), "--batch", "2"]
+    where = ["--runs", str(tmp_path / "runs"), "--shelf", str(shelf)]
 
-    def train(*arguments):
-        command.main(["flux-reader", *where, "--device", "cpu", *arguments])
+    def run(*arguments, minutes=0.005):
+        how = ["--device", "cpu", "--batch", "2", "--minutes", str(minutes)]
+        command.main(["flux-reader", *where, *how, *arguments])
         return json.loads((shelf / FLUX.folder / FIGURES).read_text())["flux-reader"]
 
-    first = train("--minutes", "0.01")
+    return run
+
+
+def test_the_command_resumes_and_begins_with_kept_weights(train, capsys):
+    first = train()
     assert first["drawings"] == 2 * first["steps"] > 0
-    assert train("--minutes", "0.01")["steps"] == first["steps"]
+    assert train()["steps"] == first["steps"]
     assert f"goes on from step {first['steps']} " in capsys.readouterr().out
-    assert train("--minutes", "0.02")["steps"] > first["steps"]
-    assert train("--minutes", "0.01", "--fresh", "--from-shelf")["progress"] >= 1
+    assert train(minutes=0.02)["steps"] > first["steps"]
+    assert train("--fresh", "--from-shelf")["progress"] >= 1
     assert "begins with the weights" in capsys.readouterr().out
+
+
+def test_figures_keep_the_runs_that_the_first_weights_came_from(train):
+    scratch = train("--seed", "7")
+    given = "python -m bench.train flux-reader --minutes 0.005 --seed 7 --batch 2 --device cpu"
+    assert scratch["command"] == given
+    assert not {"before", "in_all"} & set(scratch)
+    second = train("--seed", "7", "--fresh", "--from-shelf")
+    assert second["command"] == f"{given} --from-shelf"
+    assert second["before"] == [scratch]
+    third = train("--batch", "3", "--fresh", "--from-shelf")
+    own = {name: second[name] for name in scratch}
+    assert third["before"] == [scratch, own]
+    drawn = [run["drawings"] for run in (scratch, second, third)]
+    assert third["in_all"]["drawings"] == sum(drawn) > max(drawn)
+    assert "before" not in train("--fresh")
+
+
+@pytest.mark.parametrize("asked", [(), ("--from-shelf",)], ids=["without", "with"])
+def test_a_resumed_run_knows_that_it_began_with_kept_weights(asked, train, capsys):
+    scratch = train()
+    began = train("--fresh", "--from-shelf")
+    resumed = train(*asked)
+    assert f"goes on from step {began['steps']} " in capsys.readouterr().out
+    assert resumed["command"].endswith(" --from-shelf")
+    assert resumed["before"] == [scratch]
+    assert resumed["in_all"]["drawings"] == scratch["drawings"] + resumed["drawings"]
+
+
+def test_minutes_in_all_are_those_of_all_runs():
+    trainer = Trainer(reading_task(FLUX), few_steps(10))
+    trainer.seconds, trainer.step = 90.0, 3
+    trainer.before = [{"drawings": 100, "minutes": 2.2}, {"drawings": 10, "minutes": 0.5}]
+    figures = command.figures_of(trainer)
+    assert (figures["minutes"], figures["drawings"]) == (1.5, 24)
+    assert figures["in_all"] == {"minutes": 4.2, "drawings": 134}
+
+
+def test_a_run_too_short_for_a_mean_has_no_loss():
+    trainer = Trainer(reading_task(FLUX), few_steps(10))
+    assert command.figures_of(trainer)["loss"] is None
+    trainer.loss = 0.123456
+    assert command.figures_of(trainer)["loss"] == 0.1235
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (("--seed", "1"), "of seed 0 and batch 2, not of seed 1 and batch 2"),
+        (("--batch", "3"), "of seed 0 and batch 2, not of seed 0 and batch 3"),
+    ],
+)
+def test_a_checkpoint_of_another_seed_or_batch_is_refused(other, named, train):
+    train()
+    with pytest.raises(SystemExit, match=f"{named}: give the same --seed and --batch .* --fresh"):
+        train(*other)
+    assert " ".join(other) in train(*other, "--fresh")["command"]
+
+
+def test_a_checkpoint_that_names_no_seed_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    trainer = Trainer(reading_task(FLUX), few_steps(10))
+    trainer.save(path)
+    state = torch.load(path)
+    del state["seed"], state["batch_size"]
+    torch.save(state, path)
+    with pytest.raises(AnotherRun, match="of seed unknown and batch unknown, not of seed 5"):
+        trainer.load(path)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -7,10 +7,12 @@
 
 On a GPU a few minutes do. A run that was stopped goes on when the same command is given again;
 one that is over goes on when more minutes are given. `--fresh` forgets the checkpoint. Without a
-checkpoint, `--from-shelf` begins with the weights that the project keeps.
+checkpoint, `--from-shelf` begins with the weights that the project keeps. How weights came about is
+kept beside them in figures.json, with the runs before in "before" and the sum of all in "in_all".
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +20,9 @@ from pathlib import Path
 import torch
 
 from bench._machine import this_machine
-from bench.train.shelf import kept_in, note_figures
+from bench.train.shelf import Figures, kept_in, note_figures, runs_behind
 from bench.train.tasks import TASKS, Task
-from bench.train.trainer import Plan, Trainer
+from bench.train.trainer import AnotherRun, Plan, Trainer
 
 RUNS = Path("train_out")
 SECONDS_A_CHECKPOINT = 180.0
@@ -48,25 +50,46 @@ def make_plan(task: Task, parsed: argparse.Namespace) -> Plan:
     return Plan(parsed.seed, device, parsed.batch or usual, minutes=parsed.minutes)
 
 
-def put_down(trainer: Trainer, folder: Path) -> None:
-    """Writes the averaged weights and how they came about."""
-    trainer.task.put(folder, trainer.average)
+def figures_of(trainer: Trainer) -> Figures:
+    """How the weights came about; those of a run that began with kept ones by all runs."""
     plan = trainer.plan
     command = f"python -m bench.train {trainer.task.name} --minutes {plan.minutes:g}"
-    command += f" --seed {plan.seed} --batch {plan.batch_size}"
-    figures: dict[str, object] = {
-        "command": command,
+    command += f" --seed {plan.seed} --batch {plan.batch_size} --device {plan.device}"
+    figures: Figures = {
+        "command": command + (" --from-shelf" if trainer.before else ""),
         "seed": plan.seed,
         "batch_size": plan.batch_size,
         "steps": trainer.step,
         "drawings": trainer.step * plan.batch_size,
         "minutes": round(trainer.seconds / 60, 1),
         "progress": round(trainer.progress, 3),
-        "loss": round(trainer.loss, 4),
+        "loss": None if math.isnan(trainer.loss) else round(trainer.loss, 4),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "machine": str(this_machine()),
     }
-    note_figures(folder, trainer.task.name, figures)
+    if trainer.before:
+        runs = [*trainer.before, figures]
+        figures |= {"in_all": in_all(runs), "before": trainer.before}
+    return figures
+
+
+def in_all(runs: Sequence[Figures]) -> Figures:
+    """What several runs, each going on from the one before, come to."""
+    return {
+        "drawings": sum(run["drawings"] for run in runs),
+        "minutes": round(sum(run["minutes"] for run in runs), 1),
+    }
+
+
+def begin(trainer: Trainer, parsed: argparse.Namespace, checkpoint: Path, folder: Path) -> None:
+    """Takes up the checkpoint, else the kept weights if they were asked for, else neither."""
+    if checkpoint.exists() and not parsed.fresh:
+        trainer.load(checkpoint)
+        print(f"goes on from step {trainer.step} of {checkpoint}")
+    elif parsed.from_shelf:
+        task = trainer.task
+        trainer.begin_with(folder / task.weights, runs_behind(folder, task.name))
+        print(f"begins with the weights in {folder}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -75,14 +98,13 @@ def main(arguments: Sequence[str]) -> None:
     checkpoint = parsed.runs / f"{task.name}.pt"
     folder = kept_in(task.folder, parsed.shelf)
     trainer = Trainer(task, make_plan(task, parsed))
-    if checkpoint.exists() and not parsed.fresh:
-        trainer.load(checkpoint)
-        print(f"goes on from step {trainer.step} of {checkpoint}")
-    elif parsed.from_shelf:
-        trainer.begin_with(folder / task.weights)
-        print(f"begins with the weights in {folder}")
+    try:
+        begin(trainer, parsed, checkpoint, folder)
+    except AnotherRun as refusal:
+        sys.exit(str(refusal))
     trainer.run(checkpoint, SECONDS_A_CHECKPOINT)
-    put_down(trainer, folder)
+    task.put(folder, trainer.average)
+    note_figures(folder, task.name, figures_of(trainer))
     print(f"{folder} holds the weights")
 
 

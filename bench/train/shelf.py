@@ -6,6 +6,7 @@ The demo's model is a part of the package, others lie in `bench/data/`.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +18,9 @@ from dit_cachegraph.demo.flux_scenes import DATA
 SHELF = Path(__file__).resolve().parent.parent / "data"
 WEIGHTS, FIGURES = "model.safetensors", "figures.json"
 NUM_PROMPTS = 32
+
+Figures = dict[str, Any]
+"""Of one run: its command, seed, steps, drawings, minutes, loss and machine."""
 
 
 def kept_in(folder: str, shelf: Path | None = None) -> Path:
@@ -40,7 +44,15 @@ def put_model(recipe: Recipe, folder: Path, weights: Mapping[str, Tensor]) -> No
     save_file({"embeddings": embeddings}, folder / "words.safetensors")
 
 
-def note_figures(folder: Path, part: str, figures: dict[str, object]) -> None:
+def runs_behind(folder: Path, part: str) -> list[Figures]:
+    """The runs that the weights kept there came from, oldest first, each with its own figures."""
+    last: Figures = json.loads((folder / FIGURES).read_text())[part]
+    before: list[Figures] = last.pop("before", [])
+    last.pop("in_all", None)
+    return [*before, last]
+
+
+def note_figures(folder: Path, part: str, figures: Figures) -> None:
     """Sets one part of the figures that lie beside the weights."""
     path = folder / FIGURES
     known = json.loads(path.read_text()) if path.exists() else {}

@@ -4,6 +4,7 @@ The drawings of a step depend on the seed and the step's number alone.
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
+from bench._whole_file import save_whole
 from bench.train.optimizers import make_optimizers, rate_share
+from bench.train.shelf import Figures
 from bench.train.tasks import Task
 
 AVERAGE_DECAY = 0.998
@@ -34,8 +37,13 @@ class Plan:
         return max(step / self.num_steps, seconds / (60 * self.minutes))
 
 
+class AnotherRun(ValueError):
+    """A checkpoint that the plan can't go on with."""
+
+
 class Trainer:
-    """A run in progress."""
+    """A run in progress. `before` has the figures of the runs that the weights it began with came
+    from, oldest first; there are none where it began with random ones."""
 
     def __init__(self, task: Task, plan: Plan) -> None:
         torch.manual_seed(plan.seed)
@@ -44,6 +52,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.model)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.step, self.seconds, self.loss = 0, 0.0, float("nan")
+        self.before: list[Figures] = []
 
     @property
     def progress(self) -> float:
@@ -102,22 +111,41 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "loss": self.loss,
+            "seed": self.plan.seed,
+            "batch_size": self.plan.batch_size,
+            "before": self.before,
         }
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = checkpoint.with_suffix(".unfinished")
-        torch.save(state, unfinished)
-        unfinished.replace(checkpoint)
+        save_whole(state, checkpoint)
 
-    def begin_with(self, weights: Path) -> None:
-        """A new run, with the weights of a model that was kept in place of random ones."""
+    def begin_with(self, weights: Path, before: Sequence[Figures]) -> None:
+        """A new run, with the weights that the runs `before` left in place of random ones."""
         kept = load_file(weights)
         self.model.load_state_dict({name: weight.float() for name, weight in kept.items()})
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.before = list(before)
 
     def load(self, checkpoint: Path) -> None:
-        """Goes on where `save` stood."""
+        """Goes on where `save` stood.
+
+        Raises:
+            AnotherRun: the checkpoint is of another seed or batch size. One run has one of each:
+                its figures give them for all of its steps.
+        """
         state = torch.load(checkpoint, map_location=self.plan.device, weights_only=True)
+        self._refuse_another(checkpoint, state)
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimizers.load(state["optimizers"])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        self.before = state["before"]
+
+    def _refuse_another(self, checkpoint: Path, state: Mapping[str, object]) -> None:
+        plan = self.plan
+        seed, batch_size = (state.get(name, "unknown") for name in ("seed", "batch_size"))
+        if (seed, batch_size) != (plan.seed, plan.batch_size):
+            raise AnotherRun(
+                f"{checkpoint} is of seed {seed} and batch {batch_size}, not of seed {plan.seed} "
+                f"and batch {plan.batch_size}: give the same --seed and --batch to go on with it, "
+                "or --fresh to begin anew"
+            )
