@@ -1,0 +1,19 @@
+"""What the tests of metrics share: refusals of the command line, and places without weights."""
+
+import pytest
+
+from dit_cachegraph import cli
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs the command with what it is given, and hands back the one sentence that it refuses."""
+
+    def sentence(*arguments):
+        code = cli.main(["metrics", *map(str, arguments)])
+        captured = capsys.readouterr()
+        assert (code, captured.out) == (2, "")
+        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+        return captured.err
+
+    return sentence
