@@ -102,7 +102,7 @@ def paired(reference: Path, candidate: Path) -> list[tuple[Item, Item]]:
     if reference.is_file() != candidate.is_file() and reference.exists() and candidate.exists():
         raise CannotMeasure(f"{reference} and {candidate}: one is a file and one is a folder")
     ours, theirs = read_items(reference), read_items(candidate)
-    _check_same_kind(reference, ours, candidate, theirs)
+    check_same_kind(reference, ours, candidate, theirs)
     if reference.is_file():
         return [(ours[0], theirs[0])]
     by_name = {item.name: item for item in theirs}
@@ -115,12 +115,19 @@ def paired(reference: Path, candidate: Path) -> list[tuple[Item, Item]]:
     return [(item, by_name[item.name]) for item in ours]
 
 
-def _check_same_kind(
+def check_same_kind(
     reference: Path, ours: Sequence[Item], candidate: Path, theirs: Sequence[Item]
 ) -> None:
+    """That what two paths hold is pictures on both sides or clips on both.
+
+    Raises:
+        CannotMeasure: it is not.
+    """
     if ours[0].is_video != theirs[0].is_video:
         kinds = ["clips" if items[0].is_video else "pictures" for items in (ours, theirs)]
-        raise CannotMeasure(f"{reference} is {kinds[0]} and {candidate} is {kinds[1]}")
+        raise CannotMeasure(
+            f"{reference} is {kinds[0]} and {candidate} is {kinds[1]}: both must be of one kind"
+        )
 
 
 def paired_frames(reference: Item, candidate: Item) -> Iterator[tuple[Frame, Frame]]:

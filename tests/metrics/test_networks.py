@@ -156,6 +156,13 @@ def test_fid_refuses_what_is_no_set():
         networks.frechet_distance(_Means(), [picture(0), picture(1)], smaller)
 
 
+def test_fid_refuses_pictures_against_clips(tmp_path):
+    pictures = folder_of(tmp_path / "p", [0, 1])
+    iio.imwrite(tmp_path / "clip.gif", np.stack([picture(0), picture(1)]))
+    with pytest.raises(CannotMeasure, match=r"is pictures and .*clip\.gif is clips"):
+        judge.by_sets("fid", nn.Identity(), pictures, [tmp_path / "clip.gif"])
+
+
 class _Means(nn.Module):
     def forward(self, pictures):
         return pictures.float().mean((2, 3))
