@@ -59,6 +59,15 @@ def test_a_picture_is_measured_as_its_array(tmp_path, capsys):
     assert row["items"] == {"one": row["value"]}
 
 
+def test_paths_may_be_texts(tmp_path):
+    folder = folder_of(tmp_path / "p", {"one": picture(0), "two": picture(1)})
+    one, two = str(folder / "one.png"), str(folder / "two.png")
+    assert measure("psnr", one, [two]) == measure("psnr", folder / "one.png", [folder / "two.png"])
+    for path in (two, folder / "two.png"):
+        with pytest.raises(CannotMeasure, match=r"the one path .*two\.png: put it into a list"):
+            measure("psnr", one, path)
+
+
 def test_a_folder_is_the_mean_of_its_files(folders, capsys):
     code, out, _ = run(capsys, "ssim", *folders, "--json")
     (row,) = json.loads(out)

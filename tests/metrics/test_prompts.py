@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dit_cachegraph import cli
-from dit_cachegraph.metrics import CannotMeasure, networks
+from dit_cachegraph.metrics import CannotMeasure, measure, networks
 from dit_cachegraph.metrics.media import Item
 from dit_cachegraph.metrics.prompts import read_prompts
 
@@ -53,6 +53,15 @@ def test_what_is_no_text_or_no_json_is_a_sentence(
     prompts.write_bytes(content)
     sentence = refused("clip_score", tmp_path / "0.png", tmp_path / "0.png", "--prompts", prompts)
     assert says in sentence
+
+
+def test_the_file_of_prompts_may_be_a_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "clip", lambda: lambda prompt, _frame: float(len(prompt)))
+    picture, prompts = tmp_path / "0.png", tmp_path / "prompts.txt"
+    iio.imwrite(picture, np.zeros((8, 8, 3), np.uint8))
+    prompts.write_text("a red cat")
+    (score,) = measure("clip_score", str(picture), [], str(prompts))
+    assert score.items == {"0": 9.0}
 
 
 def test_prompts_go_with_their_metrics_alone(tmp_path, capsys):
