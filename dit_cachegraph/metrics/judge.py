@@ -3,6 +3,7 @@
 What judges is handed in, so that each of these runs with any network.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -65,4 +66,8 @@ def by_prompts(
 
 
 def _mean(metric: str, path: Path, items: Mapping[str, float]) -> Score:
-    return Score(metric, str(path), statistics.fmean(items.values()), items)
+    values = list(items.values())
+    if metric == "psnr":
+        # Why without the infinite ones: see `Score`.
+        values = [value for value in values if not math.isinf(value)] or values
+    return Score(metric, str(path), statistics.fmean(values), items)

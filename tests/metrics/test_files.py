@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dit_cachegraph import cli
-from dit_cachegraph.metrics import CannotMeasure, measure
+from dit_cachegraph.metrics import CannotMeasure, judge, measure
 from dit_cachegraph.metrics.media import read_items
 from dit_cachegraph.metrics.pixels import psnr, psnr_of_frames, ssim
 
@@ -77,11 +77,45 @@ def test_a_folder_is_the_mean_of_its_files(folders, capsys):
     assert row["value"] == pytest.approx((1 + expected) / 2)
 
 
+def test_an_equal_file_is_counted_and_does_not_hide_the_others(folders, capsys):
+    expected = psnr(picture(0), picture(0) // 2)
+    (score,) = measure("psnr", folders[0], [folders[1]])
+    assert (score.value, score.num_equal) == (expected, 1)
+    _, out, _ = run(capsys, "psnr", *folders)
+    header, line = out.splitlines()
+    assert header.split() == ["psnr", "mean", "worst", "files", "equal"]
+    assert line.split() == [str(folders[1]), f"{expected:.4f}", f"{expected:.4f}", "2", "1"]
+
+
 def test_infinity_is_json_that_others_read(folders, capsys):
     _, out, _ = run(capsys, "psnr", *folders, "--json")
     (row,) = json.loads(out, parse_constant=pytest.fail)
-    assert row["items"]["b"] == "inf"
-    assert float(row["value"]) == math.inf
+    expected = psnr(picture(0), picture(0) // 2)
+    assert row["items"] == {"a": expected, "b": "inf"}
+    assert (row["value"], row["num_equal"]) == (expected, 1)
+
+
+def test_where_all_are_equal_the_mean_is_infinite(folders, capsys):
+    for path, num_files in ((folders[0], 2), (folders[0] / "a.png", 1)):
+        code, out, _ = run(capsys, "psnr", path, path)
+        count = str(num_files)
+        assert code == 0
+        assert out.splitlines()[1].split() == [str(path), "inf", "inf", count, count]
+        _, out, _ = run(capsys, "psnr", path, path, "--json")
+        (row,) = json.loads(out, parse_constant=pytest.fail)
+        assert (row["value"], row["num_equal"]) == ("inf", num_files)
+        assert float(row["value"]) == math.inf
+
+
+def test_other_metrics_count_equal_files_as_any(folders, capsys):
+    (score,) = measure("mse", folders[0], [folders[1]])
+    assert (score.num_equal, score.items["b"]) == (0, 0.0)
+    _, out, _ = run(capsys, "mse", *folders, "--json")
+    assert "num_equal" not in json.loads(out)[0]
+    # An infinite distance is no sign that files are equal, and stays in the mean.
+    values = iter((1.0, math.inf))
+    (score,) = judge.by_pairs("lpips", lambda _pairs: next(values), folders[0], [folders[1]])
+    assert (score.num_equal, score.value) == (0, math.inf)
 
 
 def test_several_candidates_are_a_line_each(folders, capsys):
