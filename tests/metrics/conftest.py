@@ -17,3 +17,12 @@ def refused(capsys):
         return captured.err
 
     return sentence
+
+
+@pytest.fixture
+def no_weights(tmp_path, monkeypatch):
+    """Empty places where the libraries look."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("opened a connection"))
