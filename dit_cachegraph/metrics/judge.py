@@ -3,6 +3,7 @@
 What judges is handed in, so that each of these runs with any network.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dit_cachegraph.metrics.media import paired, paired_frames, read_items
+from dit_cachegraph.metrics.media import check_same_kind, paired, paired_frames, read_items
 from dit_cachegraph.metrics.networks import OfPairs, OfPrompt, frechet_distance
 from dit_cachegraph.metrics.prompts import read_prompts
 from dit_cachegraph.metrics.score import Score
@@ -31,11 +32,19 @@ def by_pairs(
 def by_sets(
     metric: str, features: nn.Module, reference: Path, candidates: Sequence[Path]
 ) -> list[Score]:
-    """The Frechet distance of all frames of each candidate to all of the reference."""
-    sets = [read_items(path) for path in (reference, *candidates)]
+    """The Frechet distance of all frames of each candidate to all of the reference.
+
+    It compares how sets are distributed: names play no part, and one may hold more than the other.
+
+    Raises:
+        CannotMeasure: pictures against clips, fewer than two frames, or not all of one size.
+    """
+    ours, *others = (read_items(path) for path in (reference, *candidates))
+    for path, theirs in zip(candidates, others, strict=True):
+        check_same_kind(reference, ours, path, theirs)
     scores = []
-    for path, items in zip(candidates, sets[1:], strict=True):
-        frames = [chain.from_iterable(item.frames() for item in s) for s in (sets[0], items)]
+    for path, theirs in zip(candidates, others, strict=True):
+        frames = [chain.from_iterable(item.frames() for item in s) for s in (ours, theirs)]
         scores.append(Score(metric, str(path), frechet_distance(features, *frames), {}))
     return scores
 
@@ -57,4 +66,8 @@ def by_prompts(
 
 
 def _mean(metric: str, path: Path, items: Mapping[str, float]) -> Score:
-    return Score(metric, str(path), statistics.fmean(items.values()), items)
+    values = list(items.values())
+    if metric == "psnr":
+        # Why without the infinite ones: see `Score`.
+        values = [value for value in values if not math.isinf(value)] or values
+    return Score(metric, str(path), statistics.fmean(values), items)

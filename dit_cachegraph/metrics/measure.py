@@ -1,6 +1,7 @@
 """One call for every metric: what is needed for it, and one `Score` for each candidate."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +19,14 @@ PACKAGES = (
     ("image_reward", "ImageReward"),
 )
 
+AnyPath = str | os.PathLike[str]
+
 
 def measure(
-    metric: str, reference: Path, candidates: Sequence[Path], prompts: Path | None = None
+    metric: str,
+    reference: AnyPath,
+    candidates: Sequence[AnyPath],
+    prompts: AnyPath | None = None,
 ) -> list[Score]:
     """Each candidate against the reference; paths of a picture, a clip, or a folder of either.
 
@@ -32,14 +38,18 @@ def measure(
     """
     if metric not in METRICS:
         raise CannotMeasure(f"unknown metric {metric}: known are {', '.join(METRICS)}")
+    # A text is a sequence as well: of paths of one letter.
+    if isinstance(candidates, str | os.PathLike):
+        raise CannotMeasure(f"candidates is the one path {candidates}: put it into a list")
     _check_packages(metric)
+    paths = [Path(reference), *map(Path, candidates)]
     if metric in BY_PROMPT:
         if prompts is None:
             raise CannotMeasure(f"{metric} judges by the prompts: give the file that holds them")
-        return _by_prompts(metric, [reference, *candidates], prompts)
+        return _by_prompts(metric, paths, Path(prompts))
     if prompts is not None:
         raise CannotMeasure(f"{metric} knows nothing of prompts: leave them out")
-    return _against(metric, reference, candidates)
+    return _against(metric, paths[0], paths[1:])
 
 
 def _check_packages(metric: str) -> None:

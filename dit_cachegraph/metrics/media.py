@@ -9,15 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio.v3 as iio
-import numpy as np
-
 from dit_cachegraph.metrics.exc import CannotMeasure
+from dit_cachegraph.metrics.reading import Frame, clip_frames, picture_frames
 
 IMAGE_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"))
 VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif"))
-
-Frame = np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +35,21 @@ class Item:
         """One frame at a time, since a clip of large ones doesn't fit into memory.
 
         Raises:
-            CannotMeasure: the file can't be read, or has no frame, or not one of 1 or 3 channels.
+            CannotMeasure: the file can't be read, or not without loss, or has no frame.
         """
         is_empty = True
         for frame in self._read():
             is_empty = False
-            yield _with_channels(frame, self.path)
+            yield frame[..., None] if frame.ndim == 2 else frame
         if is_empty:
             raise CannotMeasure(f"{self.path} has no frame")
 
     def _read(self) -> Iterator[Frame]:
         try:
-            yield from iio.imiter(self.path, plugin="pyav" if self.is_video else "pillow")
+            yield from (clip_frames if self.is_video else picture_frames)(self.path)
         # Pillow's and FFmpeg's own errors are kinds of these two.
         except (OSError, ValueError) as error:
             raise CannotMeasure(f"{self.path} cannot be read: {error}") from error
-
-
-def _with_channels(frame: Frame, path: Path) -> Frame:
-    if frame.ndim == 2:
-        frame = frame[..., None]
-    if frame.ndim != 3 or frame.shape[-1] not in (1, 3):
-        raise CannotMeasure(
-            f"{path} has the shape {frame.shape}, expected 1 or 3 channels: without an alpha "
-            "channel, which no metric here knows how to weigh"
-        )
-    return frame
 
 
 def read_items(path: Path) -> list[Item]:
@@ -117,7 +102,7 @@ def paired(reference: Path, candidate: Path) -> list[tuple[Item, Item]]:
     if reference.is_file() != candidate.is_file() and reference.exists() and candidate.exists():
         raise CannotMeasure(f"{reference} and {candidate}: one is a file and one is a folder")
     ours, theirs = read_items(reference), read_items(candidate)
-    _check_same_kind(reference, ours, candidate, theirs)
+    check_same_kind(reference, ours, candidate, theirs)
     if reference.is_file():
         return [(ours[0], theirs[0])]
     by_name = {item.name: item for item in theirs}
@@ -130,12 +115,19 @@ def paired(reference: Path, candidate: Path) -> list[tuple[Item, Item]]:
     return [(item, by_name[item.name]) for item in ours]
 
 
-def _check_same_kind(
+def check_same_kind(
     reference: Path, ours: Sequence[Item], candidate: Path, theirs: Sequence[Item]
 ) -> None:
+    """That what two paths hold is pictures on both sides or clips on both.
+
+    Raises:
+        CannotMeasure: it is not.
+    """
     if ours[0].is_video != theirs[0].is_video:
         kinds = ["clips" if items[0].is_video else "pictures" for items in (ours, theirs)]
-        raise CannotMeasure(f"{reference} is {kinds[0]} and {candidate} is {kinds[1]}")
+        raise CannotMeasure(
+            f"{reference} is {kinds[0]} and {candidate} is {kinds[1]}: both must be of one kind"
+        )
 
 
 def paired_frames(reference: Item, candidate: Item) -> Iterator[tuple[Frame, Frame]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dit_cachegraph.metrics import weights
 from dit_cachegraph.metrics.exc import CannotMeasure
-from dit_cachegraph.metrics.media import Frame
+from dit_cachegraph.metrics.reading import Frame
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor

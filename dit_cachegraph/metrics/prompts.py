@@ -12,11 +12,15 @@ def read_prompts(path: Path, items: Sequence[Item]) -> list[str]:
     """One prompt a line, or a JSON list of them, in the order of the items' names.
 
     Raises:
-        CannotMeasure: no such file, or not one prompt for each item.
+        CannotMeasure: no such file, no text in UTF-8, no list in JSON, or not one prompt for each
+            item.
     """
     if not path.is_file():
         raise CannotMeasure(f"the file of prompts {path} does not exist")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CannotMeasure(f"{path} is no text in UTF-8 ({error}): save it as that") from error
     prompts = _from_json(path, text) if path.suffix == ".json" else text.splitlines()
     if len(prompts) != len(items):
         raise CannotMeasure(
@@ -27,7 +31,10 @@ def read_prompts(path: Path, items: Sequence[Item]) -> list[str]:
 
 
 def _from_json(path: Path, text: str) -> list[str]:
-    prompts = json.loads(text)
+    try:
+        prompts = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CannotMeasure(f"{path} is no JSON ({error}): a list of texts is needed") from error
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
         raise CannotMeasure(f"{path} must be a JSON list of texts")
     return prompts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dit_cachegraph import cli
-from dit_cachegraph.metrics import CannotMeasure, measure
+from dit_cachegraph.metrics import CannotMeasure, judge, measure
 from dit_cachegraph.metrics.media import read_items
 from dit_cachegraph.metrics.pixels import psnr, psnr_of_frames, ssim
 
@@ -43,13 +43,6 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def refused(capsys, *arguments):
-    code, out, error = run(capsys, *arguments)
-    assert (code, out) == (2, "")
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
-
-
 @pytest.fixture
 def folders(tmp_path):
     reference = folder_of(tmp_path / "reference", {"a": picture(0), "b": picture(1)})
@@ -66,6 +59,15 @@ def test_a_picture_is_measured_as_its_array(tmp_path, capsys):
     assert row["items"] == {"one": row["value"]}
 
 
+def test_paths_may_be_texts(tmp_path):
+    folder = folder_of(tmp_path / "p", {"one": picture(0), "two": picture(1)})
+    one, two = str(folder / "one.png"), str(folder / "two.png")
+    assert measure("psnr", one, [two]) == measure("psnr", folder / "one.png", [folder / "two.png"])
+    for path in (two, folder / "two.png"):
+        with pytest.raises(CannotMeasure, match=r"the one path .*two\.png: put it into a list"):
+            measure("psnr", one, path)
+
+
 def test_a_folder_is_the_mean_of_its_files(folders, capsys):
     code, out, _ = run(capsys, "ssim", *folders, "--json")
     (row,) = json.loads(out)
@@ -75,11 +77,45 @@ def test_a_folder_is_the_mean_of_its_files(folders, capsys):
     assert row["value"] == pytest.approx((1 + expected) / 2)
 
 
+def test_an_equal_file_is_counted_and_does_not_hide_the_others(folders, capsys):
+    expected = psnr(picture(0), picture(0) // 2)
+    (score,) = measure("psnr", folders[0], [folders[1]])
+    assert (score.value, score.num_equal) == (expected, 1)
+    _, out, _ = run(capsys, "psnr", *folders)
+    header, line = out.splitlines()
+    assert header.split() == ["psnr", "mean", "worst", "files", "equal"]
+    assert line.split() == [str(folders[1]), f"{expected:.4f}", f"{expected:.4f}", "2", "1"]
+
+
 def test_infinity_is_json_that_others_read(folders, capsys):
     _, out, _ = run(capsys, "psnr", *folders, "--json")
     (row,) = json.loads(out, parse_constant=pytest.fail)
-    assert row["items"]["b"] == "inf"
-    assert float(row["value"]) == math.inf
+    expected = psnr(picture(0), picture(0) // 2)
+    assert row["items"] == {"a": expected, "b": "inf"}
+    assert (row["value"], row["num_equal"]) == (expected, 1)
+
+
+def test_where_all_are_equal_the_mean_is_infinite(folders, capsys):
+    for path, num_files in ((folders[0], 2), (folders[0] / "a.png", 1)):
+        code, out, _ = run(capsys, "psnr", path, path)
+        count = str(num_files)
+        assert code == 0
+        assert out.splitlines()[1].split() == [str(path), "inf", "inf", count, count]
+        _, out, _ = run(capsys, "psnr", path, path, "--json")
+        (row,) = json.loads(out, parse_constant=pytest.fail)
+        assert (row["value"], row["num_equal"]) == ("inf", num_files)
+        assert float(row["value"]) == math.inf
+
+
+def test_other_metrics_count_equal_files_as_any(folders, capsys):
+    (score,) = measure("mse", folders[0], [folders[1]])
+    assert (score.num_equal, score.items["b"]) == (0, 0.0)
+    _, out, _ = run(capsys, "mse", *folders, "--json")
+    assert "num_equal" not in json.loads(out)[0]
+    # An infinite distance is no sign that files are equal, and stays in the mean.
+    values = iter((1.0, math.inf))
+    (score,) = judge.by_pairs("lpips", lambda _pairs: next(values), folders[0], [folders[1]])
+    assert (score.num_equal, score.value) == (0, math.inf)
 
 
 def test_several_candidates_are_a_line_each(folders, capsys):
@@ -129,51 +165,49 @@ def test_a_folder_of_clips(tmp_path):
     assert score.value < 1
 
 
-def test_clips_of_another_length_are_refused(tmp_path, capsys):
+def test_clips_of_another_length_are_refused(tmp_path, refused):
     write_clip(tmp_path / "one.mp4", clip(0, 6))
     write_clip(tmp_path / "two.mp4", clip(0, 4))
-    error = refused(capsys, "psnr", tmp_path / "one.mp4", tmp_path / "two.mp4")
+    error = refused("psnr", tmp_path / "one.mp4", tmp_path / "two.mp4")
     assert "two.mp4 ends after 4 frames" in error
 
 
 @pytest.mark.parametrize("metric", ["psnr", "ssim", "mse"])
-def test_another_size_is_refused(metric, tmp_path, capsys):
+def test_another_size_is_refused(metric, tmp_path, refused):
     folder = folder_of(tmp_path / "p", {"one": picture(0), "two": picture(0, (48, 32))})
-    error = refused(capsys, metric, folder / "one.png", folder / "two.png")
+    error = refused(metric, folder / "one.png", folder / "two.png")
     assert "48 x 32 with 3 channels of uint8" in error and "32 x 48 with" in error
 
 
-def test_other_bits_and_other_channels_are_refused(tmp_path, capsys):
+def test_other_bits_and_other_channels_are_refused(tmp_path, refused):
     folder = folder_of(tmp_path / "p", {"gray": picture(0, channels=1), "rgb": picture(0)})
     iio.imwrite(folder / "deep.png", picture(0, channels=1).astype(np.uint16) * 257)
-    iio.imwrite(folder / "alpha.png", picture(0, channels=4))
     gray = folder / "gray.png"
-    assert "of uint16: they must be alike" in refused(capsys, "psnr", gray, folder / "deep.png")
-    assert "3 channels" in refused(capsys, "psnr", gray, folder / "rgb.png")
-    assert "alpha" in refused(capsys, "psnr", folder / "alpha.png", folder / "alpha.png")
+    assert "of uint16: they must be alike" in refused("psnr", gray, folder / "deep.png")
+    assert "3 channels" in refused("psnr", gray, folder / "rgb.png")
 
 
-def test_what_has_no_partner_is_refused(tmp_path, capsys):
+def test_what_has_no_partner_is_refused(tmp_path, refused):
     one = folder_of(tmp_path / "one", {"a": picture(0), "b": picture(1)})
     two = folder_of(tmp_path / "two", {"a": picture(0)})
     three = folder_of(tmp_path / "three", {"a": picture(0), "c": picture(1)})
-    error = refused(capsys, "psnr", one, two)
+    error = refused("psnr", one, two)
     assert "one holds 2" in error and "two 1" in error and "b is in one of them alone" in error
-    assert "b is in one of them alone" in refused(capsys, "psnr", one, three)
-    assert "one is a file and one is a folder" in refused(capsys, "psnr", one, two / "a.png")
+    assert "b is in one of them alone" in refused("psnr", one, three)
+    assert "one is a file and one is a folder" in refused("psnr", one, two / "a.png")
 
 
-def test_what_is_no_picture_is_refused(tmp_path, capsys):
+def test_what_is_no_picture_is_refused(tmp_path, refused):
     folder = folder_of(tmp_path / "p", {"a": picture(0)})
     (folder / "broken.png").write_bytes(b"no picture")
     (tmp_path / "empty").mkdir()
     a = folder / "a.png"
-    assert "nowhere does not exist" in refused(capsys, "psnr", tmp_path / "nowhere", a)
-    assert "nowhere.png does not exist" in refused(capsys, "psnr", a, tmp_path / "nowhere.png")
-    assert "broken.png cannot be read" in refused(capsys, "psnr", a, folder / "broken.png")
-    assert "holds no pictures" in refused(capsys, "psnr", tmp_path / "empty", tmp_path / "empty")
+    assert "nowhere does not exist" in refused("psnr", tmp_path / "nowhere", a)
+    assert "nowhere.png does not exist" in refused("psnr", a, tmp_path / "nowhere.png")
+    assert "broken.png cannot be read" in refused("psnr", a, folder / "broken.png")
+    assert "holds no pictures" in refused("psnr", tmp_path / "empty", tmp_path / "empty")
     (folder / "x.txt").write_text("x")
-    assert "by its ending" in refused(capsys, "psnr", a, folder / "x.txt")
+    assert "by its ending" in refused("psnr", a, folder / "x.txt")
 
 
 def test_mixed_folders_and_twins_are_refused(tmp_path):
