@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("diffusers", reason='diffusers is not installed: pip install -e ".[peers]"')
+
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
 # The bench is no installed package.
