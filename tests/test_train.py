@@ -308,7 +308,7 @@ def test_the_check_prints_and_keeps_its_figures(name, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "4 prompts, 2 Euler steps" in printed
     figures = json.loads((folder / "figures.json").read_text())["check"]
-    assert set(figures["read_back"]) == {"1.0", "3.0", "5.0"}
+    assert set(figures["read_back"]) == {str(guidance) for guidance in check.GUIDANCES}
     for row in figures["read_back"].values():
         assert set(row) == set(recipe.world.slots)
         assert all(share in {0, 0.25, 0.5, 0.75, 1} for share in row.values())
@@ -343,7 +343,11 @@ def test_the_kept_model_is_small_and_draws_the_named_ground(name):
     recipe = RECIPES[name]
     folder = kept_in(recipe.folder)
     assert (folder / WEIGHTS).stat().st_size < 12e6
-    assert {name, f"{name}-reader", "check"} <= set(json.loads((folder / FIGURES).read_text()))
+    figures = json.loads((folder / FIGURES).read_text())
+    assert {name, f"{name}-reader", "check"} <= set(figures)
+    # Of the demanding setting of the quality bench; what else was read stands in the docs.
+    read_back = figures["check"]["read_back"]["7.0"]
+    assert min(read_back["color"], read_back["place"]) >= 0.9 and read_back["shape"] >= 0.75
     picks = recipe.world.every_kind(8)
     pipe, text = load_pipeline(recipe, folder), embed(recipe, folder, picks)
     drawings = draw(recipe, pipe, text, num_steps=6, guidance=1.0)
