@@ -81,7 +81,7 @@ class DBPruneConfig(DBCacheConfig):
         return self._why_known(history, noise)
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if not self.needs_diff:
+        if self._is_static:
             return Decision(True, "hit mask")
         return by_threshold(self._diff(observation), self._threshold_after(observation.earlier))
 
