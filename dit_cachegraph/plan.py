@@ -173,8 +173,9 @@ class CompiledTrunk:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, with
-    no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that is probed."""
+    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, for a
+    mask and with no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that
+    is probed."""
 
     live_out: int
     live_in: int | None
