@@ -134,6 +134,7 @@ class ArgumentRoles:
     `host_timesteps` lie on another device than the stream: reading them waits for nothing.
     `trunk_numbers` are numbers that modules of the trunk hold, such as an adapter's scale.
     `sketched` are the latents that continuity is read off: those that are floats.
+    `num_latent_dims` is that of the first ones, None where they don't come here.
     `embeds_timestep`: False for a fragment that gets the timestep from one before it, or for models
     without one.
     """
@@ -145,6 +146,7 @@ class ArgumentRoles:
     conditioning: tuple[int, ...]
     host_timesteps: tuple[int, ...]
     sketched: tuple[int, ...]
+    num_latent_dims: int | None
     embeds_timestep: bool
 
 
@@ -173,8 +175,9 @@ class CompiledTrunk:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, with
-    no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that is probed."""
+    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, for a
+    mask and with no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that
+    is probed."""
 
     live_out: int
     live_in: int | None

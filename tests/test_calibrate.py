@@ -18,6 +18,8 @@ from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
 from dit_cachegraph.runtime.cache_state import Recorded
+from dit_cachegraph.runtime.models import REGISTRY
+from toy_dits import CrossDiT, toy_inputs
 
 ORDER_1 = TaylorSeerCalibratorConfig(taylorseer_order=1)
 
@@ -205,6 +207,52 @@ def test_a_goal_out_of_reach_is_admitted():
     assert not found.is_found and not found.is_reached and len(drawing.drawn) <= 40
     assert "NOT reached; this is the best that was found" in str(found)
     assert found.best.share == min(point.share for point in found.tried)
+
+
+class Failing:
+    """A toy, and a run that draws an image of eight steps, but fails the `fails_at`-th time."""
+
+    def __init__(self, fails_at: int, error: type[BaseException]) -> None:
+        options = {"inner_backend": "eager"}
+        self.compiled = torch.compile(CrossDiT(1, 4), backend="cachedit", options=options)
+        self.num_calls_left, self.error = fails_at, error
+
+    @torch.no_grad()
+    def run(self, seed: int) -> torch.Tensor:
+        self.num_calls_left -= 1
+        if self.num_calls_left == 0:
+            raise self.error
+        inputs = toy_inputs(0.0, seed=seed, batch=1)
+        for i in range(8):
+            timestep = torch.full((1,), 90.0 - 10 * i)
+            moved = self.compiled(**{**inputs, "timestep": timestep})
+            inputs["hidden_states"] = inputs["hidden_states"] - 0.05 * moved
+        return inputs["hidden_states"]
+
+    def hits(self) -> list[bool]:
+        self.run(77)
+        return [step.hit for step in dc.summary(self.compiled).steps[-8:]]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("fails_at", [1, 2, 4, 7], ids=["first", "uncached", "try", "later_try"])
+def test_a_run_that_raises_leaves_what_was_configured(fails_at, error):
+    failing = Failing(fails_at, error)
+    dc.configure(failing.compiled, rule="even", every=2)
+    with pytest.raises(error):
+        dc.calibrate(failing.compiled, failing.run, target_psnr=35.0)
+    assert failing.num_calls_left == 0
+    assert failing.hits() == [False, False, True, False, True, False, True, False]
+
+
+def test_a_model_without_blocks_is_left_as_it_was():
+    linear = torch.nn.Linear(4, 4)
+    model = torch.compile(linear, backend="cachedit", options={"inner_backend": "eager"})
+    dc.configure(model, rule="even")
+    before = REGISTRY.of_module(linear).overrides
+    with pytest.raises(dc.InvalidConfig, match="nothing of this model is cached"):
+        dc.calibrate(model, torch.no_grad()(lambda _: model(torch.ones(8, 4))), target_psnr=35.0)
+    assert REGISTRY.of_module(linear).overrides == before
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import FrozenInstanceError
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -140,6 +141,7 @@ def test_computed_steps_of_an_image(options, computed, policy):
 
 class TestMask:
     MASK = (1, 0)
+    STATIC: ClassVar = {"steps_computation_mask": MASK, "steps_computation_policy": "static"}
 
     def static(self, step: int, seen: Observation = QUARTER, **options: object) -> tuple[bool, str]:
         options = {"steps_computation_policy": "static", **options}
@@ -168,12 +170,20 @@ class TestMask:
     def test_steps_past_the_end_compute(self):
         assert self.static(2) == (False, "past the mask's 2 steps")
 
-    def test_only_a_static_mask_needs_no_diff(self):
-        assert DBCacheConfig().needs_diff
-        assert DBCacheConfig(steps_computation_policy="static").needs_diff
-        assert DBCacheConfig(steps_computation_mask=self.MASK).needs_diff
-        static = DBCacheConfig(steps_computation_mask=self.MASK, steps_computation_policy="static")
-        assert not static.needs_diff
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, True),
+            ({"steps_computation_policy": "static"}, True),
+            ({"steps_computation_mask": MASK}, True),
+            (STATIC, False),
+            ({**STATIC, "Bn_compute_blocks": 2}, False),
+            ({**STATIC, "Bn_compute_blocks": 2, "Bn_compute_blocks_ids": (0, 1)}, False),
+            ({**STATIC, "Bn_compute_blocks": 2, "Bn_compute_blocks_ids": (1, 1)}, True),
+        ],
+    )
+    def test_only_a_static_mask_needs_no_diff_unless_blocks_decide_alone(self, options, expected):
+        assert DBCacheConfig(**options).needs_diff is expected
 
 
 @pytest.mark.parametrize(

@@ -93,14 +93,21 @@ def test_a_residual_of_fewer_channels_is_compared():
     assert dc.summary(compiled).state_nbytes == 4 * num_elements
 
 
-def test_last_blocks_that_are_not_named_decide_for_themselves():
+STATIC = {"steps_computation_mask": (1, 0), "steps_computation_policy": "static"}
+
+
+@pytest.mark.parametrize("batch_rule", ["max", "mean"])
+@pytest.mark.parametrize(
+    "by", [{"residual_diff_threshold": 1.0}, {**STATIC, "residual_diff_threshold": 0.0}], ids=str
+)
+def test_last_blocks_that_are_not_named_decide_for_themselves(by, batch_rule):
     """Blocks that add k * sin t: those that ran did so with the sine of now, the others with that
     of the first step. Block 4 alone is named of the last three; the input of block 3 is far from
-    what it was, that of block 5 is near."""
+    what it was, that of block 5 is near. A mask that says what is reused says nothing of them."""
     steps = toy_steps([90.0, 80.0])
     model = adding_dit(1, 2, 4, 8, 16, 32)
     compiled = compile_toy(
-        model, residual_diff_threshold=1.0, Bn_compute_blocks=3, Bn_compute_blocks_ids=[1],
+        model, **by, batch_rule=batch_rule, Bn_compute_blocks=3, Bn_compute_blocks_ids=[1],
         non_compute_blocks_diff_threshold=1e-9,
     )  # fmt: skip
     for inputs in steps:

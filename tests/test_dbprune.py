@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
+from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.dbprune import DBPruneConfig
 from prune_oracle import PruneOracle, PruneSettings
@@ -134,6 +135,20 @@ def test_a_limit_never_ends_the_reuse_within_a_step():
 def test_blocks_that_are_not_there(options, sentence):
     with pytest.raises(InvalidConfig, match=sentence):
         DBPruneConfig(**options).spans([2, 4])
+
+
+@pytest.mark.parametrize("ids", [(), (0,), (0, 1)])
+def test_last_blocks_do_not_decide_alone(ids):
+    """Each block does that here, but for the first and the last ones and those that are named."""
+    settings = {"Bn_compute_blocks": 2, "Bn_compute_blocks_ids": ids}
+    with pytest.raises(InvalidConfig, match="is an option of DBCache alone, leave it out: DBPrune"):
+        DBPruneConfig(**settings)
+    # Also where it comes from the layer of another rule, until it is taken back there.
+    resolve(settings)
+    with pytest.raises(InvalidConfig, match="name those that always run in non_prune_block_ids"):
+        resolve(settings, {"rule": "dbprune"})
+    without = resolve(settings, {"rule": "dbprune", "Bn_compute_blocks_ids": None})
+    assert [span.start for span in without.rule.spans([6])] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

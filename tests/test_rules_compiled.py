@@ -125,6 +125,17 @@ def test_seacache_does_not_guess_the_grid_of_packed_latents():
     assert not any(case.hits(seacache_grid=(2, 8), seacache_threshold=0.0))
 
 
+@torch.no_grad()
+def test_configure_says_so_once_the_graph_is_known():
+    case = Case()
+    dc.configure(case.compiled, rule="even", every=3)
+    case.compiled(**case.image[0])
+    with pytest.raises(dc.InvalidConfig, match=r"say it as seacache_grid=\(height, width\)"):
+        dc.configure(case.compiled, rule="seacache")
+    assert case.hits() == [False, False, True, True, False, True, True, False, True, True]
+    dc.configure(case.compiled, rule="seacache", seacache_grid=(4, 4))
+
+
 @pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda tiny: tiny.name)
 def test_the_signal_at_other_sizes_of_one_dynamic_graph(tiny):
     model = tiny.build(4)

@@ -6,7 +6,8 @@ try       real runs: bisection in each family for the boldest that holds the tar
 check     the best of all on the holdout
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 
 from dit_cachegraph.api import configure, summary
@@ -40,7 +41,8 @@ def calibrate(
     search on, `holdout` those to check on. `target_psnr` is in dB against the uncached pictures,
     `target_ssim` an SSIM against them, `compute_budget` a share of the block work from 0 to 1.
     Draws at most 40 times, uncached runs and those of the holdout among them. The best is
-    configured on `target` when it returns. Progress goes to the log, a line a try.
+    configured on `target` when it returns; where it raises, what was configured before. Progress
+    goes to the log, a line a try.
 
     Raises:
         InvalidConfig: not just one goal is given, nothing of `target` is cached, or the inputs
@@ -49,17 +51,32 @@ def calibrate(
     goal = Goal(target_psnr, target_ssim, compute_budget)
     _check_inputs(inputs, holdout)
     bench = Bench(target, run, measures_ssim=target_ssim is not None)
-    proposals = _record(bench, inputs)
-    search = Search(bench, goal, inputs, num_kept_back=2 * len(holdout))
-    best = search.find(proposals)
-    bench.draw_uncached(holdout, {"enabled": False})
-    checked = bench.try_out(holdout, best.settings)
-    configure(target, **best.settings, enabled=True)
+    with _put_back_if_it_raises(target):
+        search = Search(bench, goal, inputs, num_kept_back=2 * len(holdout))
+        best = search.find(_record(bench, inputs))
+        bench.draw_uncached(holdout, {"enabled": False})
+        checked = bench.try_out(holdout, best.settings)
+        configure(target, **best.settings, enabled=True)
     return CalibratedConfig(
         best, checked, search.points, str(goal), goal.quality_name,
         is_found=goal.holds(best), is_reached=goal.holds(checked),
         num_runs=bench.num_runs, run_cost=bench.run_cost,
     )  # fmt: skip
+
+
+@contextmanager
+def _put_back_if_it_raises(target: object) -> Iterator[None]:
+    """Leave the settings of each transformer as they were. A run is the caller's code, which may
+    fail, and may be interrupted."""
+    modules = modules_in(target)
+    before = [state.overrides for state in REGISTRY.states_of(modules)]
+    try:
+        yield
+    except BaseException:
+        # Found anew: graphs that a run compiled may have joined their states.
+        for state, overrides in zip(REGISTRY.states_of(modules), before, strict=True):
+            state.overrides = overrides
+        raise
 
 
 def _check_inputs(inputs: Sequence[object], holdout: Sequence[object]) -> None:

@@ -68,7 +68,7 @@ def find_roles(
     controls = [n for n in users if n not in feeding and _sizes(n) == _sizes(entry)]
     told = {*latents, *timesteps, *controls}
     numbers = [n for n in assignment.nodes if _is_trunk_number(n, assignment)]
-    device = _device(entry)
+    device, embeds_timestep = _device(entry), bool(_embedded(timesteps))
     return ArgumentRoles(
         trunk_parameters=tuple(index[n] for n in _trunk_weights(assignment)),
         trunk_numbers=tuple(index[n] for n in numbers),
@@ -76,8 +76,9 @@ def find_roles(
         timesteps=tuple(index[n] for n in timesteps if _device(n) == device),
         host_timesteps=tuple(index[n] for n in timesteps if _device(n) != device),
         conditioning=tuple(index[n] for n in users if n not in told),
-        embeds_timestep=bool(_embedded(timesteps)),
+        embeds_timestep=embeds_timestep,
         sketched=tuple(index[n] for n in latents if _is_float(n)),
+        num_latent_dims=_dim(latents[0]) if latents and embeds_timestep else None,
     )
 
 

@@ -153,7 +153,14 @@ class DBCacheConfig(Rule):
 
     @property
     def needs_diff(self) -> bool:
-        return self.steps_computation_mask is None or self.steps_computation_policy == "dynamic"
+        ids, num_last = self.Bn_compute_blocks_ids, self.Bn_compute_blocks
+        decide_alone = ids is not None and len(set(ids)) < num_last
+        return decide_alone or not self._is_static
+
+    @property
+    def _is_static(self) -> bool:
+        """True where a mask alone says what is reused, but for blocks that decide alone."""
+        return self.steps_computation_mask is not None and self.steps_computation_policy == "static"
 
     @property
     def needs_noise(self) -> bool:
@@ -202,12 +209,12 @@ class DBCacheConfig(Rule):
     def decide(self, history: History, observation: Observation) -> Decision:
         if observation.earlier:
             return self._decide_alone(observation)
-        return self._by_diff(observation) if self.needs_diff else Decision(True, "hit mask")
+        return Decision(True, "hit mask") if self._is_static else self._by_diff(observation)
 
     def _why_known(self, history: History, noise: float | None) -> str | None:
         """Why the step computes, by the schedule and the limits."""
         scheduled = self._why_scheduled(history, noise)
-        return scheduled or (self._why_limited(history) if self.needs_diff else None)
+        return scheduled or (None if self._is_static else self._why_limited(history))
 
     def _why_scheduled(self, history: History, noise: float | None) -> str | None:
         """Why the step computes whatever is seen of it: warm-up and mask."""

@@ -48,6 +48,12 @@ class DBPruneConfig(DBCacheConfig):
     def __post_init__(self) -> None:
         # A dataclass with slots is made anew, so `super()` would name another class.
         DBCacheConfig.__post_init__(self)
+        if self.Bn_compute_blocks_ids is not None:
+            raise InvalidConfig(
+                "Bn_compute_blocks_ids is an option of DBCache alone, leave it out: DBPrune runs "
+                "the last Bn_compute_blocks, and each block before them decides for itself. Lower "
+                "Bn_compute_blocks, and name those that always run in non_prune_block_ids"
+            )
         check_bool("enable_dynamic_prune_threshold", self.enable_dynamic_prune_threshold)
         check_bool("force_reduce_calibrator_vram", self.force_reduce_calibrator_vram)
         bound, ratio = self.max_dynamic_prune_threshold, self.dynamic_prune_threshold_relax_ratio
@@ -81,7 +87,7 @@ class DBPruneConfig(DBCacheConfig):
         return self._why_known(history, noise)
 
     def decide(self, history: History, observation: Observation) -> Decision:
-        if not self.needs_diff:
+        if self._is_static:
             return Decision(True, "hit mask")
         return by_threshold(self._diff(observation), self._threshold_after(observation.earlier))
 

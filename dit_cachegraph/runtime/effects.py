@@ -22,8 +22,13 @@ def bases_of(values: Values, region: Region, predictor: Predictor) -> Bases:
     """What each kept effect is relative to, where the region begins; None where it is whole."""
     if predictor.calibrator_cache_type == "hidden_states":
         return (None,) * len(region.effects)
-    bases = [None if e.live_in is None else values[e.live_in] for e in region.effects]
-    return tuple(base if isinstance(base, Tensor) else None for base in bases)
+    return tuple([_base_of(values, effect) for effect in region.effects])
+
+
+def _base_of(values: Values, effect: Effect) -> Tensor | None:
+    base = None if effect.live_in is None else values[effect.live_in]
+    # Masks have no difference.
+    return base if isinstance(base, Tensor) and base.dtype != torch.bool else None
 
 
 def kept_after(

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import ArgumentRoles, Effect, Region, Trunk
-from dit_cachegraph.policy.rule import ProbeKind, Span
+from dit_cachegraph.policy.rule import Probe, ProbeKind, Span
+
+NO_GRID = (
+    "seacache filters over the grid of the tokens, which this model's input doesn't show: say it "
+    "as seacache_grid=(height, width), in tokens"
+)
+DIMS_WITH_A_GRID = (4, 5)
+"""Of an image `[B, C, H, W]` and of a video `[B, C, F, H, W]`."""
 
 
 def plan_regions(trunk: Trunk, roles: ArgumentRoles, spans: Sequence[Span]) -> tuple[Region, ...]:
@@ -64,6 +71,7 @@ def _probe(
             raise InvalidConfig(trunk.signal)
         if start > 0:
             raise InvalidConfig(f"only block 0 has a signal, and this region begins at {start}")
+        _check_grid(roles, span.probe)
         return start, start, None, None
     if span.probe.kind is ProbeKind.HIDDEN:
         return start, start, None, _stream_at(trunk, start)
@@ -76,6 +84,14 @@ def _probe(
             "could be compared: name more first blocks"
         )
     return first, last, slots[first], slots[last]
+
+
+def _check_grid(roles: ArgumentRoles, probe: Probe) -> None:
+    """Raises InvalidConfig where a filter needs the tokens' grid and no step will show it. Whether
+    the tokens fill it depends on the sizes of a step."""
+    needs_grid = probe.noise_filter is not None and probe.noise_filter.grid is None
+    if needs_grid and roles.num_latent_dims not in (None, *DIMS_WITH_A_GRID):
+        raise InvalidConfig(NO_GRID)
 
 
 def _stream_at(trunk: Trunk, boundary: int) -> int:

@@ -9,6 +9,7 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.policy.rule import NoiseFilter
 from dit_cachegraph.runtime.commit_step import Now
+from dit_cachegraph.runtime.region import DIMS_WITH_A_GRID, NO_GRID
 from dit_cachegraph.runtime.step_reader import Values, gatherer
 
 
@@ -55,14 +56,11 @@ class SignalReader:
 
 def _grid_of(latents: object, num_tokens: int) -> tuple[int, ...]:
     """The grid of the tokens of `[B, C, H, W]` or `[B, C, F, H, W]`, cut into square patches."""
-    if isinstance(latents, Tensor) and latents.dim() in (4, 5):
+    if isinstance(latents, Tensor) and latents.dim() in DIMS_WITH_A_GRID:
         *frames, height, width = latents.shape[2:]
         patch = math.isqrt(math.prod(latents.shape[2:]) // num_tokens)
         if patch > 0:
             grid = (*frames, height // patch, width // patch)
             if math.prod(grid) == num_tokens:
                 return grid
-    raise InvalidConfig(
-        "seacache filters over the grid of the tokens, which this model's input doesn't show: say "
-        "it as seacache_grid=(height, width), in tokens"
-    )
+    raise InvalidConfig(NO_GRID)
