@@ -18,7 +18,7 @@ from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Decision, History, Span
 from dit_cachegraph.runtime.conditioning import Content, Given, LatentsIdentity
 from dit_cachegraph.runtime.sketch import Sketch
-from dit_cachegraph.runtime.trajectory import Trajectory
+from dit_cachegraph.runtime.trajectory import Clock, Trajectory
 from dit_cachegraph.runtime.weights import WeightsNote
 
 
@@ -101,6 +101,15 @@ class Recorded(NamedTuple):
     noise: float | None = None
 
 
+class Passes(NamedTuple):
+    """Whether passes of guidance that nothing tells apart share an image. `twice_at` is the
+    timestep at which it was called twice with the same latents, or begun anew with those of the
+    image before."""
+
+    twice_at: Clock | None = None
+    are_certain: bool = False
+
+
 @dataclass(slots=True)
 class ImageTally:
     """What the line about an image says."""
@@ -131,7 +140,9 @@ class Image:
     lost: str | None = None
     sketch: Sketch | None = None
     latents: LatentsIdentity | None = None
+    latents_versions: tuple[int, ...] | None = None
     signature: int | None = None
+    passes: Passes = Passes()
     companions: list["Image"] = field(default_factory=list)
     tally: ImageTally = field(default_factory=ImageTally)
     is_complete: bool = False

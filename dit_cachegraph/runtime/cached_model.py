@@ -24,15 +24,16 @@ from dit_cachegraph.runtime.commit_step import (
     commit_step,
     history_of,
 )
-from dit_cachegraph.runtime.conditioning import latents_identity
+from dit_cachegraph.runtime.conditioning import latents_identity, versions_of
 from dit_cachegraph.runtime.controls import Entered, entered
 from dit_cachegraph.runtime.effects import bases_of, error_sums, estimates, kept_after, put
-from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
+from dit_cachegraph.runtime.find_image import Match, find_image, find_partner
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.observe import Observer, companions_of, fits, noise_of
 from dit_cachegraph.runtime.recording import record
 from dit_cachegraph.runtime.request import current_request
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
+from dit_cachegraph.runtime.sight import Sight
 from dit_cachegraph.runtime.signal import SignalReader
 from dit_cachegraph.runtime.step_plan import PlanTable
 from dit_cachegraph.runtime.step_reader import Seen, Values, gatherer
@@ -177,7 +178,8 @@ class CachedModel:
     def _sight(self, values: Values, now: Now, seen: Seen) -> Sight:
         latents = self._latents_of(values, now.note)
         shape = tuple([t.shape for t in latents if isinstance(t, Tensor)])
-        return Sight(seen.clock, seen.sketch, shape, latents_identity(latents), self._signature)
+        identity, versions = latents_identity(latents), versions_of(latents)
+        return Sight(seen.clock, seen.sketch, shape, identity, self._signature, versions)
 
     def _usable(self, image: Image | None, now: Now) -> tuple[Kept | None, str | None]:
         """What is kept of an image, if this step can use it; else why not."""

@@ -96,7 +96,13 @@ class Given(NamedTuple):
 
 def given_by(values: Sequence[object]) -> Given:
     """What was given for a control, as it is now."""
+    return Given(latents_identity(values), versions_of(values))
+
+
+def versions_of(values: Sequence[object]) -> tuple[int, ...] | None:
+    """How often each tensor was written to; None under `torch.inference_mode`, where nobody counts
+    that."""
     tensors = [value for value in values if isinstance(value, Tensor)]
-    are_counted = not any(tensor.is_inference() for tensor in tensors)
-    versions = tuple(tensor._version for tensor in tensors) if are_counted else None
-    return Given(latents_identity(tensors), versions)
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple([tensor._version for tensor in tensors])
