@@ -202,3 +202,43 @@ def test_a_picture_beside_the_latents_tells_passes_apart(other, is_picture_first
             latents = torch.lerp(latents, noise(1, 64), 0.05)
     assert [step.step for step in steps_of(model, 20)] == [i // 2 for i in range(2 * NUM_STEPS)]
     assert hits_of(model, 2 * NUM_STEPS) == [hit for hit in HITS for _ in range(2)]
+
+
+def draw_written(model: nn.Module, texts: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, int]]:
+    """An image whose texts, those of each step, are written into one buffer before each call, as
+    for CUDA graphs. What each call gives, and the number of its step."""
+    latents, buffer, drawn = noise(0), torch.empty(1, 4, DIM), []
+    for step, of_step in enumerate(texts):
+        for text in of_step:
+            with torch.no_grad():
+                output = model(latents, timestep_of(step), buffer.copy_(text))
+            drawn.append((output, steps_of(model, 1)[0].step))
+        latents = torch.lerp(latents, noise(1), 0.05)
+    return drawn
+
+
+def test_passes_that_are_written_into_one_buffer_hit_as_with_tensors_of_their_own():
+    texts = (noise(7, 4), noise(8, 4))
+    model = compile_even(CrossDiT(1, 4))
+    own = [actual for actual, _ in draw(model, texts)]
+    hits = hits_of(model, 2 * NUM_STEPS)
+    model = compile_even(CrossDiT(1, 4))
+    written = draw_written(model, [texts] * NUM_STEPS)
+    torch.testing.assert_close([output for output, _ in written], own)
+    assert hits_of(model, 2 * NUM_STEPS) == hits == [hit for hit in HITS for _ in range(2)]
+    assert dc.summary(model).state_nbytes == 0  # The buffer is gone.
+
+
+def test_a_prompt_that_is_written_over_half_way_is_another_request():
+    model = compile_even(CrossDiT(1, 4))
+    texts = [(noise(7 + (step >= 4), 4),) for step in range(NUM_STEPS)]
+    steps = [step for _, step in draw_written(model, texts)]
+    assert steps == [*range(4), *range(6)]
+    assert hits_of(model, NUM_STEPS) == [*HITS[:4], *HITS[:6]]
+
+
+def test_a_prompt_that_is_written_over_with_itself_hits():
+    model = compile_even(CrossDiT(1, 4))
+    steps = [step for _, step in draw_written(model, [(noise(7, 4),)] * NUM_STEPS)]
+    assert steps == list(range(NUM_STEPS))
+    assert hits_of(model, NUM_STEPS) == HITS

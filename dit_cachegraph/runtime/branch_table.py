@@ -7,6 +7,8 @@ first time that this happens orphans keep their tensors.
 
     call 1 (text A)   a branch; text A dies: an orphan
     call 2 (text A')  of equal content: the orphan goes on under the new objects
+
+A tensor that was written to says something else, most likely, and is treated as a new object.
 """
 
 import itertools
@@ -34,21 +36,40 @@ class BranchTable:
         self._labels = itertools.count(1)
         self._calls = itertools.count(1)
 
-    def find(self, request_key: Hashable | None, conditioning: Sequence[object]) -> Branch:
-        """The branch of a call; a new one if there is none yet."""
+    def find(
+        self,
+        request_key: Hashable | None,
+        conditioning: Sequence[object],
+        versions: tuple[int, ...] | None = None,
+    ) -> Branch:
+        """The branch of a call; a new one if there is none yet. `versions` count the writes to its
+        conditioning."""
         identity, storages = identity_of(request_key, conditioning)
         branch = self._branches.get(identity)
-        if branch is None:
+        if branch is None or branch.versions != versions:
             content = Content(request_key, conditioning)
-            branch = self._adopt(content) or self._new(request_key, content)
-            branch.identity, branch.num_uses = identity, 0
-            forget = _forgetter(weakref.ref(self), branch)
-            # A storage's Python object lives exactly as long as the storage (torch 2.1 on), so this
-            # also holds for views that are made anew at every call.
-            branch.storages = tuple(weakref.ref(storage, forget) for storage in storages)
-            branch = self._branches.setdefault(identity, branch)
+            if branch is not None and not content.is_that_of(branch.content):
+                self.forget(branch)
+                branch = None
+            branch = branch or self._enter(identity, storages, content)
+            branch.versions = versions
         branch.num_uses += 1
         return branch
+
+    def _enter(
+        self,
+        identity: tuple[Hashable, ...],
+        storages: Sequence[torch.UntypedStorage],
+        content: Content,
+    ) -> Branch:
+        """A branch for conditioning that is new, or that an orphan knows."""
+        branch = self._adopt(content) or self._new(identity[0], content)
+        branch.identity, branch.num_uses = identity, 0
+        forget = _forgetter(weakref.ref(self), branch)
+        # A storage's Python object lives exactly as long as the storage (torch 2.1 on), so this
+        # also holds for views that are made anew at every call.
+        branch.storages = tuple(weakref.ref(storage, forget) for storage in storages)
+        return self._branches.setdefault(identity, branch)
 
     def _new(self, request_key: Hashable | None, content: Content) -> Branch:
         label = f"#{next(self._labels)}" if request_key is None else str(request_key)
@@ -70,7 +91,7 @@ class BranchTable:
         self._seen_rebuilt.add(branch.rebuilt)
 
     def forget(self, branch: Branch) -> None:
-        """One of the storages of a branch's conditioning is gone."""
+        """One of the storages of a branch's conditioning is gone, or says something else."""
         if branch in self._orphans:
             self._forget_orphan(branch)
         elif self._branches.get(branch.identity) is branch:

@@ -169,9 +169,9 @@ class Rebuilt(enum.Enum):
 class Branch:
     """One request's guidance branch.
 
-    `identity` and `content` tell its conditioning, the objects and what they say;
-    `storages` are its objects now, `num_uses` counts calls with them, `adopted_from` are the
-    objects before them, if they were rebuilt.
+    `identity`, `versions` and `content` tell its conditioning: the objects, how often they were
+    written to, and what they say; `storages` are its objects now, `num_uses` counts calls with
+    them, `adopted_from` are the objects before them, if they were rebuilt.
     """
 
     label: str
@@ -179,7 +179,8 @@ class Branch:
     content: Content
     images: list[Image] = field(default_factory=list)
     num_uses: int = 0
-    identity: Hashable = None
+    identity: tuple[Hashable, ...] = ()
+    versions: tuple[int, ...] | None = None
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     adopted_from: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     rebuilt: Rebuilt = Rebuilt.NEVER

@@ -63,6 +63,7 @@ class CachedModel:
         self._weights = WeightsReader(compiled.roles)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
+        self._settled = gatherer(_settled(compiled))
         self._latents = gatherer(compiled.roles.latents)
         self._observer = Observer(compiled)
         self._signal = SignalReader(compiled)
@@ -84,8 +85,9 @@ class CachedModel:
         key = None if request is None else request.key
         note = None if self.compiled.roles.embeds_timestep else current_note()
         told = self._conditioning(values) if note is None else note.conditioning
+        versions = versions_of(self._settled(values) if note is None else told)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
-        branch = model.branches.find(key, told)
+        branch = model.branches.find(key, told, versions)
         guess = branch.images[-1] if branch.images else None
         partner = None
         if len(branch.images) > 1:
@@ -279,6 +281,13 @@ class CachedModel:
         new = kept_after(values, region, bases, kept, predictor, step)
         new = new._replace(probe=probe, controls=look.controls.of(region))
         return done._replace(kept=new, error_sums=sums, recorded=recorded)
+
+
+def _settled(compiled: CompiledTrunk) -> tuple[int, ...]:
+    """The conditioning that says whose a call is by what was written into it: all but what controls
+    are made of, where a write moves the control and nothing else."""
+    sources = {i for control in compiled.trunk.controls for i in control.sources}
+    return tuple([i for i in compiled.roles.conditioning if i not in sources])
 
 
 def _tensor(value: object) -> Tensor:

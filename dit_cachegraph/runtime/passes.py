@@ -1,6 +1,6 @@
 """Passes of guidance that nothing tells apart: they differ in a number, in a label that is taken
-for a clock, or in a text that is taken for a control. All of them end up on one image, where each
-would replay what another pass left.
+for a clock, in a text that is taken for a control, or in what is written into one buffer where
+nobody counts writes. All of them end up on one image, where each would replay what another left.
 
     step 0   A | B, the same latents at the same timestep     ... or one seed again, after an abort
     step 1   A                                                computes: it could be either
