@@ -14,12 +14,14 @@ A tensor that was written to says something else, most likely, and is treated as
 import itertools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 
 from dit_cachegraph.runtime.cache_state import Branch, Image, Rebuilt
 from dit_cachegraph.runtime.conditioning import Content, LatentsIdentity, identity_of
 
+T = TypeVar("T")
 MAX_ORPHANS = 32
 OVER = "its state was freed with the rest of its request"
 REBUILT = "its conditioning was rebuilt, and its state went with the old one"
@@ -78,8 +80,8 @@ class BranchTable:
     def _adopt(self, content: Content) -> Branch | None:
         """The orphan of this content; of several, the one whose last call is the longest ago."""
         for branch in list(self._orphans):
-            if content.is_that_of(branch.content):
-                self._orphans.remove(branch)
+            # Another thread may have adopted it since.
+            if content.is_that_of(branch.content) and _take(self._orphans, branch):
                 branch.adopted_from = branch.storages
                 return branch
         return None
@@ -95,7 +97,7 @@ class BranchTable:
         if branch in self._orphans:
             self._forget_orphan(branch)
         elif self._branches.get(branch.identity) is branch:
-            del self._branches[branch.identity]
+            self._branches.pop(branch.identity, None)
             if branch.num_uses <= 1:
                 self._set_aside(branch)
             else:
@@ -114,7 +116,7 @@ class BranchTable:
         if any(storage() is not None for storage in branch.storages):
             return
         if branch.rebuilt is Rebuilt.PARTLY:
-            self._orphans.remove(branch)
+            _take(self._orphans, branch)
             self._drop(branch)
         elif branch.rebuilt is Rebuilt.NEVER and Rebuilt.WHOLLY not in self._seen_rebuilt:
             _strip(branch, REBUILT)
@@ -130,19 +132,16 @@ class BranchTable:
         self._on_forget(image)
         image.strip(OVER)
         for companion in image.companions:
-            if image in companion.companions:
-                companion.companions.remove(image)
+            _take(companion.companions, image)
         image.companions.clear()
-        if image in image.branch.images:
-            image.branch.images.remove(image)
+        _take(image.branch.images, image)
 
     def drop(self, request_key: Hashable | None = None) -> None:
         """Drop the branches of one request, or all of them."""
         for branch in [*self._branches.values(), *self._orphans]:
             if request_key is None or branch.request_key == request_key:
                 self._branches.pop(branch.identity, None)
-                if branch in self._orphans:
-                    self._orphans.remove(branch)
+                _take(self._orphans, branch)
                 self._drop(branch)
 
     def images(self) -> Iterator[Image]:
@@ -172,6 +171,15 @@ class BranchTable:
 
     def __len__(self) -> int:
         return len(self._branches)
+
+
+def _take(items: list[T], item: T) -> bool:
+    """Remove an item that may be gone: True for the one thread that got it."""
+    try:
+        items.remove(item)
+    except ValueError:
+        return False
+    return True
 
 
 def _strip(branch: Branch, why: str) -> None:
