@@ -9,7 +9,7 @@ of its graph: what differs between them lies in their state, and weights come wi
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
@@ -55,8 +55,13 @@ class _Look(NamedTuple):
 class CachedModel:
     """What Dynamo calls at each step: the compiled trunk with its cache."""
 
-    def __init__(self, compiled: CompiledTrunk, options: Mapping[str, object]) -> None:
-        self.compiled = compiled
+    def __init__(
+        self,
+        compiled: CompiledTrunk,
+        options: Mapping[str, object],
+        called: type[nn.Module] | None,
+    ) -> None:
+        self.compiled, self._called = compiled, called
         self.plans = PlanTable(compiled, options)
         self._signature = compiled.trunk.signature
         self._segments = SegmentRunner(compiled)
@@ -83,7 +88,7 @@ class CachedModel:
         model = self._model(values, weights)
         model.graphs.setdefault(id(self), self)
         key = None if request is None else request.key
-        note = None if self.compiled.roles.embeds_timestep else current_note()
+        note = None if self.compiled.roles.embeds_timestep else current_note(self._called)
         told = self._conditioning(values) if note is None else note.conditioning
         versions = versions_of(self._settled(values) if note is None else told)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
