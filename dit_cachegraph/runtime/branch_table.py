@@ -23,6 +23,7 @@ from dit_cachegraph.runtime.conditioning import Content, LatentsIdentity, identi
 
 T = TypeVar("T")
 MAX_ORPHANS = 32
+MAX_NAMED = 32  # Requests by name at once under the very same conditioning.
 OVER = "its state was freed with the rest of its request"
 REBUILT = "its conditioning was rebuilt, and its state went with the old one"
 
@@ -71,7 +72,33 @@ class BranchTable:
         # A storage's Python object lives exactly as long as the storage (torch 2.1 on), so this
         # also holds for views that are made anew at every call.
         branch.storages = tuple(weakref.ref(storage, forget) for storage in storages)
-        return self._branches.setdefault(identity, branch)
+        branch = self._branches.setdefault(identity, branch)
+        self._bound(branch)
+        return branch
+
+    def namesakes(self, branch: Branch) -> list[Branch]:
+        """The branches of other named requests under the very same conditioning."""
+        if branch.request_key is None:
+            return []
+        return [
+            other
+            for other in list(self._branches.values())
+            if other is not branch
+            and other.request_key is not None
+            and other.identity[1:] == branch.identity[1:]
+        ]
+
+    def _bound(self, branch: Branch) -> None:
+        """A key for each image, and conditioning that lives on: those that were aborted would stay
+        for ever."""
+        others = sorted(self.namesakes(branch), key=lambda other: other.last_call)
+        for other in others[: max(0, len(others) + 1 - MAX_NAMED)]:
+            self.end(other)
+
+    def end(self, branch: Branch) -> None:
+        """The request of this branch is over."""
+        self._branches.pop(branch.identity, None)
+        self._drop(branch)
 
     def _new(self, request_key: Hashable | None, content: Content) -> Branch:
         label = f"#{next(self._labels)}" if request_key is None else str(request_key)

@@ -148,6 +148,7 @@ class Image:
     is_complete: bool = False
     has_successor: bool = False
     recording: list[Recorded] = field(default_factory=list)
+    first_call: int = 0
     last_call: int = 0
 
     def strip(self, why: str) -> None:
@@ -184,3 +185,7 @@ class Branch:
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     adopted_from: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     rebuilt: Rebuilt = Rebuilt.NEVER
+
+    @property
+    def last_call(self) -> int:
+        return max((image.last_call for image in self.images), default=0)
