@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from dit_cachegraph.config import split_options
 from dit_cachegraph.exc import CannotCut, NotCachedWarning
 from dit_cachegraph.graph.assign_nodes import assign_nodes
 from dit_cachegraph.graph.check_effects import check_effects
-from dit_cachegraph.graph.check_fragment import check_fragment
+from dit_cachegraph.graph.check_fragment import check_fragment, model_being_called
 from dit_cachegraph.graph.compile_segments import (
     InnerCompiler,
     compile_segments,
@@ -57,7 +57,7 @@ def cachedit(
     log.info("compiling %d segments of %d blocks", len(cut.graphs), cut.trunk.num_blocks)
     compiled = compile_segments(cut, compiler)
     log.info("compiled in %.1f s", compiled.compile_seconds)
-    return CachedModel(compiled, settings)
+    return CachedModel(compiled, settings, _class_being_called())
 
 
 def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
@@ -82,4 +82,11 @@ def _run_uncached(
 ) -> UncachedModel:
     warnings.warn(str(refusal), NotCachedWarning, stacklevel=2)
     weights, roles = weight_arguments(gm), find_fragment_roles(gm)
-    return UncachedModel(compiler.whole(gm, example_inputs), refusal, weights, roles)
+    function = compiler.whole(gm, example_inputs)
+    return UncachedModel(function, refusal, weights, roles, _class_being_called())
+
+
+def _class_being_called() -> type[nn.Module] | None:
+    """All fragments of a call share it, and so do the models that share what Dynamo compiled."""
+    model = model_being_called()
+    return None if model is None else type(model)

@@ -39,12 +39,14 @@ class _Past:
 @dataclass
 class _Model:
     """What a model can know from the calls that it had. `last_bounded` is its last call under a
-    bound in bytes; `ends`, where images were left so late that they look whole."""
+    bound in bytes; `ends`, where images were left so late that they look whole; `begun`, the seeds
+    of images that were left after their first step."""
 
     is_direction_known: bool = False
     has_recognised_rebuilt: bool = False
     last_bounded: int = -1
     ends: set[tuple[int, float]] = field(default_factory=set)
+    begun: set[int] = field(default_factory=set)
 
 
 class Excuses:
@@ -103,7 +105,9 @@ class Excuses:
         is_evicted = past.computed_at.get(place, self._turn) <= model.last_bounded
         is_past_end = lone.step == settings.get("num_inference_steps")
         is_past_end |= past.stands_at.get(place) in model.ends
-        if is_unrecognised or is_evicted or is_past_end:
+        # A first step that is made twice may be two passes of guidance; the third call tells.
+        may_be_passes = lone.step == 1 and image.seed in model.begun
+        if is_unrecognised or is_evicted or is_past_end or may_be_passes:
             return Excuse.MAY_COMPUTE
         return Excuse.NONE
 
@@ -113,6 +117,8 @@ class Excuses:
         for (on, _), stand in self._past(image).stands_at.items():
             if stand[1] in last_timesteps:
                 self._models[on].ends.add(stand)
+            if stand[0] == 1:
+                self._models[on].begun.add(image.seed)
 
     def lose(self, image: Image, index: int) -> None:
         """What is kept of an image on a model was dropped."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import dit_cachegraph as dc
-from toy_dits import DIM, GatedBlock, ToyDiT
+from toy_dits import DIM, GatedBlock, SineEmbedding, ToyDiT
 
 NUM_STEPS = 8
 
@@ -91,3 +91,49 @@ def test_what_was_noted_is_not_held():
     assert dc.summary(model).state_nbytes > 0
     del text, step
     assert dc.summary(model).state_nbytes == 0
+
+
+class Upscaler(nn.Module):
+    """Has no blocks, and so is refused; it embeds a timestep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear = SineEmbedding(), nn.Linear(DIM, DIM)
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states):
+        text = encoder_hidden_states.mean(1, keepdim=True)
+        return self.linear(hidden_states + self.embed(timestep)) + text
+
+
+class LinearTimeDiT(ToyDiT):
+    """Embeds its timestep without a sinusoid, as fragments that are given it do."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__([GatedBlock() for _ in range(4)])
+        self.time = nn.Linear(1, DIM)
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states):
+        temb = torch.tanh(self.time(timestep[:, None] / 45))[:, None]
+        h = self.proj_in(hidden_states)
+        for block in self.blocks:
+            h = block(h, temb, encoder_hidden_states)
+        return self.proj_out(h)
+
+
+@pytest.mark.filterwarnings("ignore::dit_cachegraph.NotCachedWarning")
+def test_what_another_model_noted_is_of_another_call():
+    """Its arguments live on while the passes of guidance are drawn."""
+    model = LinearTimeDiT()
+    options = {"inner_backend": "eager", "rule": "even", "every": 2}
+    compiled = torch.compile(model, backend="cachedit", options=options)
+    expected = draw(compiled, passes=2)
+    alone = [(s.step, s.hit) for s in dc.summary(model).steps]
+    dc.reset(model)
+    arguments = (torch.randn(2, 64, DIM), torch.full((2,), 90.0), torch.randn(2, 4, DIM))
+    with torch.no_grad():
+        torch.compile(Upscaler(), backend="cachedit", options=options)(*arguments)
+    torch.testing.assert_close(draw(compiled, passes=2), expected)
+    steps = list(dc.summary(model).steps)
+    assert [(s.step, s.hit) for s in steps[len(alone) :]] == alone
+    assert sum(hit for _, hit in alone) >= NUM_STEPS

@@ -1,12 +1,15 @@
 """Threads, and asyncio tasks that switch between steps: each request as it is alone."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import dit_cachegraph as dc
+from dit_cachegraph.runtime.branch_table import BranchTable
+from dit_cachegraph.runtime.conditioning import Content
 from image_runs import SETTINGS, image_of, oracle_of, under
 from running import compile_cached, relative_error, run_step
 from tiny_models import FLUX
@@ -80,3 +83,28 @@ def test_tasks_that_switch_between_steps(model):
     for i in range(3):
         assert assert_outputs_are_the_oracles(outputs[i], images[i], model, **own[i]) >= 2
     assert [s.request for s in dc.summary(model).steps][:6] == ["0", "1", "2"] * 2
+
+
+def test_threads_that_rebuild_one_text_adopt_its_state_once(monkeypatch):
+    """Both find that it is theirs before either takes it."""
+    table, text = BranchTable(lambda image: None), torch.randn(1, 4, 8)
+    orphan = table.find(None, [text.clone()])
+    is_that_of, both_know = Content.is_that_of, threading.Barrier(2, timeout=60)
+
+    def is_known(self, other):
+        is_equal = is_that_of(self, other)
+        both_know.wait()
+        return is_equal
+
+    monkeypatch.setattr(Content, "is_that_of", is_known)
+    texts = [text.clone() for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda own: table.find(None, [own]), texts))
+    assert [branch is orphan for branch in found].count(True) == 1
+    assert len(table) == 2
+
+
+def test_one_thread_that_rebuilds_its_text_adopts_its_state_each_time():
+    table, text = BranchTable(lambda image: None), torch.randn(1, 4, 8)
+    found = {table.find(None, [text.clone()]).label for _ in range(5)}
+    assert found == {"#1"}

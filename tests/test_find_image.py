@@ -133,6 +133,13 @@ def test_closeness_of_values_that_are_not_finite_is_not_known(bad):
     assert closeness(noise(1), broken) is None
 
 
+def test_closeness_of_a_constant():
+    """A picture is given in one pass of guidance, and zeros in another."""
+    zeros = np.zeros(256, np.float32)
+    assert closeness(noise(0), zeros) == closeness(zeros, noise(0)) == 0.0
+    assert closeness(zeros + 1, zeros) == 1.0
+
+
 def test_closeness_of_other_sizes_and_of_nothing():
     assert closeness(noise(0), noise(0)[:100]) == 0.0
     assert closeness(None, noise(0)) is None

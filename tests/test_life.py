@@ -192,6 +192,56 @@ def test_two_trunks_on_the_same_latents_are_two_branches():
     assert [s.hit for s in steps] == [i > 0 for i in range(5) for _ in range(2)]
 
 
+STATIC = {
+    "steps_computation_mask": (1, 1, 0, 1, 0, 1),
+    "steps_computation_policy": "static",
+}
+
+
+@pytest.mark.parametrize("rule", [{}, STATIC], ids=["dynamic", "static"])
+@pytest.mark.parametrize("num_steps", [3, 9], ids=["aborted", "whole"])
+def test_a_key_for_each_image_under_a_prompt_that_lives_on(num_steps, rule):
+    torch.manual_seed(0)
+    model = ReadingDiT([GatedBlock() for _ in range(4)])
+    compiled = compile_toy(model, residual_diff_threshold=1.0, max_warmup_steps=2, **rule)
+    text, held = torch.randn(1, 4, DIM), []
+    for key in range(80):
+        generator = torch.Generator().manual_seed(key)
+        start, end = torch.randn(2, 1, 64, DIM, generator=generator)
+        with torch.no_grad(), dc.request(key):
+            for i in range(num_steps):
+                compiled(torch.lerp(start, end, i / 12), torch.full((1,), 90.0 - 10 * i), text)
+        assert any(step.hit for step in list(dc.summary(model).steps)[-num_steps:])
+        held.append((nbytes(model), dc.summary(model).num_branches))
+    assert max(branches for _, branches in held) <= 32
+    assert held[-1][0] <= 32 * held[0][0]
+    if num_steps == 9 and not rule:
+        assert held[-1][0] == 0 and held[-1][1] <= 10
+
+
+def test_an_image_by_another_name_under_one_prompt_goes_on():
+    """Each begins when the one before it has a step left."""
+    torch.manual_seed(0)
+    model = ReadingDiT([GatedBlock() for _ in range(4)])
+    compiled = compile_toy(model, residual_diff_threshold=1.0, max_warmup_steps=2)
+    text = torch.randn(1, 4, DIM)
+
+    def step(key: int, i: int) -> None:
+        start, end = torch.randn(2, 1, 64, DIM, generator=torch.Generator().manual_seed(key))
+        with torch.no_grad(), dc.request(key):
+            compiled(torch.lerp(start, end, i / 12), torch.full((1,), 90.0 - 10 * i), text)
+
+    for key in range(20):
+        for i in range(1 if key else 0, 8):
+            step(key, i)
+        step(key + 1, 0)
+        step(key, 8)
+    by_key = {str(key): [] for key in range(20)}
+    for made in dc.summary(model).steps:
+        by_key.get(made.request, []).append((made.step, made.hit))
+    assert list(by_key.values()) == [[(i, i > 1) for i in range(9)]] * 20
+
+
 def resident_bytes() -> int:
     gc.collect()
     return int(STATM.read_text().split()[1]) * 4096

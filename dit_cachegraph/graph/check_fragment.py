@@ -19,7 +19,7 @@ _OUTERMOST = "compile_wrapper"  # what `torch.compile` puts around what it was g
 
 def check_fragment(gm: fx.GraphModule) -> None:
     """Raise `CannotCut` if the model's largest list of blocks has no weight in this graph."""
-    model = _model_being_called()
+    model = model_being_called()
     found = _largest_list(model) if model is not None else None
     if found is None:
         return
@@ -47,7 +47,7 @@ def where_it_broke(gm: fx.GraphModule) -> str:
     return f" (at {frame.filename.rpartition('/')[2]}:{frame.lineno}: {said})"
 
 
-def _model_being_called() -> nn.Module | None:
+def model_being_called() -> nn.Module | None:
     """The outermost module whose call is under way inside what was compiled."""
     found = None
     frame = sys._getframe()

@@ -7,18 +7,23 @@ first time that this happens orphans keep their tensors.
 
     call 1 (text A)   a branch; text A dies: an orphan
     call 2 (text A')  of equal content: the orphan goes on under the new objects
+
+A tensor that was written to says something else, most likely, and is treated as a new object.
 """
 
 import itertools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 
 from dit_cachegraph.runtime.cache_state import Branch, Image, Rebuilt
 from dit_cachegraph.runtime.conditioning import Content, LatentsIdentity, identity_of
 
+T = TypeVar("T")
 MAX_ORPHANS = 32
+MAX_NAMED = 32  # Requests by name at once under the very same conditioning.
 OVER = "its state was freed with the rest of its request"
 REBUILT = "its conditioning was rebuilt, and its state went with the old one"
 
@@ -34,21 +39,66 @@ class BranchTable:
         self._labels = itertools.count(1)
         self._calls = itertools.count(1)
 
-    def find(self, request_key: Hashable | None, conditioning: Sequence[object]) -> Branch:
-        """The branch of a call; a new one if there is none yet."""
+    def find(
+        self,
+        request_key: Hashable | None,
+        conditioning: Sequence[object],
+        versions: tuple[int, ...] | None = None,
+    ) -> Branch:
+        """The branch of a call; a new one if there is none yet. `versions` count the writes to its
+        conditioning."""
         identity, storages = identity_of(request_key, conditioning)
         branch = self._branches.get(identity)
-        if branch is None:
+        if branch is None or branch.versions != versions:
             content = Content(request_key, conditioning)
-            branch = self._adopt(content) or self._new(request_key, content)
-            branch.identity, branch.num_uses = identity, 0
-            forget = _forgetter(weakref.ref(self), branch)
-            # A storage's Python object lives exactly as long as the storage (torch 2.1 on), so this
-            # also holds for views that are made anew at every call.
-            branch.storages = tuple(weakref.ref(storage, forget) for storage in storages)
-            branch = self._branches.setdefault(identity, branch)
+            if branch is not None and not content.is_that_of(branch.content):
+                self.forget(branch)
+                branch = None
+            branch = branch or self._enter(identity, storages, content)
+            branch.versions = versions
         branch.num_uses += 1
         return branch
+
+    def _enter(
+        self,
+        identity: tuple[Hashable, ...],
+        storages: Sequence[torch.UntypedStorage],
+        content: Content,
+    ) -> Branch:
+        """A branch for conditioning that is new, or that an orphan knows."""
+        branch = self._adopt(content) or self._new(identity[0], content)
+        branch.identity, branch.num_uses = identity, 0
+        forget = _forgetter(weakref.ref(self), branch)
+        # A storage's Python object lives exactly as long as the storage (torch 2.1 on), so this
+        # also holds for views that are made anew at every call.
+        branch.storages = tuple(weakref.ref(storage, forget) for storage in storages)
+        branch = self._branches.setdefault(identity, branch)
+        self._bound(branch)
+        return branch
+
+    def namesakes(self, branch: Branch) -> list[Branch]:
+        """The branches of other named requests under the very same conditioning."""
+        if branch.request_key is None:
+            return []
+        return [
+            other
+            for other in list(self._branches.values())
+            if other is not branch
+            and other.request_key is not None
+            and other.identity[1:] == branch.identity[1:]
+        ]
+
+    def _bound(self, branch: Branch) -> None:
+        """A key for each image, and conditioning that lives on: those that were aborted would stay
+        for ever."""
+        others = sorted(self.namesakes(branch), key=lambda other: other.last_call)
+        for other in others[: max(0, len(others) + 1 - MAX_NAMED)]:
+            self.end(other)
+
+    def end(self, branch: Branch) -> None:
+        """The request of this branch is over."""
+        self._branches.pop(branch.identity, None)
+        self._drop(branch)
 
     def _new(self, request_key: Hashable | None, content: Content) -> Branch:
         label = f"#{next(self._labels)}" if request_key is None else str(request_key)
@@ -57,8 +107,8 @@ class BranchTable:
     def _adopt(self, content: Content) -> Branch | None:
         """The orphan of this content; of several, the one whose last call is the longest ago."""
         for branch in list(self._orphans):
-            if content.is_that_of(branch.content):
-                self._orphans.remove(branch)
+            # Another thread may have adopted it since.
+            if content.is_that_of(branch.content) and _take(self._orphans, branch):
                 branch.adopted_from = branch.storages
                 return branch
         return None
@@ -70,11 +120,11 @@ class BranchTable:
         self._seen_rebuilt.add(branch.rebuilt)
 
     def forget(self, branch: Branch) -> None:
-        """One of the storages of a branch's conditioning is gone."""
+        """One of the storages of a branch's conditioning is gone, or says something else."""
         if branch in self._orphans:
             self._forget_orphan(branch)
         elif self._branches.get(branch.identity) is branch:
-            del self._branches[branch.identity]
+            self._branches.pop(branch.identity, None)
             if branch.num_uses <= 1:
                 self._set_aside(branch)
             else:
@@ -93,7 +143,7 @@ class BranchTable:
         if any(storage() is not None for storage in branch.storages):
             return
         if branch.rebuilt is Rebuilt.PARTLY:
-            self._orphans.remove(branch)
+            _take(self._orphans, branch)
             self._drop(branch)
         elif branch.rebuilt is Rebuilt.NEVER and Rebuilt.WHOLLY not in self._seen_rebuilt:
             _strip(branch, REBUILT)
@@ -109,19 +159,16 @@ class BranchTable:
         self._on_forget(image)
         image.strip(OVER)
         for companion in image.companions:
-            if image in companion.companions:
-                companion.companions.remove(image)
+            _take(companion.companions, image)
         image.companions.clear()
-        if image in image.branch.images:
-            image.branch.images.remove(image)
+        _take(image.branch.images, image)
 
     def drop(self, request_key: Hashable | None = None) -> None:
         """Drop the branches of one request, or all of them."""
         for branch in [*self._branches.values(), *self._orphans]:
             if request_key is None or branch.request_key == request_key:
                 self._branches.pop(branch.identity, None)
-                if branch in self._orphans:
-                    self._orphans.remove(branch)
+                _take(self._orphans, branch)
                 self._drop(branch)
 
     def images(self) -> Iterator[Image]:
@@ -151,6 +198,15 @@ class BranchTable:
 
     def __len__(self) -> int:
         return len(self._branches)
+
+
+def _take(items: list[T], item: T) -> bool:
+    """Remove an item that may be gone: True for the one thread that got it."""
+    try:
+        items.remove(item)
+    except ValueError:
+        return False
+    return True
 
 
 def _strip(branch: Branch, why: str) -> None:

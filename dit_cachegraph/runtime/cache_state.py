@@ -18,7 +18,7 @@ from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Decision, History, Span
 from dit_cachegraph.runtime.conditioning import Content, Given, LatentsIdentity
 from dit_cachegraph.runtime.sketch import Sketch
-from dit_cachegraph.runtime.trajectory import Trajectory
+from dit_cachegraph.runtime.trajectory import Clock, Trajectory
 from dit_cachegraph.runtime.weights import WeightsNote
 
 
@@ -101,6 +101,15 @@ class Recorded(NamedTuple):
     noise: float | None = None
 
 
+class Passes(NamedTuple):
+    """Whether passes of guidance that nothing tells apart share an image. `twice_at` is the
+    timestep at which it was called twice with the same latents, or begun anew with those of the
+    image before."""
+
+    twice_at: Clock | None = None
+    are_certain: bool = False
+
+
 @dataclass(slots=True)
 class ImageTally:
     """What the line about an image says."""
@@ -131,12 +140,15 @@ class Image:
     lost: str | None = None
     sketch: Sketch | None = None
     latents: LatentsIdentity | None = None
+    latents_versions: tuple[int, ...] | None = None
     signature: int | None = None
+    passes: Passes = Passes()
     companions: list["Image"] = field(default_factory=list)
     tally: ImageTally = field(default_factory=ImageTally)
     is_complete: bool = False
     has_successor: bool = False
     recording: list[Recorded] = field(default_factory=list)
+    first_call: int = 0
     last_call: int = 0
 
     def strip(self, why: str) -> None:
@@ -158,9 +170,9 @@ class Rebuilt(enum.Enum):
 class Branch:
     """One request's guidance branch.
 
-    `identity` and `content` tell its conditioning, the objects and what they say;
-    `storages` are its objects now, `num_uses` counts calls with them, `adopted_from` are the
-    objects before them, if they were rebuilt.
+    `identity`, `versions` and `content` tell its conditioning: the objects, how often they were
+    written to, and what they say; `storages` are its objects now, `num_uses` counts calls with
+    them, `adopted_from` are the objects before them, if they were rebuilt.
     """
 
     label: str
@@ -168,7 +180,12 @@ class Branch:
     content: Content
     images: list[Image] = field(default_factory=list)
     num_uses: int = 0
-    identity: Hashable = None
+    identity: tuple[Hashable, ...] = ()
+    versions: tuple[int, ...] | None = None
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     adopted_from: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     rebuilt: Rebuilt = Rebuilt.NEVER
+
+    @property
+    def last_call(self) -> int:
+        return max((image.last_call for image in self.images), default=0)

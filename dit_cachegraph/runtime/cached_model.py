@@ -9,7 +9,7 @@ of its graph: what differs between them lies in their state, and weights come wi
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
@@ -24,15 +24,16 @@ from dit_cachegraph.runtime.commit_step import (
     commit_step,
     history_of,
 )
-from dit_cachegraph.runtime.conditioning import latents_identity
+from dit_cachegraph.runtime.conditioning import latents_identity, versions_of
 from dit_cachegraph.runtime.controls import Entered, entered
 from dit_cachegraph.runtime.effects import bases_of, error_sums, estimates, kept_after, put
-from dit_cachegraph.runtime.find_image import Match, Sight, find_image, find_partner
+from dit_cachegraph.runtime.find_image import Match, find_image, find_partner
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.observe import Observer, companions_of, fits, noise_of
 from dit_cachegraph.runtime.recording import record
 from dit_cachegraph.runtime.request import current_request
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
+from dit_cachegraph.runtime.sight import Sight
 from dit_cachegraph.runtime.signal import SignalReader
 from dit_cachegraph.runtime.step_plan import PlanTable
 from dit_cachegraph.runtime.step_reader import Seen, Values, gatherer
@@ -54,14 +55,20 @@ class _Look(NamedTuple):
 class CachedModel:
     """What Dynamo calls at each step: the compiled trunk with its cache."""
 
-    def __init__(self, compiled: CompiledTrunk, options: Mapping[str, object]) -> None:
-        self.compiled = compiled
+    def __init__(
+        self,
+        compiled: CompiledTrunk,
+        options: Mapping[str, object],
+        called: type[nn.Module] | None,
+    ) -> None:
+        self.compiled, self._called = compiled, called
         self.plans = PlanTable(compiled, options)
         self._signature = compiled.trunk.signature
         self._segments = SegmentRunner(compiled)
         self._weights = WeightsReader(compiled.roles)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
+        self._settled = gatherer(_settled(compiled))
         self._latents = gatherer(compiled.roles.latents)
         self._observer = Observer(compiled)
         self._signal = SignalReader(compiled)
@@ -81,10 +88,11 @@ class CachedModel:
         model = self._model(values, weights)
         model.graphs.setdefault(id(self), self)
         key = None if request is None else request.key
-        note = None if self.compiled.roles.embeds_timestep else current_note()
+        note = None if self.compiled.roles.embeds_timestep else current_note(self._called)
         told = self._conditioning(values) if note is None else note.conditioning
+        versions = versions_of(self._settled(values) if note is None else told)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
-        branch = model.branches.find(key, told)
+        branch = model.branches.find(key, told, versions)
         guess = branch.images[-1] if branch.images else None
         partner = None
         if len(branch.images) > 1:
@@ -177,7 +185,8 @@ class CachedModel:
     def _sight(self, values: Values, now: Now, seen: Seen) -> Sight:
         latents = self._latents_of(values, now.note)
         shape = tuple([t.shape for t in latents if isinstance(t, Tensor)])
-        return Sight(seen.clock, seen.sketch, shape, latents_identity(latents), self._signature)
+        identity, versions = latents_identity(latents), versions_of(latents)
+        return Sight(seen.clock, seen.sketch, shape, identity, self._signature, versions)
 
     def _usable(self, image: Image | None, now: Now) -> tuple[Kept | None, str | None]:
         """What is kept of an image, if this step can use it; else why not."""
@@ -277,6 +286,13 @@ class CachedModel:
         new = kept_after(values, region, bases, kept, predictor, step)
         new = new._replace(probe=probe, controls=look.controls.of(region))
         return done._replace(kept=new, error_sums=sums, recorded=recorded)
+
+
+def _settled(compiled: CompiledTrunk) -> tuple[int, ...]:
+    """The conditioning that says whose a call is by what was written into it: all but what controls
+    are made of, where a write moves the control and nothing else."""
+    sources = {i for control in compiled.trunk.controls for i in control.sources}
+    return tuple([i for i in compiled.roles.conditioning if i not in sources])
 
 
 def _tensor(value: object) -> Tensor:

@@ -13,10 +13,11 @@ from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult
 from dit_cachegraph.runtime.cache_state import Branch, Ends, Image, Kept, Recorded, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote
-from dit_cachegraph.runtime.find_image import Match, Sight
+from dit_cachegraph.runtime.find_image import Match
 from dit_cachegraph.runtime.life import begin_image, end_step
 from dit_cachegraph.runtime.models import ModelState
 from dit_cachegraph.runtime.request import Request
+from dit_cachegraph.runtime.sight import Sight
 from dit_cachegraph.runtime.step_log import Step
 from dit_cachegraph.runtime.step_plan import StepPlan
 from dit_cachegraph.runtime.step_reader import read_sums
@@ -101,7 +102,8 @@ def commit_step(now: Now, outcome: Outcome, trunk: Trunk, passed: Passed | None 
     memory = now.plan.rule.remember(history, result)
     image.history = history.after(result.decisions, error)._replace(memory=memory)
     image.last_decisions = result.decisions
-    image.sketch, image.latents, image.signature = sight.sketch, sight.latents, sight.signature
+    image.sketch, image.signature, image.passes = sight.sketch, sight.signature, match.passes
+    image.latents, image.latents_versions = sight.latents, sight.latents_versions
     if passed is None or not now.plan.regions:
         image.kept = None
     else:

@@ -1,7 +1,9 @@
 """Who a call belongs to, read off the tensors that are neither latents nor timestep.
 
 identity   their storages, offsets and shapes: the very same objects, or slices of them made anew
-content    sums over their elements, for callers that rebuild their conditioning at every call
+versions   how often they were written to
+content    sums over their elements, for callers that rebuild or write their conditioning at every
+           call
 """
 
 import math
@@ -17,10 +19,11 @@ from dit_cachegraph import ops
 
 def identity_of(
     request_key: Hashable | None, conditioning: Sequence[object]
-) -> tuple[Hashable, list[torch.UntypedStorage]]:
-    """A key for the conditioning objects of a call, good while their storages live; and these."""
+) -> tuple[tuple[Hashable, ...], list[torch.UntypedStorage]]:
+    """A key for the conditioning objects of a call, good while their storages live; and these. Its
+    first entry is that of the request."""
     storages: list[torch.UntypedStorage] = []
-    parts: list[object] = []
+    parts: list[Hashable] = []
     for value in conditioning:
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
@@ -96,7 +99,13 @@ class Given(NamedTuple):
 
 def given_by(values: Sequence[object]) -> Given:
     """What was given for a control, as it is now."""
+    return Given(latents_identity(values), versions_of(values))
+
+
+def versions_of(values: Sequence[object]) -> tuple[int, ...] | None:
+    """How often each tensor was written to; None under `torch.inference_mode`, where nobody counts
+    that."""
     tensors = [value for value in values if isinstance(value, Tensor)]
-    are_counted = not any(tensor.is_inference() for tensor in tensors)
-    versions = tuple(tensor._version for tensor in tensors) if are_counted else None
-    return Given(latents_identity(tensors), versions)
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple([tensor._version for tensor in tensors])

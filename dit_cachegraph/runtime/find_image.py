@@ -10,29 +10,22 @@ latents themselves. What stays unclear computes.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from dit_cachegraph.runtime.cache_state import Branch, Image
-from dit_cachegraph.runtime.conditioning import LatentsIdentity
-from dit_cachegraph.runtime.sketch import Sketch, closeness, is_clearly_nearer, is_same
-from dit_cachegraph.runtime.trajectory import Clock, Known, Moment, Shape, advance, begin
+from dit_cachegraph.runtime.cache_state import Branch, Image, Passes
+from dit_cachegraph.runtime.passes import are_in_doubt, passes_of
+from dit_cachegraph.runtime.sight import Sight
+from dit_cachegraph.runtime.sketch import closeness, is_clearly_nearer, is_same
+from dit_cachegraph.runtime.trajectory import Known, Moment, advance, begin
 
 AMBIGUOUS = "ambiguous request: name it with request(key)"
 
 
-class Sight(NamedTuple):
-    """What a call shows of itself. `signature` is that of its trunk."""
-
-    clock: Clock | None
-    sketch: Sketch | None
-    shape: Shape
-    latents: LatentsIdentity | None
-    signature: int
-
-
 class Match(NamedTuple):
-    """The image that a call goes on with, None for a new one; what the call is to it."""
+    """The image that a call goes on with, None for a new one; what the call is to it; and what is
+    known now of passes that may share it."""
 
     image: Image | None
     moment: Moment
+    passes: Passes
 
 
 class _Fit(NamedTuple):
@@ -48,10 +41,13 @@ def find_image(images: Sequence[Image], sight: Sight, known: Known, partner: Ima
     fits = [fit for image in reversed(images) if (fit := _fit(image, sight, known, partner))]
     fits = [fit for fit in fits if not _is_last_resort(fit)] or fits
     if not fits:
-        return Match(None, begin(sight.clock, sight.shape, known))
+        moment = begin(sight.clock, sight.shape, known)
+        return Match(None, moment, passes_of(None, images, sight))
     best, is_clear = _choose(fits, sight, partner)
-    moment = best.moment if is_clear else best.moment._replace(doubt=AMBIGUOUS)
-    return Match(best.image, moment)
+    image, moment, passes = best.image, best.moment, passes_of(best.image, images, sight)
+    if not is_clear or are_in_doubt(image, passes):
+        moment = moment._replace(doubt=AMBIGUOUS)
+    return Match(image, moment, passes)
 
 
 def find_partner(branch: Branch, others: Iterable[Image]) -> Image | None:

@@ -2,6 +2,8 @@
 
     the next image under the same conditioning begins    freed, unless a companion shows that the
                                                          image belongs to another request
+    ... under another `request(key)`                     freed once two have begun since its last
+                                                         call, if it looks whole
     the last step, where the number of steps is known    freed: nothing is held while the VAE runs
     more bytes than `max_state_bytes`                    freed, least recently used first
 
@@ -18,6 +20,7 @@ from dit_cachegraph.runtime.trajectory import Clock, looks_whole
 
 MAX_IMAGES = 16
 MAX_SCHEDULES = 16
+MAX_ENDED = 8
 OVER = "its state was freed after what was taken for the last step"
 NEXT_BEGAN = "its state was freed when the next image began under the same conditioning"
 
@@ -56,6 +59,8 @@ def begin_image(table: BranchTable, schedules: Schedules, image: Image) -> None:
         elif looks_whole(earlier.trajectory):
             schedules.learn(earlier)
             complete(earlier)
+    _end_namesakes(table, schedules, branch)
+    image.first_call = table.next_call()
     branch.images.append(image)
     for other in list(table.called_with(image.latents)):
         if _are_of_one_step(image, other):
@@ -65,6 +70,26 @@ def begin_image(table: BranchTable, schedules: Schedules, image: Image) -> None:
         _strip_earlier(affected)
     while len(branch.images) > MAX_IMAGES:
         table.remove(branch.images[0])
+
+
+def _end_namesakes(table: BranchTable, schedules: Schedules, branch: Branch) -> None:
+    """A server may give each image a key, under a prompt that lives on. An image by another name
+    may still be under way, unless one has begun and this one begins without it. The last few that
+    ended go on knowing their step, without tensors."""
+    others = table.namesakes(branch)
+    begun = max((image.first_call for other in others for image in other.images), default=0)
+    ended = []
+    for other in others:
+        for image in list(other.images):
+            is_left = not image.is_complete and image.last_call < begun
+            if is_left and looks_whole(image.trajectory):
+                schedules.learn(image)
+                complete(image)
+        if other.images and all(image.is_complete for image in other.images):
+            ended.append(other)
+    ended.sort(key=lambda other: other.last_call)
+    for other in ended[:-MAX_ENDED]:
+        table.end(other)
 
 
 def _are_of_one_step(image: Image, other: Image) -> bool:

@@ -16,7 +16,8 @@ from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.policy.rule import Change, Companion, Probe, ProbeKind, Rule, Sums
 from dit_cachegraph.runtime.cache_state import Kept
 from dit_cachegraph.runtime.commit_step import Now
-from dit_cachegraph.runtime.find_image import Match, Sight
+from dit_cachegraph.runtime.find_image import Match
+from dit_cachegraph.runtime.sight import Sight
 from dit_cachegraph.runtime.step_reader import (
     Seen,
     StepReader,

@@ -26,7 +26,8 @@ CLEARLY_NEARER = 0.5
 
 def closeness(now: Sketch | None, before: Sketch | None) -> float | None:
     """The correlation of two sketches over the elements that changed; 1 where next to nothing did,
-    None where there is nothing to compare or it isn't finite."""
+    0 where one side is constant and the other isn't, None where there is nothing to compare or it
+    isn't finite."""
     if now is None or before is None:
         return None
     if now.shape != before.shape:
@@ -44,10 +45,11 @@ def _correlation(a: Sketch, b: Sketch, count: int) -> float | None:
     with np.errstate(invalid="ignore", over="ignore"):
         a = a - np.add.reduce(a) / count
         b = b - np.add.reduce(b) / count
-        spread, joint = float(a.dot(a)) * float(b.dot(b)), float(a.dot(b))
-    if spread == 0.0:
-        return 1.0
-    result = joint / spread**0.5
+        spread_a, spread_b, joint = float(a.dot(a)), float(b.dot(b)), float(a.dot(b))
+    if spread_a == 0.0 or spread_b == 0.0:
+        # A picture beside the latents in one pass of guidance, and zeros in its place in another.
+        return 1.0 if spread_a == spread_b else 0.0
+    result = joint / (spread_a * spread_b) ** 0.5
     return result if math.isfinite(result) else None
 
 

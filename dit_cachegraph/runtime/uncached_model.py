@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from torch import nn
+
 from dit_cachegraph.plan import FragmentRoles, Uncacheable
 from dit_cachegraph.runtime.call_note import leave_note
 from dit_cachegraph.runtime.models import REGISTRY
@@ -9,7 +11,7 @@ from dit_cachegraph.runtime.models import REGISTRY
 
 class UncachedModel:
     """The compiled graph, with its refusal for the report of whichever model calls it. `roles` are
-    what it notes for a later fragment of the call."""
+    what it notes for a later fragment of the call, of which `model` is the outermost module."""
 
     def __init__(
         self,
@@ -17,15 +19,17 @@ class UncachedModel:
         refusal: Uncacheable,
         weights: Sequence[int],
         roles: FragmentRoles | None,
+        model: type[nn.Module] | None,
     ) -> None:
         self.refusal = refusal
         self._function = function
         self._weights = tuple(weights)
         self._roles = roles
+        self._model = model
 
     def __call__(self, *args: object) -> object:
         model = REGISTRY.of_any_weight([args[i] for i in self._weights])
         model.graphs.setdefault(id(self), self)
         if self._roles is not None:
-            leave_note(self._roles, args)
+            leave_note(self._model, self._roles, args)
         return self._function(*args)
