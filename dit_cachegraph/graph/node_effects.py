@@ -46,6 +46,16 @@ def has_effect(node: fx.Node) -> bool:
     return makes_no_value or bool(written_by(node)) or is_random(node)
 
 
+def is_context(node: fx.Node) -> bool:
+    """True for a node that enters or leaves a context: it makes no value and is given none, so that
+    what it does can only be to the nodes after it. Autocast, `vmap` and `sdpa_kernel` are such."""
+    return (
+        node.op == "call_function"
+        and value_of(node) is None
+        and all(value_of(argument) is None for argument in node.all_input_nodes)
+    )
+
+
 def written_by(node: fx.Node) -> list[fx.Node]:
     """The arguments that this node writes to in place."""
     written: list[object] = [node.kwargs.get("out")]
