@@ -14,8 +14,8 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment, segment_name
-from dit_cachegraph.graph.fx_utils import line_of, storages_of, target_name
-from dit_cachegraph.graph.node_effects import is_random, written_by
+from dit_cachegraph.graph.fx_utils import is_weight, line_of, storages_of, target_name
+from dit_cachegraph.graph.node_effects import random_node, writes_of
 
 
 def check_effects(assignment: Assignment) -> None:
@@ -25,12 +25,13 @@ def check_effects(assignment: Assignment) -> None:
         segment = assignment.segment_of.get(node, ARGUMENT)
         if segment == ARGUMENT:
             continue
-        for written in written_by(node):
-            _check_write(node, i, written, made_in, assignment)
-        if 1 <= segment <= len(assignment.blocks) and is_random(node):
+        for writer, written in writes_of(node):
+            _check_write(writer, i, written, made_in, assignment)
+        drawing = random_node(node)
+        if 1 <= segment <= len(assignment.blocks) and drawing is not None:
             raise CannotCut(
                 f"{segment_name(segment, assignment.blocks)} draws random numbers "
-                f"(`{target_name(node)}`{line_of(node)}): a reused step would draw none; "
+                f"(`{target_name(drawing)}`{line_of(drawing)}): a reused step would draw none; "
                 "call `eval()` on the model, or draw them before the blocks"
             )
 
@@ -56,9 +57,9 @@ def _where_storages_come_from(assignment: Assignment) -> _Origins:
 
 
 def _check_write(
-    node: fx.Node, i: int, written: fx.Node, made: _Origins, assignment: Assignment
+    writer: fx.Node, i: int, written: fx.Node, made: _Origins, assignment: Assignment
 ) -> None:
-    segment = assignment.segment_of[node]
+    segment = assignment.segment_of[assignment.nodes[i]]
     first_block = assignment.blocks[0].first
     outside = {
         (where, place)
@@ -78,10 +79,19 @@ def _check_write(
         else "a value of " + segment_name(origin, assignment.blocks)
     )
     raise CannotCut(
-        f"{_where(segment, i, assignment)} writes in place (`{target_name(node)}`"
-        f"{line_of(node)}) to `{written.name}`, {where}, which a reused step would leave "
-        "unwritten; write `x = x + y` instead of `x += y` there"
+        f"{_where(segment, i, assignment)} writes in place (`{target_name(writer)}`"
+        f"{line_of(writer)}) to `{written.name}`, {where}, which a reused step would leave "
+        f"unwritten; {_advice_on(written)}"
     )
+
+
+def _advice_on(written: fx.Node) -> str:
+    if is_weight(written):
+        return (
+            "call `eval()` on the model if only training does this, or write it outside of the "
+            "blocks"
+        )
+    return "write `x = x + y` instead of `x += y` there"
 
 
 def _where(segment: int, i: int, assignment: Assignment) -> str:
