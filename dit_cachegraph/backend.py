@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from dit_cachegraph.config import split_options
 from dit_cachegraph.exc import CannotCut, NotCachedWarning
-from dit_cachegraph.graph.assign_nodes import assign_nodes
+from dit_cachegraph.graph.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.check_effects import check_effects
 from dit_cachegraph.graph.check_fragment import check_fragment, model_being_called
 from dit_cachegraph.graph.compile_segments import (
@@ -17,10 +17,11 @@ from dit_cachegraph.graph.compile_segments import (
     compile_segments,
     inner_compiler,
 )
+from dit_cachegraph.graph.copy_streams import copy_streams
 from dit_cachegraph.graph.find_blocks import find_blocks
 from dit_cachegraph.graph.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.fx_utils import weight_arguments
-from dit_cachegraph.graph.match_pattern import match_pattern
+from dit_cachegraph.graph.match_pattern import Pattern, match_pattern
 from dit_cachegraph.graph.move_numbers import move_numbers
 from dit_cachegraph.graph.segment_graph import Cut, segment_graph
 from dit_cachegraph.plan import Uncacheable
@@ -64,14 +65,20 @@ def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
     """Find the blocks of a graph and cut it along them: all stages but the compilation."""
     try:
         move_numbers(gm)
-        sequences = find_blocks(gm)
-        check_fragment(gm)
-        assignment = assign_nodes(gm, sequences)
-        check_effects(assignment)
-        pattern = match_pattern(sequences, assignment)
+        assignment, pattern = _understand(gm)
+        if copy_streams(gm, assignment, pattern.streams):
+            assignment, pattern = _understand(gm)
         return segment_graph(gm, assignment, pattern)
     except CannotCut as refusal:
         return Uncacheable(str(refusal))
+
+
+def _understand(gm: fx.GraphModule) -> tuple[Assignment, Pattern]:
+    sequences = find_blocks(gm)
+    check_fragment(gm)
+    assignment = assign_nodes(gm, sequences)
+    check_effects(assignment)
+    return assignment, match_pattern(sequences, assignment)
 
 
 def _run_uncached(

@@ -198,8 +198,8 @@ class CutGraphs(expecttest.TestCase):
   out: (hidden_states_14, encoder_hidden_states_4)
 2: single_transformer_blocks.0 (and 2 more)
   in: encoder_hidden_states_4, hidden_states_14, conditioning, freqs_cos_3, freqs_sin_3 + 14 weights
-  ops: cat 2, chunk 1, contiguous 2, flatten 3, float 4, gelu 1, layer_norm 1, linear 6, permute 4, reshape 2, rms_norm 2, scaled_dot_product_attention 1, silu 1, stack 2, to 7, unbind 2, unflatten 3, unsqueeze 1
-  out: (contiguous, contiguous_1)
+  ops: cat 2, chunk 1, flatten 3, float 4, gelu 1, layer_norm 1, linear 6, permute 4, reshape 2, rms_norm 2, scaled_dot_product_attention 1, silu 1, stack 2, to 7, unbind 2, unflatten 3, unsqueeze 1
+  out: (encoder_hidden_states_5, hidden_states_25)
 3: epilogue
   in: conditioning, hidden_states_39 + 4 weights
   ops: chunk 1, layer_norm 1, linear 2, silu 1, to 1

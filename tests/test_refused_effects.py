@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toy_dits import DIM, GatedBlock, ToyDiT, writing_dit
+from toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT, writing_dit
 from toy_runs import assert_cached, assert_refused
 
 Draw = Callable[[Tensor, bool], Tensor]
@@ -121,6 +121,49 @@ def test_context_inside_the_block() -> None:
 
 def test_context_inside_the_block_to_its_end() -> None:
     assert assert_cached(writing_dit(autocast_to_the_end)).num_compiled == 3
+
+
+Glue = Callable[[Tensor], Tensor]
+
+
+class GlueDiT(ToyDiT):
+    """Between the blocks `glue` is called on the temb, which depends on no block."""
+
+    def __init__(self, glue: Glue) -> None:
+        super().__init__([AddingBlock(1.0) for _ in range(4)])
+        self.glue = glue
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            h = block(h, self.glue(temb))
+        return h
+
+
+def mixed_in_autocast(temb: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = (temb / 3) @ temb.mT
+    return mixed.float()
+
+
+def unpacked_in_autocast(temb: Tensor) -> Tensor:
+    halves = (temb / 3).chunk(2, dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = [half @ half.mT for half in halves]
+    return torch.add(*mixed).float()
+
+
+def mapped(temb: Tensor) -> Tensor:
+    return torch.vmap(torch.sin)(temb)
+
+
+@pytest.mark.parametrize("glue", [mixed_in_autocast, unpacked_in_autocast, mapped])
+def test_context_between_blocks_keeps_what_is_in_it(glue: Glue) -> None:
+    # The glue is part of each block but the first, before which it is the prologue's.
+    assert assert_cached(GlueDiT(glue)).num_compiled == 4
+
+
+def test_glue_without_a_context_makes_no_variants() -> None:
+    assert assert_cached(GlueDiT(lambda temb: torch.tanh(temb / 3))).num_compiled == 3
 
 
 class MaskBlock(nn.Module):

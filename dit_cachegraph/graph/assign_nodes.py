@@ -3,13 +3,15 @@
 All nodes inside a block's span are the block's, whatever module made them. Glue between two blocks
 goes with the block after it (a ControlNet's add, a long skip's concatenation), except what depends
 on no block at all (a slice of `temb` for each block): that goes into the prologue, so that blocks
-that differ in nothing else stay one compiled function. And what puts a stream back into the shape
-that it had before a block (a permutation, and its inverse) goes with that block.
+that differ in nothing else stay one compiled function. It stays where it is if the glue has put it
+into a context (autocast), since the prologue would compute it without. And what puts a stream back
+into the shape that it had before a block (a permutation, and its inverse) goes with that block.
 
     ... | single_blocks.3 | add control | single_blocks.4 | ...
     ->    segment 5         segment 6     segment 6
 """
 
+import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.fx_utils import line_of, shape_key, target_name, value_of
 from dit_cachegraph.graph.move_numbers import is_number
+from dit_cachegraph.graph.node_effects import is_context
 from dit_cachegraph.plan import Block, BlockSequence
 
 ARGUMENT = -1
@@ -58,16 +61,7 @@ def assign_nodes(gm: fx.GraphModule, sequences: Sequence[BlockSequence]) -> Assi
     for called in found:
         start = blocks[-1].last + 1 if blocks else 0
         blocks.append(_with_its_way_back(_with_its_contexts(called, nodes), start, nodes))
-    segment_of: dict[fx.Node, int] = {}
-    spans = iter([*enumerate(blocks), (len(blocks), None)])
-    position, block = next(spans)
-    for i, node in enumerate(nodes):
-        while block is not None and i > block.last:
-            position, block = next(spans)
-        if node.op == "placeholder":
-            segment_of[node] = ARGUMENT
-        elif node.op != "output":
-            segment_of[node] = _segment_for(node, i, position, block, segment_of)
+    segment_of = _segments_of(nodes, blocks)
     for node in reversed(nodes):
         if is_number(node):  # read once, right before its reader
             segment_of[node] = min(segment_of.get(user, len(blocks) + 1) for user in node.users)
@@ -77,21 +71,43 @@ def assign_nodes(gm: fx.GraphModule, sequences: Sequence[BlockSequence]) -> Assi
     return Assignment(nodes, tuple(blocks), segment_of, tuple(results))
 
 
-def _segment_for(
-    node: fx.Node, i: int, position: int, block: Block | None, segment_of: dict[fx.Node, int]
-) -> int:
+def _segments_of(nodes: Sequence[fx.Node], blocks: Sequence[Block]) -> dict[fx.Node, int]:
+    held = _in_contexts_of_glue(nodes, blocks)
+    segment_of: dict[fx.Node, int] = {}
+    spans = iter([*enumerate(blocks), (len(blocks), None)])
+    position, block = next(spans)
+    for i, node in enumerate(nodes):
+        while block is not None and i > block.last:
+            position, block = next(spans)
+        if node.op == "placeholder":
+            segment_of[node] = ARGUMENT
+        elif node.op != "output":
+            is_glue = block is not None and i < block.first
+            own = 0 if is_glue and position == 0 else position + 1
+            segment_of[node] = _segment_for(node, own, is_glue and node not in held, segment_of)
+    return segment_of
+
+
+def _segment_for(node: fx.Node, own: int, may_move: bool, segment_of: dict[fx.Node, int]) -> int:
     if node.target is operator.getitem and isinstance(
         value_of(node.all_input_nodes[0]), list | tuple
     ):
         # Unpacking goes with what it unpacks: only tensors and integers may cross a border.
         return max(segment_of[node.all_input_nodes[0]], 0)
-    if block is not None and position == 0 and i < block.first:
-        return 0
-    own = position + 1
-    if block is None or i >= block.first:
-        return own
-    depends_on = max((segment_of[arg] for arg in node.all_input_nodes), default=0)
-    return own if depends_on > 0 or not node.all_input_nodes else 0
+    depends_on = max((segment_of[arg] for arg in node.all_input_nodes), default=own)
+    return own if depends_on > 0 or not may_move else 0
+
+
+def _in_contexts_of_glue(nodes: Sequence[fx.Node], blocks: Sequence[Block]) -> set[fx.Node]:
+    """What lies, between two blocks, from the first node that enters or leaves a context to the
+    last. Not every context names its beginning where it ends, so they are not told apart."""
+    held: set[fx.Node] = set()
+    for before, after in itertools.pairwise(blocks):
+        glue = nodes[before.last + 1 : after.first]
+        contexts = [i for i, node in enumerate(glue) if is_context(node)]
+        if contexts:
+            held.update(glue[contexts[0] : contexts[-1] + 1])
+    return held
 
 
 def _with_its_contexts(block: Block, nodes: Sequence[fx.Node]) -> Block:

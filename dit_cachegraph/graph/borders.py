@@ -46,11 +46,12 @@ class Borders:
         if not (isinstance(value, torch.Tensor) and self.is_normalized(node)):
             return value
         if node not in self._fakes:
-            self._fakes[node] = _contiguous_fake(value)
+            self._fakes[node] = contiguous_fake(value)
         return self._fakes[node]
 
 
-def _contiguous_fake(value: torch.Tensor) -> torch.Tensor:
+def contiguous_fake(value: torch.Tensor) -> torch.Tensor:
+    """A fake value of the same type and sizes that lies contiguous in memory."""
     mode = value.fake_mode  # type: ignore[attr-defined]  # Dynamo's values are FakeTensors
     with mode, torch.no_grad():
         return torch.empty(value.shape, dtype=value.dtype, device=value.device)

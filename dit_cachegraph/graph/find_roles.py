@@ -16,7 +16,6 @@ import torch
 from torch import fx
 
 from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
-from dit_cachegraph.graph.check_effects import written_by
 from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import (
     is_number_of_module,
@@ -28,6 +27,7 @@ from dit_cachegraph.graph.fx_utils import (
     target_name,
     value_of,
 )
+from dit_cachegraph.graph.node_effects import written_by
 from dit_cachegraph.plan import ArgumentRoles
 
 _PERIODIC = frozenset(("sin", "cos", "polar"))

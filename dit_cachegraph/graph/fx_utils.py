@@ -162,12 +162,20 @@ def free_symbols(values: Iterable[object]) -> set[sympy.Symbol]:
     return found
 
 
+def input_key(value: object) -> tuple[object, ...]:
+    """Equal for values that one compiled function accepts alike."""
+    requires_grad = isinstance(value, torch.Tensor) and value.requires_grad
+    return (*layout_key(value), requires_grad)
+
+
 def layout_key(value: object) -> tuple[object, ...]:
-    """Equal for values that one compiled function accepts alike: type, sizes, strides, device."""
+    """Equal for values that lie alike in memory: type, device, sizes, strides. A dimension of size
+    one is never stepped over, so that its stride may be any number: it is left out."""
     if isinstance(value, torch.Tensor):
         shape = tuple(_size_key(size) for size in value.shape)
-        stride = tuple(_size_key(size) for size in value.stride())
-        return ("tensor", value.dtype, str(value.device), shape, stride, value.requires_grad)
+        steps = zip(shape, value.stride(), strict=True)
+        stride = tuple(None if size == 1 else _size_key(step) for size, step in steps)
+        return ("tensor", value.dtype, str(value.device), shape, stride)
     if isinstance(value, torch.SymInt):
         return ("int", str(value.node.expr))
     return (type(value).__name__, repr(value))

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from dit_cachegraph.graph.check_effects import written_by
 from dit_cachegraph.graph.fx_utils import (
     is_weight,
     module_stack,
@@ -21,6 +20,7 @@ from dit_cachegraph.graph.fx_utils import (
     tensors_in,
     value_of,
 )
+from dit_cachegraph.graph.node_effects import written_by
 from dit_cachegraph.plan import Block, BlockSequence
 
 

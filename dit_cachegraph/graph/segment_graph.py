@@ -170,7 +170,7 @@ def _build(gm: fx.GraphModule, piece: Piece, shared: Shared, borders: Borders) -
 def _at_border(graph: fx.Graph, node: fx.Node, copy: fx.Node, borders: Borders) -> fx.Node:
     declared = borders.fake(node)
     value = value_of(node)
-    if layout_key(declared)[:5] == layout_key(value)[:5]:
+    if layout_key(declared) == layout_key(value):
         return copy
     contiguous = graph.call_method("contiguous", (copy,))
     contiguous.meta["example_value"] = declared

@@ -13,6 +13,7 @@ from torch import fx
 
 from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.fx_utils import tensors_in, value_of
+from dit_cachegraph.graph.node_effects import has_effect
 from dit_cachegraph.graph.structure import Structure
 
 
@@ -78,7 +79,8 @@ def _join_a_longer_one(short: Shared, kinds: list[Shared], pieces: Sequence[Piec
 
 def _places_in_longer(short: Piece, long: Piece) -> tuple[int, ...] | None:
     """Where the short piece's outputs lie in the long one, if the long one computes all that the
-    short one does, in the same order from the same kinds of entries, and else only dead ends."""
+    short one does, in the same order from the same kinds of entries, and else only dead ends: what
+    nothing reads, made without an effect."""
     num_long, num_short = len(long.structure.rows), len(short.structure.rows)
     if not 0 < num_long - num_short <= num_long // 4:
         return None
@@ -90,6 +92,8 @@ def _places_in_longer(short: Piece, long: Piece) -> tuple[int, ...] | None:
         if k < num_short and _moved(short.structure.rows[k], place_of) == row:
             place_of[k] = place
             k += 1
+        elif has_effect(long.structure.nodes[place]):  # on what the short piece makes
+            return None
     if k < num_short:
         return None
     return tuple(place_of[short.places[n]] for n in short.outputs)

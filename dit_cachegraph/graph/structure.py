@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from dit_cachegraph.graph.fx_utils import (
+    input_key,
     is_size_arithmetic,
-    layout_key,
     size_expression,
     target_key,
     value_of,
@@ -61,7 +61,7 @@ def structure_of(
 
         args = without_message(node)
         rows.append((node.op, target_key(node), _freeze(args, ref), _freeze(node.kwargs, ref)))
-    kinds = tuple(layout_key(layout_of(entry)) for entry in entries)
+    kinds = tuple(input_key(layout_of(entry)) for entry in entries)
     if layout_of is value_of:
         kinds = tuple(k[:2] + (k[3],) if k[0] == "tensor" else k for k in kinds)
     return Structure(tuple(nodes), tuple(entries), tuple(rows), places, kinds)
