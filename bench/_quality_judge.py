@@ -103,16 +103,22 @@ def row_of(
         key=key,
         group=group,
         share=drawn.share,
-        psnr_db=_finite(to_uncached.mean().item()),
+        psnr_db=_mean_db(to_uncached),
         psnr_db_worst=_finite(to_uncached.min().item()),
         ssim=_ssim(drawn.pictures, references.uncached),
-        psnr_db_converged=_finite(psnr_db(drawn.pictures, references.converged).mean().item()),
+        psnr_db_converged=_mean_db(psnr_db(drawn.pictures, references.converged)),
         ssim_converged=_ssim(drawn.pictures, references.converged),
         read_back=jury.read_back(drawn.pictures),
         frechet=jury.distance(drawn.pictures),
         seconds=seconds,
         machine=str(this_machine()),
     )
+
+
+def _mean_db(values: Tensor) -> float | None:
+    """Over the pictures that differ: a single equal one would make the mean infinite."""
+    differing = values[values.isfinite()]
+    return differing.mean().item() if len(differing) else None
 
 
 def _finite(value: float) -> float | None:

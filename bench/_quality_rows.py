@@ -25,7 +25,8 @@ class Key:
 @dataclass(frozen=True, slots=True)
 class Row:
     """Means over pictures, and the worst. `psnr_db` and `ssim` are against the uncached pictures of
-    as many steps, `..._converged` against those of 200; None where two pictures are equal.
+    as many steps, `..._converged` against those of 200; PSNR is of the pictures that differ, and
+    None where none does.
     `read_back` is the share of words that the reader reads back, by slot; `frechet` the distance
     of its features to those of drawings."""
 

@@ -254,6 +254,10 @@ def test_figures_of_a_method():
     )
     equal = row_of(rows_of()[0].key, "g", Drawn(references.uncached, 1.0), references, jury, 2.0)
     assert (equal.psnr_db, equal.ssim) == (None, 1.0)
+    # One equal picture is left out of the mean.
+    pictures[1] = references.uncached[1]
+    row = row_of(rows_of()[0].key, "g", Drawn(pictures, 0.5), references, jury, 2.0)
+    assert row.psnr_db == row.psnr_db_worst == pytest.approx(20.0, abs=1e-4)
 
 
 @pytest.mark.e2e
