@@ -47,7 +47,7 @@ def test_a_model_with_a_function_of_the_step():
     model = built(TwiceDiT)
     inputs = first_step(model)
     steps = [
-        {**inputs, "timestep": torch.full([2], 950.0 - 10 * i), "hidden_states": latents}
+        {**inputs, "timestep": torch.full([2], 950.0 - 10 * i), "hidden_states": latents.clone()}
         for i in range(10)
         if isinstance(latents := inputs["hidden_states"], Tensor)
     ]

@@ -194,7 +194,7 @@ def _with_probe(model, seen: list[torch.Tensor]):
 
 
 def test_a_run_that_drifts_is_caught_at_the_next_computed_step():
-    """The text changes half-way, under one object: only its effect shows."""
+    """The text changes half-way, where nobody counts writes: only its effect shows."""
     model = FLUX.build(DEPTH)
     compiled = compile_cached(
         model, Fn_compute_blocks=1, max_warmup_steps=0, observe_error=True,
@@ -220,7 +220,7 @@ def _errors_with_other_text_from(changed_at: int, model, compiled) -> list[float
         for i, kwargs in enumerate(steps):
             for text in (kwargs["encoder_hidden_states"], kwargs["pooled_projections"]):
                 if i == changed_at:
-                    text.copy_(3 * torch.randn(text.shape, generator=generator))
+                    text.data.copy_(3 * torch.randn(text.shape, generator=generator))
             compiled(**kwargs)
     return [step.observed_error for step in dc.summary(compiled).steps[-10:]]
 

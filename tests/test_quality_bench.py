@@ -281,7 +281,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, capsys):
     assert "[2/2]" in out and "euler 0.5: share" not in out
     names = [json.loads(line)["key"]["method"] for line in (tmp_path / "flux-scenes.jsonl").open()]
     assert names == ["euler 0.5", "adams-bashforth 0.5", "unipc 0.5"]
-    assert matplotlib.image.imread(tmp_path / "flux-scenes-4.png").shape[:2] == (1300, 1500)
+    assert matplotlib.image.imread(tmp_path / "flux-scenes-4.png").shape[:2] == (1900, 1500)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dit_cachegraph.runtime.cached_model import CachedModel
 from dit_cachegraph.runtime.models import REGISTRY
 from dit_cachegraph.targets import modules_in
 from dit_cachegraph.testing.expect import NotCacheable, expect
-from dit_cachegraph.testing.run import Inputs, call, redraw, relative_error
+from dit_cachegraph.testing.run import Inputs, again, call, redraw, relative_error
 
 WARM_UP = 2
 CLOSE = 1e-4
@@ -108,7 +108,8 @@ def assert_replays(compiled: nn.Module, steps: Sequence[Inputs], close: float = 
     """A hit on the inputs of the last computed step gives what computing them gave."""
     reset(compiled)
     configure(compiled, residual_diff_threshold=1.0, max_warmup_steps=WARM_UP)
-    *_, computed, replayed = [call(compiled, inputs) for inputs in (steps[0], steps[1], steps[1])]
+    repeated = again(steps[1], steps[0])
+    *_, computed, replayed = [call(compiled, inputs) for inputs in (*steps[:2], repeated)]
     last = summary(compiled).steps[-1]
     expect(last.hit, f"the second call of one step computed: {last.reason}")
     error = relative_error(replayed, computed)
@@ -161,7 +162,7 @@ def assert_a_hit_skips_half(
     for block in set(blocks[-num_skipped:]) - set(blocks[:-num_skipped]):
         for parameter in block.parameters():
             parameter.data.fill_(torch.nan)  # A write that is counted would make the step compute.
-    actual = call(compiled, steps[2])
+    actual = call(compiled, again(steps[2], steps[1]))
     last = summary(compiled).steps[-1]
     expect(last.hit, f"the third step computed: {last.reason}")
     error = relative_error(actual, expected)

@@ -1,11 +1,13 @@
 """Call a model, and look at what came out."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dit_cachegraph.testing.expect import expect
 
@@ -16,6 +18,14 @@ Inputs = Mapping[str, object]
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """All that the model returns, in one flat tensor."""
     return torch.cat([tensor.flatten().float() for tensor in tensors_in(model(**inputs))])
+
+
+def again(inputs: Inputs, other_step: Inputs) -> Inputs:
+    """The same inputs once more, as a sampler would have them: what moves from step to step is an
+    equal copy. The very same latents would be those of another guidance pass."""
+    staying = {id(leaf): leaf for leaf in tree_leaves(dict(other_step))}
+    # A deep copy keeps strides, as a clone of a view does not, and what stands at two places.
+    return copy.deepcopy(dict(inputs), staying)
 
 
 def tensors_in(value: object) -> Iterable[Tensor]:
