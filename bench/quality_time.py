@@ -26,7 +26,7 @@ from bench import _quality_solvers as solvers
 from bench._engines import use_one_thread
 from bench._machine import this_machine
 from bench._quality_draw import Artist
-from bench._quality_methods import DIFFUSERS, all_methods
+from bench._quality_methods import DIFFUSERS, THIN_PAIRS, all_methods
 from bench._quality_models import MODELS, QualityModel
 from bench._quality_pairs import Pair, pairs
 from bench._spread import Spread, paired_ratios, spread_of
@@ -43,7 +43,6 @@ SOLVERS: Sequence[tuple[str, Callable[[], SchedulerMixin], int]] = (
     ("euler 0.5", solvers.euler, 14),
     ("adams-bashforth 0.5", solvers.adams_bashforth, 14),
 )
-PAIRS = ("F1B0 R0.1", "W6 every 2 order 1")
 OF_DIFFUSERS = ("first block", "TaylorSeer lite", "MagCache")  # as in a quick run
 
 
@@ -78,7 +77,7 @@ def contenders_of(model: QualityModel, folder: Path) -> Iterator[Contender]:
 
 
 def _chosen_pairs() -> list[Pair]:
-    return [pair for pair in pairs() if pair.full_name in PAIRS]
+    return [pair for pair in pairs() if pair.full_name in THIN_PAIRS]
 
 
 def _solvers(model: QualityModel) -> Iterator[Contender]:
