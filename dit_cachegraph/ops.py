@@ -1,6 +1,6 @@
 """The arithmetic of the cache path: one function an operation.
 
-`observe` is traced and compiled with the segments, so that it is one pass over three tensors;
+`measure` is traced and compiled with the segments, so that it is one pass over three tensors;
 replay and residual are a single kernel each. On a GPU they are those of `dit_cachegraph_kernels`.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SKETCH_SIZE = 256
+LATENTS_SAMPLE_SIZE = 256
 MAX_SAMPLED = 65_536  # elements of a sample's stream; smaller ones are taken whole
 MAX_FACTORS = 5  # of one `taylor_apply`
 _SPREAD = 2654435761  # odd and large: neighbours in a sample are far apart in what it is of
@@ -32,10 +32,12 @@ def _clock(timestep: Tensor) -> list[Tensor]:
     return [flat.amax().reshape(1), flat.sum().reshape(1)]
 
 
-def sketch(latents: Tensor) -> Tensor:
-    """`SKETCH_SIZE` elements from all over the latents, [SKETCH_SIZE] float32: enough to tell
-    whether two calls are steps of one image."""
-    return latents.reshape(-1)[spread_over(latents.numel(), SKETCH_SIZE, latents.device)].float()
+def latents_sample(latents: Tensor) -> Tensor:
+    """`LATENTS_SAMPLE_SIZE` elements from all over the latents, float32: enough to tell whether two
+    calls are steps of one image."""
+    return latents.reshape(-1)[
+        spread_over(latents.numel(), LATENTS_SAMPLE_SIZE, latents.device)
+    ].float()
 
 
 def spread_over(length: int, count: int, device: torch.device) -> Tensor:
@@ -62,7 +64,7 @@ def content(tensor: Tensor) -> Tensor:
     return torch.stack([flat.sum(), flat.dot(torch.cos(places))])
 
 
-def observe(
+def measure(
     hidden: Tensor,
     hidden_in: Tensor,
     previous: Tensor,
@@ -72,14 +74,14 @@ def observe(
 ) -> Tensor:
     """Everything that a decision reads, in one vector for one copy to the host, float32:
 
-    [(max, sum) of each timestep..., (sum|r - p|, sum|p|) of each sample..., sketch of the latents],
+    [(max, sum) of each timestep..., (sum|r - p|, sum|p|) of each sample..., sample of the latents],
 
     with the residual `r = hidden - hidden_in` and `p = previous`, all of one shape, and the samples
     along `batch_dim` (None: one sample)."""
     diff = torch.ops.dit_cachegraph.residual_diff(hidden, hidden_in, previous, batch_dim)
     clocks = [number for t in timesteps for number in _clock(t)]
-    sketches = [] if latents is None else [sketch(latents)]
-    return torch.cat([*clocks, diff.reshape(-1), *sketches])
+    samples = [] if latents is None else [latents_sample(latents)]
+    return torch.cat([*clocks, diff.reshape(-1), *samples])
 
 
 def to_host(numbers: Tensor) -> Tensor:
@@ -135,21 +137,21 @@ def noise_level(timestep: Tensor) -> Tensor:
     return torch.where(level > 1, level / 1000, level)
 
 
-def filter_noise(signal: Tensor, noise: Tensor, grid: Sequence[int], power: float) -> Tensor:
-    """The Wiener filter of a share of `noise` over the tokens of `signal`, [..., tokens, channels],
+def filter_noise(value: Tensor, noise: Tensor, grid: Sequence[int], power: float) -> Tensor:
+    """The Wiener filter of a share of `noise` over the tokens of `value`, [..., tokens, channels],
     which lie on `grid`, for a content whose spectrum falls with `power`. Scaled to a mean gain of
     1 on each axis."""
     axes = tuple(range(-1 - len(grid), -1))
     noise = noise.clamp(1e-6, 1 - 1e-6)
-    spectrum = torch.fft.rfftn(signal.float().unflatten(-2, tuple(grid)), dim=axes)
+    spectrum = torch.fft.rfftn(value.float().unflatten(-2, tuple(grid)), dim=axes)
     for axis, size in zip(axes, grid, strict=True):
-        frequency = torch.fft.fftfreq(size, device=signal.device).abs()
+        frequency = torch.fft.fftfreq(size, device=value.device).abs()
         content = 1 / (frequency**power + 1e-16)
         gain = (1 - noise) * content / ((1 - noise) ** 2 * content + noise**2 + 1e-16)
         gain = (gain / gain.mean())[: spectrum.shape[axis]]
         spectrum = spectrum * gain.reshape(-1, *[1] * (-1 - axis))
     filtered = torch.fft.irfftn(spectrum, s=tuple(grid), dim=axes)
-    return filtered.flatten(axes[0], -2).to(signal.dtype)
+    return filtered.flatten(axes[0], -2).to(value.dtype)
 
 
 def forecast(base: Tensor | None, snapshots: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

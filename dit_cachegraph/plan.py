@@ -75,7 +75,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Signal:
+class ModulatedInput:
     """The modulated input of block 0: the slots that it is computed from at the first border, and
     which of its dimensions is the batch, if one is."""
 
@@ -84,7 +84,7 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class InjectedResidual:
     """A value of a stream's shape that blocks read from outside the trunk, and the arguments behind
     it that the caller gave beside latents and timestep."""
 
@@ -97,9 +97,9 @@ class Trunk:
     """The whole cut graph: what the driver walks.
 
     `made_by[slot]` is the segment that makes the value (-1 for arguments), `last_use[slot]` the
-    last one that reads it (`num_blocks + 2` for a value that the call returns). `observe_sizes`
+    last one that reads it (`num_blocks + 2` for a value that the call returns). `measure_sizes`
     are the size arguments that the fused diff takes first; `batch_dim` is that of the probe stream,
-    None where samples are folded into another. `signal` is a sentence where there is none.
+    None where samples are folded into another. `modulated_input` is a sentence where there is none.
     `signature` is equal for trunks that differ in sizes alone: what one keeps, the other may use.
     """
 
@@ -112,10 +112,10 @@ class Trunk:
     streams: tuple[Stream, ...]
     probe_stream: int
     block_lists: tuple[BlockListReport, ...]
-    controls: tuple[Control, ...]
-    observe_sizes: tuple[int, ...]
+    injected: tuple[InjectedResidual, ...]
+    measure_sizes: tuple[int, ...]
     batch_dim: int | None
-    signal: Signal | str
+    modulated_input: ModulatedInput | str
     signature: int
 
     @property
@@ -133,7 +133,7 @@ class ArgumentRoles:
 
     `host_timesteps` lie on another device than the stream: reading them waits for nothing.
     `trunk_numbers` are numbers that modules of the trunk hold, such as an adapter's scale.
-    `sketched` are the latents that continuity is read off: those that are floats.
+    `sampled_latents` are the latents that continuity is read off: those that are floats.
     `num_latent_dims` is that of the first ones, None where they don't come here.
     `embeds_timestep`: False for a fragment that gets the timestep from one before it, or for models
     without one.
@@ -145,7 +145,7 @@ class ArgumentRoles:
     timesteps: tuple[int, ...]
     conditioning: tuple[int, ...]
     host_timesteps: tuple[int, ...]
-    sketched: tuple[int, ...]
+    sampled_latents: tuple[int, ...]
     num_latent_dims: int | None
     embeds_timestep: bool
 
@@ -162,13 +162,13 @@ class FragmentRoles:
 @dataclass(frozen=True, slots=True)
 class CompiledTrunk:
     """A trunk with its compiled functions, `functions[segment.kind]`, the fused diff, and the
-    signal, which is not compiled."""
+    modulated input, which is not compiled."""
 
     trunk: Trunk
     roles: ArgumentRoles
     functions: tuple[CompiledSegment, ...]
-    observe: CompiledSegment
-    signal: CompiledSegment | None
+    measure: CompiledSegment
+    modulated_input: CompiledSegment | None
     num_compiled: int
     compile_seconds: float
 
@@ -188,8 +188,8 @@ class Effect:
 class Region:
     """The blocks `start..stop-1` behind one guard, with what a hit has to remake. `probe_out` is
     what is compared, at boundary `probe_boundary`; what it was at boundary `probe_from`,
-    `probe_in`, is subtracted. Both are None where nothing is, or where that is the signal.
-    `controls` are those that its blocks read."""
+    `probe_in`, is subtracted. Both are None where nothing is, or where that is the modulated input.
+    `injected` are those that its blocks read."""
 
     start: int
     stop: int
@@ -199,4 +199,4 @@ class Region:
     probe_out: int | None
     effects: tuple[Effect, ...]
     dead_on_hit: tuple[int, ...]
-    controls: tuple[Control, ...] = ()
+    injected: tuple[InjectedResidual, ...] = ()

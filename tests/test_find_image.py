@@ -150,7 +150,7 @@ def test_sketches_of_independent_latents_are_apart(shape):
     """For shapes whose sizes are powers of two as well: the sample is from all over the tensor."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, *shape, generator=generator)
-    sketches = [ops.sketch(x).numpy() for x in (a, b, 0.9 * a + 0.1 * b)]
+    sketches = [ops.latents_sample(x).numpy() for x in (a, b, 0.9 * a + 0.1 * b)]
     assert sketches[0].shape == (256,)
     if a.numel() > 1000:
         assert abs(closeness(sketches[0], sketches[1])) < MIN_CORRELATION
@@ -162,7 +162,7 @@ def test_sketches_of_independent_latents_are_apart(shape):
 def test_a_sketch_is_of_the_logical_elements_whatever_the_strides():
     latents = torch.randn(2, 6, 8, 10)
     permuted = latents.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    assert torch.equal(ops.sketch(latents), ops.sketch(permuted))
+    assert torch.equal(ops.latents_sample(latents), ops.latents_sample(permuted))
 
 
 def test_latents_identity_tells_storage_offset_and_shape():

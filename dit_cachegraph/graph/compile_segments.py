@@ -97,13 +97,13 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
     """Compile the distinct segments of a cut, and the fused diff of its probe stream."""
     start = time.perf_counter()
     functions = tuple(compiler.segment(g.gm, g.example_inputs) for g in cut.graphs)
-    observe = compiler.segment(cut.observe.gm, cut.observe.example_inputs)
+    measure = compiler.segment(cut.measure.gm, cut.measure.example_inputs)
     return CompiledTrunk(
         trunk=cut.trunk,
         roles=cut.roles,
         functions=functions,
-        observe=observe,
-        signal=None if cut.signal is None else _boxed(cut.signal),
+        measure=measure,
+        modulated_input=None if cut.modulated_input is None else _boxed(cut.modulated_input),
         num_compiled=len(functions),
         compile_seconds=time.perf_counter() - start,
     )

@@ -5,7 +5,7 @@ latents       feed a stream that reaches the end (video, sound), and are shaped 
 timestep      reach a sine or cosine before any weight, and a weight after it; also a difference of
               two of them does
 controls      shaped like the probe stream, and no part of it at its entry (ControlNet's residuals):
-              they are made anew at each step, and say nothing of whose step it is (`find_controls`)
+              they are made anew at each step, and say nothing of whose step it is (`find_injected`)
 numbers       what a module of the trunk holds (an adapter's scale): they belong to the weights
 conditioning  every other tensor of the user
 """
@@ -77,7 +77,7 @@ def find_roles(
         host_timesteps=tuple(index[n] for n in timesteps if _device(n) != device),
         conditioning=tuple(index[n] for n in users if n not in told),
         embeds_timestep=embeds_timestep,
-        sketched=tuple(index[n] for n in latents if _is_float(n)),
+        sampled_latents=tuple(index[n] for n in latents if _is_float(n)),
         num_latent_dims=_dim(latents[0]) if latents and embeds_timestep else None,
     )
 

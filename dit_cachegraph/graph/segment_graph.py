@@ -19,7 +19,7 @@ from torch import fx
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.assign_nodes import Assignment, segment_name
 from dit_cachegraph.graph.borders import Borders, SegmentGraph, size_arguments
-from dit_cachegraph.graph.find_controls import find_controls
+from dit_cachegraph.graph.find_injected import find_injected
 from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import (
     is_size_argument,
@@ -30,23 +30,30 @@ from dit_cachegraph.graph.fx_utils import (
     value_of,
 )
 from dit_cachegraph.graph.match_pattern import Pattern
-from dit_cachegraph.graph.observe_graph import batch_dim_of, observe_graph
+from dit_cachegraph.graph.measure_graph import batch_dim_of, measure_graph
+from dit_cachegraph.graph.modulated_input_graph import ModulatedInputGraph, modulated_input_graph
 from dit_cachegraph.graph.share_segments import Piece, Shared, share_segments, signature_of
-from dit_cachegraph.graph.signal_graph import SignalGraph, signal_graph
 from dit_cachegraph.graph.structure import structure_of
-from dit_cachegraph.plan import ArgumentRoles, Control, Segment, Signal, Stream, Trunk
+from dit_cachegraph.plan import (
+    ArgumentRoles,
+    InjectedResidual,
+    ModulatedInput,
+    Segment,
+    Stream,
+    Trunk,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The trunk, its distinct graphs, `graphs[segment.kind]`, the graph of the fused diff, and that
-    of the signal."""
+    of the modulated input."""
 
     trunk: Trunk
     roles: ArgumentRoles
     graphs: tuple[SegmentGraph, ...]
-    observe: SegmentGraph
-    signal: fx.GraphModule | None
+    measure: SegmentGraph
+    modulated_input: fx.GraphModule | None
 
     def to_text(self) -> str:
         """Every distinct segment as FX code, then the order in which they are called."""
@@ -73,34 +80,36 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
     for i, piece in enumerate(pieces):
         kind = next(k for k, shared in enumerate(kinds) if i in shared.members)
         segments.append(_segment(i, kind, kinds[kind], piece, slots, assignment))
-    signal = signal_graph(gm, assignment, pattern)
-    sizes, batch_dim, observe = observe_graph(assignment, borders, pattern.probe, pattern.roles)
+    modulated = modulated_input_graph(gm, assignment, pattern)
+    sizes, batch_dim, measure = measure_graph(assignment, borders, pattern.probe, pattern.roles)
     trunk = replace(
         _trunk(assignment, segments, slots, pattern, borders),
-        observe_sizes=tuple(slots[n] for n in sizes),
+        measure_sizes=tuple(slots[n] for n in sizes),
         batch_dim=batch_dim,
-        signal=signal if isinstance(signal, str) else _signal(signal, slots, assignment, pattern),
-        controls=_controls(slots, assignment, pattern),
+        modulated_input=modulated
+        if isinstance(modulated, str)
+        else _modulated_input(modulated, slots, assignment, pattern),
+        injected=_injected(slots, assignment, pattern),
         signature=signature_of(pieces, assignment),
     )
-    module = None if isinstance(signal, str) else signal.gm
-    return Cut(trunk, pattern.roles, tuple(graphs), observe, module)
+    module = None if isinstance(modulated, str) else modulated.gm
+    return Cut(trunk, pattern.roles, tuple(graphs), measure, module)
 
 
-def _signal(
-    found: SignalGraph, slots: dict[fx.Node, int], assignment: Assignment, pattern: Pattern
-) -> Signal:
+def _modulated_input(
+    found: ModulatedInputGraph, slots: dict[fx.Node, int], assignment: Assignment, pattern: Pattern
+) -> ModulatedInput:
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]
     latents = value_of(arguments[pattern.roles.latents[0]]) if pattern.roles.latents else None
-    batch_dim = batch_dim_of(value_of(found.signal), latents)
-    return Signal(tuple(slots[n] for n in found.inputs), batch_dim)
+    batch_dim = batch_dim_of(value_of(found.modulated_input), latents)
+    return ModulatedInput(tuple(slots[n] for n in found.inputs), batch_dim)
 
 
-def _controls(
+def _injected(
     slots: dict[fx.Node, int], assignment: Assignment, pattern: Pattern
-) -> tuple[Control, ...]:
-    found = find_controls(assignment, pattern)
-    return tuple(Control(slots[node], sources) for node, sources in found.items())
+) -> tuple[InjectedResidual, ...]:
+    found = find_injected(assignment, pattern)
+    return tuple(InjectedResidual(slots[node], sources) for node, sources in found.items())
 
 
 def _piece(segment: int, assignment: Assignment, borders: Borders) -> Piece:
@@ -236,10 +245,10 @@ def _trunk(
         streams=tuple(_stream(s, slots, borders) for s in pattern.streams),
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
-        controls=(),
-        observe_sizes=(),
+        injected=(),
+        measure_sizes=(),
         batch_dim=None,
-        signal="",
+        modulated_input="",
         signature=0,
     )
 

@@ -19,7 +19,9 @@ class ProbeKind(enum.Enum):
 
     RESIDUAL = "what the blocks before the region added to the stream; with the last computed step"
     HIDDEN = "the stream where the region begins; with the last computed step"
-    SIGNAL = "the first block's input as it is modulated by the timestep; with the last step"
+    MODULATED_INPUT = (
+        "the first block's input as it is modulated by the timestep; with the last step"
+    )
     LATENTS = "the model's input; with the last step"
 
 
@@ -34,7 +36,7 @@ class NoiseFilter(NamedTuple):
 class Probe(NamedTuple):
     """What is compared, and how. `downsample_factor`: every k-th channel alone;
     `important_condition_threshold`: only tokens that moved by more than this, where there are any;
-    `noise_filter`: after this filter, for a signal.
+    `noise_filter`: after this filter, for a modulated input.
     """
 
     kind: ProbeKind
@@ -45,7 +47,7 @@ class Probe(NamedTuple):
     @property
     def is_of_last_step(self) -> bool:
         """True where each step is compared with the one before it, also with a reused one."""
-        return self.kind in (ProbeKind.SIGNAL, ProbeKind.LATENTS)
+        return self.kind in (ProbeKind.MODULATED_INPUT, ProbeKind.LATENTS)
 
 
 class Span(NamedTuple):

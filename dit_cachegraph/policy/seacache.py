@@ -49,4 +49,6 @@ class SeaCache(AddsUp):
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         noise_filter = NoiseFilter(self.seacache_grid, self.seacache_power)
-        return (Span(0, sum(list_sizes), Probe(ProbeKind.SIGNAL, noise_filter=noise_filter)),)
+        return (
+            Span(0, sum(list_sizes), Probe(ProbeKind.MODULATED_INPUT, noise_filter=noise_filter)),
+        )

@@ -41,7 +41,7 @@ class TeaCache(AddsUp):
         return self.teacache_threshold
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
-        return (Span(0, sum(list_sizes), Probe(ProbeKind.SIGNAL)),)
+        return (Span(0, sum(list_sizes), Probe(ProbeKind.MODULATED_INPUT)),)
 
     def change(self, observation: Observation) -> float:
         diff = batch_diff(observation.moved, observation.size, self.batch_rule)

@@ -174,7 +174,7 @@ class CachedModel:
     def _probed(self, values: Values, now: Now, i: int) -> Tensor | None:
         """What a region compares, where its boundary is reached."""
         region, probe = now.plan.regions[i], now.plan.spans[i].probe
-        if probe is not None and probe.kind is ProbeKind.SIGNAL:
+        if probe is not None and probe.kind is ProbeKind.MODULATED_INPUT:
             return self._signal.read(values, now, probe.noise_filter)
         return None if region.probe_out is None else _tensor(values[region.probe_out])
 
@@ -291,7 +291,7 @@ class CachedModel:
 def _settled(compiled: CompiledTrunk) -> tuple[int, ...]:
     """The conditioning that says whose a call is by what was written into it: all but what controls
     are made of, where a write moves the control and nothing else."""
-    sources = {i for control in compiled.trunk.controls for i in control.sources}
+    sources = {i for control in compiled.trunk.injected for i in control.sources}
     return tuple([i for i in compiled.roles.conditioning if i not in sources])
 
 

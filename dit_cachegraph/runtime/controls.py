@@ -34,7 +34,7 @@ class Entered(NamedTuple):
 
     def of(self, region: Region) -> tuple[ControlKept, ...]:
         """What later steps have to know of the controls of a region that computes now."""
-        return tuple([self.by_slot[control.slot] for control in region.controls])
+        return tuple([self.by_slot[control.slot] for control in region.injected])
 
     def moved(self, kept: Kept | None) -> Tensor | None:
         """`sum|c - k|` and `sum|k|` in turn, of each sample of each control that isn't the very
@@ -71,7 +71,7 @@ class Entered(NamedTuple):
         pairs = list(_pairs(self.regions, kept))
         computed = [r for r, of in zip(self.regions, kept.regions, strict=True) if of is not None]
         shapes = [(self.by_slot[slot].sample.shape, before.sample.shape) for slot, before in pairs]
-        is_whole = len(pairs) == sum(len(region.controls) for region in computed)
+        is_whole = len(pairs) == sum(len(region.injected) for region in computed)
         return is_whole and all(now == then for now, then in shapes)
 
 
@@ -83,7 +83,7 @@ def entered(
     known: defaultdict[int, list[ControlKept]] = defaultdict(list)
     for slot, before in _pairs(regions, kept):
         known[slot].append(before)
-    for slot, sources in {c.slot: c.sources for region in regions for c in region.controls}.items():
+    for slot, sources in {c.slot: c.sources for region in regions for c in region.injected}.items():
         given = given_by([values[i] for i in sources])
         same = next((before for before in known[slot] if given.is_that_of(before.given)), None)
         found[slot] = same or ControlKept(given, _sampled(values[slot], batch_dim))
@@ -100,8 +100,8 @@ def _pairs(regions: Sequence[Region], kept: Kept | None) -> Iterator[tuple[int, 
     if kept is None:
         return
     for region, of_region in zip(regions, kept.regions, strict=True):
-        if of_region is not None and len(of_region.controls) == len(region.controls):
-            for control, before in zip(region.controls, of_region.controls, strict=True):
+        if of_region is not None and len(of_region.controls) == len(region.injected):
+            for control, before in zip(region.injected, of_region.controls, strict=True):
                 yield control.slot, before
 
 

@@ -35,11 +35,11 @@ class Observer:
 
     def __init__(self, compiled: CompiledTrunk) -> None:
         self._reader = StepReader(compiled)
-        batch_dim, signal = compiled.trunk.batch_dim, compiled.trunk.signal
+        batch_dim, signal = compiled.trunk.batch_dim, compiled.trunk.modulated_input
         self._batch_dims = {
             ProbeKind.RESIDUAL: batch_dim,
             ProbeKind.HIDDEN: batch_dim,
-            ProbeKind.SIGNAL: None if isinstance(signal, str) else signal.batch_dim,
+            ProbeKind.MODULATED_INPUT: None if isinstance(signal, str) else signal.batch_dim,
             ProbeKind.LATENTS: None if batch_dim is None else 0,
         }
 

@@ -51,7 +51,7 @@ def _plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span) -> Region:
         probe_out=probe_out,
         effects=tuple(_effect(trunk, slot, start) for slot in live_outs),
         dead_on_hit=tuple(dead_on_hit),
-        controls=tuple(control for control in trunk.controls if control.slot in read),
+        injected=tuple(control for control in trunk.injected if control.slot in read),
     )
 
 
@@ -66,9 +66,9 @@ def _probe(
         if not roles.latents:
             raise InvalidConfig("this rule compares the model's input, and this graph has none")
         return start, start, None, roles.latents[0]
-    if span.probe.kind is ProbeKind.SIGNAL:
-        if isinstance(trunk.signal, str):
-            raise InvalidConfig(trunk.signal)
+    if span.probe.kind is ProbeKind.MODULATED_INPUT:
+        if isinstance(trunk.modulated_input, str):
+            raise InvalidConfig(trunk.modulated_input)
         if start > 0:
             raise InvalidConfig(f"only block 0 has a signal, and this region begins at {start}")
         _check_grid(roles, span.probe)

@@ -18,8 +18,10 @@ class SignalReader:
 
     def __init__(self, compiled: CompiledTrunk) -> None:
         trunk, roles = compiled.trunk, compiled.roles
-        self._function = compiled.signal
-        self._inputs = gatherer(() if isinstance(trunk.signal, str) else trunk.signal.inputs)
+        self._function = compiled.modulated_input
+        self._inputs = gatherer(
+            () if isinstance(trunk.modulated_input, str) else trunk.modulated_input.inputs
+        )
         self._timesteps = gatherer((*roles.host_timesteps, *roles.timesteps))
         self._latents = gatherer(roles.latents)
 

@@ -34,13 +34,13 @@ class StepReader:
 
     def __init__(self, compiled: CompiledTrunk) -> None:
         roles = compiled.roles
-        self._observe = compiled.observe
-        self._sizes = gatherer(compiled.trunk.observe_sizes)
+        self._observe = compiled.measure
+        self._sizes = gatherer(compiled.trunk.measure_sizes)
         self._timesteps = gatherer(roles.timesteps)
         self._num_clock = 2 * len(roles.timesteps)
         self._host_timesteps = roles.host_timesteps
-        self._sketched = _joiner(roles.sketched)
-        self._num_sketch = ops.SKETCH_SIZE if roles.sketched else 0
+        self._sketched = _joiner(roles.sampled_latents)
+        self._num_sketch = ops.LATENTS_SAMPLE_SIZE if roles.sampled_latents else 0
 
     def read_all(
         self,
@@ -92,7 +92,11 @@ def read_clock_of(
     """Clock of the timesteps, sketch of the first latents, and sums [B, 2], in one copy."""
     clocks = [ops.clock(t) for t in timesteps if isinstance(t, Tensor)]
     sketched = [t for t in latents if isinstance(t, Tensor) and t.is_floating_point()][:1]
-    parts = [*clocks, *([] if sums is None else [sums.reshape(-1)]), *map(ops.sketch, sketched)]
+    parts = [
+        *clocks,
+        *([] if sums is None else [sums.reshape(-1)]),
+        *map(ops.latents_sample, sketched),
+    ]
     if controls is not None:
         parts.append(controls)
     if not parts:
@@ -101,7 +105,7 @@ def read_clock_of(
     first = 2 * len(clocks)
     end = first + (0 if sums is None else sums.numel())
     numbers = seen[:end].tolist()
-    last = end + ops.SKETCH_SIZE * len(sketched)
+    last = end + ops.LATENTS_SAMPLE_SIZE * len(sketched)
     sketch = seen.numpy()[end:last] if sketched else None
     moved, size = tuple(numbers[first::2]), tuple(numbers[first + 1 :: 2])
     clock = tuple(numbers[:first]) or None

@@ -35,33 +35,35 @@ PRODUCTS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class SignalGraph:
-    """The graph of the signal, what it reads, and the node that it ends in."""
+class ModulatedInputGraph:
+    """The graph of the modulated input, what it reads, and the node that it ends in."""
 
     gm: fx.GraphModule
     inputs: tuple[fx.Node, ...]
-    signal: fx.Node
+    modulated_input: fx.Node
 
 
-def signal_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) -> SignalGraph | str:
+def modulated_input_graph(
+    gm: fx.GraphModule, assignment: Assignment, pattern: Pattern
+) -> ModulatedInputGraph | str:
     """The graph of the modulated input of block 0, or a sentence why there is none."""
     name = assignment.blocks[0].path
     stream, block = pattern.probe.at[0], assignment.nodes_of(1)
     assert stream is not None
-    signal = _first_operand(block, stream)
-    if signal is None:
+    modulated_input = _first_operand(block, stream)
+    if modulated_input is None:
         return f"{name} has no matrix product on its stream, so that there is no modulated input"
     carried = {s.at[0] for s in pattern.streams}
-    if not _is_modulated(signal, carried, assignment, pattern.roles):
+    if not _is_modulated(modulated_input, carried, assignment, pattern.roles):
         return (
             f"{name} does not modulate its input by the timestep before its first matrix product: "
             "choose a rule that compares something else"
         )
-    inner = _inner_nodes(signal, assignment)
-    for node in block[: block.index(signal)]:
+    inner = _inner_nodes(modulated_input, assignment)
+    for node in block[: block.index(modulated_input)]:
         if node not in inner and _acts_on(node, inner):
             return f"`{node.name}` in {name} acts on what leads to its modulated input"
-    return _build(gm, signal, [n for n in assignment.nodes if n in inner])
+    return _build(gm, modulated_input, [n for n in assignment.nodes if n in inner])
 
 
 def _first_operand(block: Sequence[fx.Node], stream: fx.Node) -> fx.Node | None:
@@ -77,16 +79,16 @@ def _first_operand(block: Sequence[fx.Node], stream: fx.Node) -> fx.Node | None:
 
 
 def _is_modulated(
-    signal: fx.Node,
+    modulated_input: fx.Node,
     carried: set[fx.Node | None],
     assignment: Assignment,
     roles: ArgumentRoles,
 ) -> bool:
-    """True if the timestep reaches the signal by a way of its own, not within a stream. A fragment
-    that does not get the timestep gets what was made of it from outside."""
+    """True if the timestep reaches the modulated input by a way of its own, not within a stream. A
+    fragment that does not get the timestep gets what was made of it from outside."""
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]
     told = {arguments[i] for i in (*roles.timesteps, *roles.host_timesteps)}
-    stack, seen = [signal], {signal}
+    stack, seen = [modulated_input], {modulated_input}
     while stack:
         node = stack.pop()
         if node in carried:
@@ -100,9 +102,10 @@ def _is_modulated(
     return False
 
 
-def _inner_nodes(signal: fx.Node, assignment: Assignment) -> set[fx.Node]:
-    """The nodes of block 0 that lead to the signal, and the size arithmetic that they read."""
-    inner, stack = set(), [signal]
+def _inner_nodes(modulated_input: fx.Node, assignment: Assignment) -> set[fx.Node]:
+    """The nodes of block 0 that lead to the modulated input, and the size arithmetic that they
+    read."""
+    inner, stack = set(), [modulated_input]
     while stack:
         node = stack.pop()
         if node in inner or not (assignment.segment_of[node] == 1 or is_size_arithmetic(node)):
@@ -121,7 +124,9 @@ def _acts_on(node: fx.Node, inner: set[fx.Node]) -> bool:
     return opens or (writes and any(arg in inner for arg in node.all_input_nodes))
 
 
-def _build(gm: fx.GraphModule, signal: fx.Node, inner: Sequence[fx.Node]) -> SignalGraph:
+def _build(
+    gm: fx.GraphModule, modulated_input: fx.Node, inner: Sequence[fx.Node]
+) -> ModulatedInputGraph:
     own = set(inner)
     inputs = tuple(
         dict.fromkeys(arg for node in inner for arg in node.all_input_nodes if arg not in own)
@@ -130,6 +135,8 @@ def _build(gm: fx.GraphModule, signal: fx.Node, inner: Sequence[fx.Node]) -> Sig
     env = {node: graph.placeholder(node.name) for node in inputs}
     for node in inner:
         env[node] = graph.node_copy(node, env.__getitem__)
-    graph.output((env[signal],))
+    graph.output((env[modulated_input],))
     graph.lint()
-    return SignalGraph(fx.GraphModule(gm, graph, class_name="Signal"), inputs, signal)
+    return ModulatedInputGraph(
+        fx.GraphModule(gm, graph, class_name="ModulatedInput"), inputs, modulated_input
+    )

@@ -17,7 +17,7 @@ from dit_cachegraph.graph.fx_utils import is_parameter, is_weight, value_of
 from dit_cachegraph.graph.match_pattern import Pattern
 
 
-def find_controls(assignment: Assignment, pattern: Pattern) -> dict[fx.Node, tuple[int, ...]]:
+def find_injected(assignment: Assignment, pattern: Pattern) -> dict[fx.Node, tuple[int, ...]]:
     """The controls that any block reads, in order of their use, each with its arguments by index.
     Glue between two blocks counts to the later one."""
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]

@@ -1,4 +1,4 @@
-"""The graph of the fused diff (`ops.observe`), for the layout of the probe stream.
+"""The graph of the fused diff (`ops.measure`), for the layout of the probe stream.
 
 Inputs: size arguments, hidden, hidden_in, previous, timesteps, latents. It is compiled with the
 segments and serves every `Fn`, since the stream has one layout at every border.
@@ -19,7 +19,7 @@ from dit_cachegraph.graph.fx_utils import value_of
 from dit_cachegraph.plan import ArgumentRoles
 
 
-def observe_graph(
+def measure_graph(
     assignment: Assignment, borders: Borders, probe: StreamNodes, roles: ArgumentRoles
 ) -> tuple[tuple[fx.Node, ...], int | None, SegmentGraph]:
     """(size arguments, batch dimension, graph) of the diff.
@@ -33,34 +33,34 @@ def observe_graph(
     assert entry is not None
     hidden = borders.fake(entry)
     timesteps = [value_of(arguments[i]) for i in roles.timesteps]
-    sketched = _joined([value_of(arguments[i]) for i in roles.sketched])
+    sampled = _joined([value_of(arguments[i]) for i in roles.sampled_latents])
     latents = value_of(arguments[roles.latents[0]]) if roles.latents else None
-    sizes = size_arguments([hidden, *timesteps, *sketched], assignment)
+    sizes = size_arguments([hidden, *timesteps, *sampled], assignment)
     batch_dim = batch_dim_of(hidden, latents)
     graph = fx.Graph()
     tracer = GraphAppendingTracer(graph)
     for node in sizes:
         graph.placeholder(node.name)
     names = ["hidden", "hidden_in", "previous", *(f"timestep_{i}" for i in range(len(timesteps)))]
-    names += ["latents"] * len(sketched)
+    names += ["latents"] * len(sampled)
     # While it is traced, a Proxy stands for each tensor.
     inputs = [cast(torch.Tensor, fx.Proxy(graph.placeholder(name), tracer)) for name in names]
-    observed = ops.observe(
+    observed = ops.measure(
         inputs[0],
         inputs[1],
         inputs[2],
         inputs[3 : 3 + len(timesteps)],
-        latents=inputs[-1] if sketched else None,
+        latents=inputs[-1] if sampled else None,
         batch_dim=batch_dim,
     )
     graph.output((cast(fx.Proxy, observed).node,))
     module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")
-    values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps, *sketched)
+    values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps, *sampled)
     return sizes, batch_dim, SegmentGraph(module, values)
 
 
 def _joined(latents: Sequence[object]) -> list[object]:
-    """The latents as the sketch is given them: several as one flat tensor."""
+    """The latents as their sample is taken of them: several as one flat tensor."""
     if len(latents) < 2:
         return list(latents)
     tensors = [t for t in latents if isinstance(t, torch.Tensor)]
