@@ -16,7 +16,7 @@ from bench._quality_models import QualityModel
 from bench._quality_solvers import euler
 from bench._whole_file import save_whole
 from dit_cachegraph.backend import cachedit
-from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.step_log import StepReport
 
 Settings = Mapping[str, object]
 T = TypeVar("T")
@@ -130,7 +130,7 @@ def by_pipeline(artist: Artist, pipe: DiffusionPipeline, num_steps: int) -> Draw
 
 
 def _by_step(
-    artist: Artist, calls: Sequence[Step], num_steps: int
+    artist: Artist, calls: Sequence[StepReport], num_steps: int
 ) -> tuple[list[list[float]], list[list[float | None]]]:
     """Curves and what was seen; none where the report has forgotten the first of them."""
     num_blocks = len(blocks_of(artist.ours))
@@ -143,11 +143,11 @@ def _by_step(
     return curves, seen
 
 
-def _num_skipped(call: Step) -> int:
+def _num_skipped(call: StepReport) -> int:
     return sum(stop - start for start, stop in call.skipped)
 
 
-def _most_seen(branches: Sequence[Step]) -> float | None:
+def _most_seen(branches: Sequence[StepReport]) -> float | None:
     values = [call.observed_error if call.diff is None else call.diff for call in branches]
     return max((value for value in values if value is not None), default=None)
 

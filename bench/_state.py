@@ -15,7 +15,7 @@ from bench._spread import Spread, spread_of
 from bench._steps import seconds_each
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.policy.rule import Decision, Observation
-from dit_cachegraph.runtime.cached_model import CachedModel
+from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.commit_step import Done, Outcome, Passed, commit_step, history_of
 from dit_cachegraph.runtime.find_image import find_image
 

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dit_cachegraph.config import resolve
 from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.report import Report, report_of
-from dit_cachegraph.runtime.cached_model import CachedModel
+from dit_cachegraph.requests.request import Request, entered
+from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
-from dit_cachegraph.runtime.request import Request, entered
 from dit_cachegraph.targets import modules_in, notes_on
 
 log = std_logging.getLogger("dit_cachegraph")
@@ -51,7 +51,7 @@ def reset(target: object, key: Hashable | None = None) -> None:
     """Drop what is kept for `target`: of the request named `key`, or of all of them. The next step
     of each computes."""
     for state in REGISTRY.states_of(modules_in(target)):
-        state.branches.drop(key)
+        state.requests.drop(key)
 
 
 def request(key: Hashable, **settings: object) -> AbstractContextManager[None]:

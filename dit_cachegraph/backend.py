@@ -25,8 +25,8 @@ from dit_cachegraph.graph.match_pattern import Pattern, match_pattern
 from dit_cachegraph.graph.move_numbers import move_numbers
 from dit_cachegraph.graph.segment_graph import Cut, segment_graph
 from dit_cachegraph.plan import Uncacheable
-from dit_cachegraph.runtime.cached_model import CachedModel
-from dit_cachegraph.runtime.uncached_model import UncachedModel
+from dit_cachegraph.runtime.driver import CachedModel
+from dit_cachegraph.runtime.uncached import UncachedModel
 
 log = logging.getLogger("dit_cachegraph")
 

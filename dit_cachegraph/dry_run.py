@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 
 from dit_cachegraph.config import Settings
+from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.rule import Rule
-from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.simulate import simulate
 
 

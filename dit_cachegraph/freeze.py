@@ -10,7 +10,7 @@ from dit_cachegraph.policy.block_lists import Part
 from dit_cachegraph.policy.catalog import options_of
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Rule
-from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.step_log import StepReport
 
 FEW_STEPS = 8
 MAX_STRIDES_LEFT = 2.5  # The last strides of a shifted schedule are the longest.
@@ -25,7 +25,7 @@ def settings_as_config(settings: Settings) -> dict[str, object]:
 
 
 def frozen_config(
-    settings: Mapping[str, object], regions: Sequence[tuple[int, int]], steps: Sequence[Step]
+    settings: Mapping[str, object], regions: Sequence[tuple[int, int]], steps: Sequence[StepReport]
 ) -> dict[str, object]:
     """A fixed schedule of the last image of each branch: a step computes if it did on any.
 
@@ -63,11 +63,11 @@ def _jsonable(option: object) -> object:
     return [_jsonable(one) for one in option] if isinstance(option, tuple) else option
 
 
-def last_images(steps: Sequence[Step]) -> list[list[Step]]:
+def last_images(steps: Sequence[StepReport]) -> list[list[StepReport]]:
     """The steps of the last image, and of those that were under way beside it: on its other
     guidance branches."""
     begun: dict[str, int] = {}
-    images: dict[str, list[Step]] = {}
+    images: dict[str, list[StepReport]] = {}
     ended: dict[str, int] = {}
     for place, step in enumerate(steps):
         if step.step == 0:
@@ -81,7 +81,7 @@ def last_images(steps: Sequence[Step]) -> list[list[Step]]:
     return [image for request, image in images.items() if ended[request] >= first]
 
 
-def why_nothing_gained(steps: Sequence[Step]) -> str | None:
+def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
     """A sentence where the last image was too short to reuse anything of it, if it was."""
     images = last_images(steps)
     image = max(images, key=len, default=[])
@@ -101,13 +101,13 @@ def why_nothing_gained(steps: Sequence[Step]) -> str | None:
     return None
 
 
-def _are_single(steps: Sequence[Step]) -> bool:
+def _are_single(steps: Sequence[StepReport]) -> bool:
     """True for several images of one step each, one after another."""
     requests = [step.request for step in steps]
     return len(set(requests)) < len(requests) and all(step.step == 0 for step in steps)
 
 
-def _looks_whole(image: Sequence[Step]) -> bool:
+def _looks_whole(image: Sequence[StepReport]) -> bool:
     """True where hardly anything is left of the noise range, as far as timesteps tell."""
     seen = [step.timestep for step in image if step.timestep is not None]
     if len(seen) < len(image):

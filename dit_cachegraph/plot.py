@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dit_cachegraph.api import summary
 from dit_cachegraph.freeze import last_images
 from dit_cachegraph.report import Report
-from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.step_log import StepReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def _figure(num_images: int) -> "Figure":
     return Figure(figsize=(WIDTH_INCHES, PANEL_INCHES * num_images), dpi=DPI, facecolor="white")
 
 
-def _draw_numbers(axes: "Axes", image: Sequence[Step], report: Report) -> None:
+def _draw_numbers(axes: "Axes", image: Sequence[StepReport], report: Report) -> None:
     """Diffs and errors over the steps, with what they are compared with."""
     settings = report.settings[-1] if report.settings else {}
     diffs = [step for step in image if step.diff is not None]
@@ -86,7 +86,7 @@ def _bound(axes: "Axes", value: object, label: str) -> None:
         axes.axhline(float(value), color="0.3", linestyle="--", linewidth=1, label=label)
 
 
-def _draw_blocks(axes: "Axes", image: Sequence[Step], num_blocks: int) -> None:
+def _draw_blocks(axes: "Axes", image: Sequence[StepReport], num_blocks: int) -> None:
     """One column a step, one row a block: green where it was reused."""
     for step in image:
         axes.bar(step.step, num_blocks, width=0.9, color=COMPUTE_COLOR, alpha=0.25)

@@ -8,11 +8,11 @@ from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.freeze import frozen_config, settings_as_config, why_nothing_gained
 from dit_cachegraph.plan import BlockListReport, Trunk
-from dit_cachegraph.runtime.cached_model import CachedModel
+from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.models import ModelState
-from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.step_log import StepReport
 from dit_cachegraph.runtime.step_plan import StepPlan
-from dit_cachegraph.runtime.uncached_model import UncachedModel
+from dit_cachegraph.runtime.uncached import UncachedModel
 
 NUM_STEPS_SHOWN = 60
 
@@ -67,7 +67,7 @@ class Report:
     """
 
     graphs: tuple[GraphReport, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[StepReport, ...]
     num_hits: int
     num_computed: int
     num_blocks: int
@@ -126,7 +126,7 @@ def _jsonable(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step_line(step: Step) -> str:
+def _step_line(step: StepReport) -> str:
     timestep = "" if step.timestep is None else f" t={step.timestep:<8.4g}"
     mark = "reuse  " if step.hit else "compute"
     return f"  {step.request:>6} step {step.step:>3}{timestep} {mark} {step.reason}"
@@ -144,8 +144,8 @@ def report_of(states: Sequence[ModelState], notes: Sequence[str]) -> Report:
         num_computed=sum(state.log.num_computed for state in states),
         num_blocks=sum(state.log.num_blocks for state in states),
         num_blocks_run=sum(state.log.num_blocks_run for state in states),
-        state_nbytes=sum(state.branches.nbytes for state in states),
-        num_branches=sum(len(state.branches) for state in states),
+        state_nbytes=sum(state.requests.nbytes for state in states),
+        num_branches=sum(len(state.requests) for state in states),
         settings=tuple(settings_as_config(plan.settings) for _, plan in plans),
         trials=_trials(states, plans),
         notes=tuple(notes),

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, StepResult, Sums
-from dit_cachegraph.runtime.cache_state import Recorded
 
 
 class Simulated(NamedTuple):

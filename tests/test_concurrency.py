@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
-from dit_cachegraph.runtime.branch_table import BranchTable
-from dit_cachegraph.runtime.conditioning import Content
+from dit_cachegraph.requests.conditioning import Content
+from dit_cachegraph.requests.conditioning import given as given_as
+from dit_cachegraph.requests.table import RequestTable
+from dit_cachegraph.requests.track import Track
 from image_runs import SETTINGS, image_of, oracle_of, under
 from running import compile_cached, relative_error, run_step
 from tiny_models import FLUX
@@ -85,10 +87,12 @@ def test_tasks_that_switch_between_steps(model):
     assert [s.request for s in dc.summary(model).steps][:6] == ["0", "1", "2"] * 2
 
 
-def test_threads_that_rebuild_one_text_adopt_its_state_once(monkeypatch):
+def test_threads_that_rebuild_one_text_take_its_track_over_once(monkeypatch):
     """Both find that it is theirs before either takes it."""
-    table, text = BranchTable(lambda image: None), torch.randn(1, 4, 8)
-    orphan = table.find(None, [text.clone()])
+    table, text = RequestTable(), torch.randn(1, 4, 8)
+    before = table.find(given_as(None, [text.clone()]))
+    track = Track(before)
+    before.tracks.append(track)
     is_that_of, both_know = Content.is_that_of, threading.Barrier(2, timeout=60)
 
     def is_known(self, other):
@@ -99,12 +103,13 @@ def test_threads_that_rebuild_one_text_adopt_its_state_once(monkeypatch):
     monkeypatch.setattr(Content, "is_that_of", is_known)
     texts = [text.clone() for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda own: table.find(None, [own]), texts))
-    assert [branch is orphan for branch in found].count(True) == 1
+        found = list(pool.map(lambda own: table.find(given_as(None, [own])), texts))
+    assert sorted(len(conditioning.tracks) for conditioning in found) == [0, 1]
+    assert next(c for c in found if c.tracks) is track.conditioning
     assert len(table) == 2
 
 
-def test_one_thread_that_rebuilds_its_text_adopts_its_state_each_time():
-    table, text = BranchTable(lambda image: None), torch.randn(1, 4, 8)
-    found = {table.find(None, [text.clone()]).label for _ in range(5)}
+def test_one_thread_that_rebuilds_its_text_takes_its_tracks_over_each_time():
+    table, text = RequestTable(), torch.randn(1, 4, 8)
+    found = {table.find(given_as(None, [text.clone()])).label for _ in range(5)}
     assert found == {"#1"}

@@ -8,9 +8,9 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.even import EvenSchedule
+from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.replay import Replay
 from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
-from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.simulate import simulate
 from oracle import EagerOracle
 from running import compile_cached, run_all

@@ -5,7 +5,7 @@ import pytest
 import dit_cachegraph as dc
 from dit_cachegraph.freeze import why_nothing_gained
 from dit_cachegraph.policy.presets import PRESETS
-from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.step_log import StepReport
 from image_runs import image_of
 from running import compile_cached, relative_error, run_all
 from tiny_models import FLUX, WAN
@@ -44,10 +44,10 @@ def test_cache_dits_default_computes_eight():
     assert "to gain" not in str(dc.summary(compiled))
 
 
-def steps_of(reason: str, timesteps: list[float | None], hits: int = 0) -> list[Step]:
+def steps_of(reason: str, timesteps: list[float | None], hits: int = 0) -> list[StepReport]:
     num = len(timesteps)
     return [
-        Step(i, t, i >= num - hits, "new image" if i == 0 else reason, None, "1")
+        StepReport(i, t, i >= num - hits, "new image" if i == 0 else reason, None, "1")
         for i, t in enumerate(timesteps)
     ]
 

@@ -1,4 +1,4 @@
-"""Which image a call goes on with: sketches of latents, and the choice between images under way."""
+"""Which image a call goes on with: samples of latents, and the choice between images under way."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_cachegraph import ops
-from dit_cachegraph.runtime.cache_state import Branch, Image
-from dit_cachegraph.runtime.conditioning import Content, latents_identity
-from dit_cachegraph.runtime.find_image import AMBIGUOUS, Sight, find_image
-from dit_cachegraph.runtime.sketch import MIN_CORRELATION, closeness
-from dit_cachegraph.runtime.trajectory import Known, advance
+from dit_cachegraph.requests.conditioning import Conditioning, Content
+from dit_cachegraph.requests.conditioning import given as given_as
+from dit_cachegraph.requests.fingerprint import Fingerprint
+from dit_cachegraph.requests.latents import MIN_CORRELATION, closeness, latents_identity
+from dit_cachegraph.requests.match import AMBIGUOUS, find_track
+from dit_cachegraph.requests.schedule import Known, advance
+from dit_cachegraph.requests.track import Track
 
-KNOWN = Known(direction=-1, forgets_start=False)
+KNOWN = Known(direction=-1, keeps_start=True)
 SHAPE = (torch.Size([1, 4, 16]),)
 
 
@@ -21,31 +23,34 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(256).astype(np.float32)
 
 
-def sketch_of(image: int, progress: float) -> np.ndarray:
+def sample_of(image: int, progress: float) -> np.ndarray:
     """From the noise of an image towards what it draws."""
     return (1 - progress) * noise(image) + progress * noise(100 + image)
 
 
-def sight_of(image: int, step: int, signature: int = 0) -> Sight:
+def sight_of(image: int, step: int, signature: int = 0) -> Fingerprint:
     clock = (1 - step / 10, 2 - step / 5)
-    return Sight(clock, sketch_of(image, step / 10), SHAPE, None, signature)
+    return Fingerprint(clock, sample_of(image, step / 10), SHAPE, None, signature)
 
 
 class Caller:
-    """A branch on which images are called; says which image each call was taken for."""
+    """Conditioning under which images are called; says which track each call was taken for."""
 
     def __init__(self) -> None:
-        self.branch = Branch("#1", None, Content(None, []))
+        self.conditioning = Conditioning[Track]("#1", None, (), None, content_of(None, []))
 
-    def call(self, sight: Sight, partner: Image | None = None) -> tuple[Image, str | None]:
-        match = find_image(self.branch.images, sight, KNOWN, partner)
-        image = match.image
-        if image is None:
-            image = Image(self.branch)
-            self.branch.images.append(image)
-        image.trajectory, image.sketch = match.moment.trajectory, sight.sketch
-        image.signature = sight.signature
-        return image, match.moment.doubt
+    def call(self, call: Fingerprint, partner: Track | None = None) -> tuple[Track, str | None]:
+        match = find_track(self.conditioning.tracks, call, KNOWN, partner)
+        track = match.track
+        if track is None:
+            track = Track(self.conditioning)
+            self.conditioning.tracks.append(track)
+        track.trajectory, track.last_call = match.step.trajectory, call
+        return track, match.step.doubt
+
+
+def content_of(key, tensors) -> Content:
+    return Content(given_as(key, tensors))
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
@@ -63,8 +68,8 @@ def test_images_in_any_order_are_each_their_own(turns):
 def test_latents_that_could_be_of_either_image_are_in_doubt():
     caller = Caller()
     first, _ = caller.call(sight_of(0, 0))
-    caller.call(sight_of(0, 0)._replace(sketch=sketch_of(0, 0) + 0.3 * noise(7)))
-    between = sight_of(0, 1)._replace(sketch=sketch_of(0, 0.1) + 0.15 * noise(7))
+    caller.call(sight_of(0, 0)._replace(sample=sample_of(0, 0) + 0.3 * noise(7)))
+    between = sight_of(0, 1)._replace(sample=sample_of(0, 0.1) + 0.15 * noise(7))
     _, doubt = caller.call(between)
     assert doubt == AMBIGUOUS
 
@@ -72,21 +77,21 @@ def test_latents_that_could_be_of_either_image_are_in_doubt():
 def test_the_partner_decides_where_latents_do_not():
     caller = Caller()
     images = [
-        caller.call(sight_of(0, 0)._replace(sketch=sketch_of(0, 0) + 0.3 * i * noise(7)))[0]
+        caller.call(sight_of(0, 0)._replace(sample=sample_of(0, 0) + 0.3 * i * noise(7)))[0]
         for i in range(2)
     ]
-    between = sight_of(0, 1)._replace(sketch=sketch_of(0, 0.1) + 0.15 * noise(7))
+    between = sight_of(0, 1)._replace(sample=sample_of(0, 0.1) + 0.15 * noise(7))
     for image in images:
-        match = find_image(caller.branch.images, between, KNOWN, image)
-        assert (match.image, match.moment.doubt) == (image, None)
+        match = find_track(caller.conditioning.tracks, between, KNOWN, image)
+        assert (match.track, match.step.doubt) == (image, None)
 
 
 def test_without_latents_two_images_are_in_doubt_and_one_is_not():
     caller = Caller()
-    caller.call(sight_of(0, 0)._replace(sketch=None))
-    assert caller.call(sight_of(0, 1)._replace(sketch=None))[1] is None
-    caller.call(sight_of(1, 0)._replace(sketch=None))
-    assert caller.call(sight_of(0, 2)._replace(sketch=None))[1] == AMBIGUOUS
+    caller.call(sight_of(0, 0)._replace(sample=None))
+    assert caller.call(sight_of(0, 1)._replace(sample=None))[1] is None
+    caller.call(sight_of(1, 0)._replace(sample=None))
+    assert caller.call(sight_of(0, 2)._replace(sample=None))[1] == AMBIGUOUS
 
 
 def test_another_trunk_on_the_same_latents_is_an_image_of_its_own():
@@ -94,8 +99,8 @@ def test_another_trunk_on_the_same_latents_is_an_image_of_its_own():
     for step in range(4):
         images = [caller.call(sight_of(0, step, signature)) for signature in (0, 1)]
         assert [doubt for _, doubt in images] == [None, None]
-        assert [image.signature for image, _ in images] == [0, 1]
-    assert len(caller.branch.images) == 2
+        assert [image.last_call.signature for image, _ in images] == [0, 1]
+    assert len(caller.conditioning.tracks) == 2
 
 
 def test_another_trunk_on_other_latents_goes_on_with_the_image():
@@ -146,20 +151,20 @@ def test_closeness_of_other_sizes_and_of_nothing():
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 128, 128), (2, 4096, 64), (2, 16, 5, 30, 52), (3, 5)])
-def test_sketches_of_independent_latents_are_apart(shape):
+def test_samples_of_independent_latents_are_apart(shape):
     """For shapes whose sizes are powers of two as well: the sample is from all over the tensor."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, *shape, generator=generator)
-    sketches = [ops.latents_sample(x).numpy() for x in (a, b, 0.9 * a + 0.1 * b)]
-    assert sketches[0].shape == (256,)
+    samples = [ops.latents_sample(x).numpy() for x in (a, b, 0.9 * a + 0.1 * b)]
+    assert samples[0].shape == (256,)
     if a.numel() > 1000:
-        assert abs(closeness(sketches[0], sketches[1])) < MIN_CORRELATION
-        columns = {float(x) for x in sketches[0]}
+        assert abs(closeness(samples[0], samples[1])) < MIN_CORRELATION
+        columns = {float(x) for x in samples[0]}
         assert len(columns) > 250
-    assert closeness(sketches[0], sketches[2]) > 0.9
+    assert closeness(samples[0], samples[2]) > 0.9
 
 
-def test_a_sketch_is_of_the_logical_elements_whatever_the_strides():
+def test_a_sample_is_of_the_logical_elements_whatever_the_strides():
     latents = torch.randn(2, 6, 8, 10)
     permuted = latents.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     assert torch.equal(ops.latents_sample(latents), ops.latents_sample(permuted))
@@ -178,8 +183,8 @@ def test_latents_identity_tells_storage_offset_and_shape():
 
 def test_content_tells_tensors_apart_by_what_they_hold():
     text = torch.randn(1, 5, 8)
-    content = Content(None, [text, torch.ones(3, dtype=torch.bool)])
-    assert content.is_that_of(Content(None, [text.clone(), torch.ones(3, dtype=torch.bool)]))
+    content = content_of(None, [text, torch.ones(3, dtype=torch.bool)])
+    assert content.is_that_of(content_of(None, [text.clone(), torch.ones(3, dtype=torch.bool)]))
     swapped = text.flip(1)
     for key, tensors in [
         (None, [swapped, torch.ones(3, dtype=torch.bool)]),
@@ -187,24 +192,24 @@ def test_content_tells_tensors_apart_by_what_they_hold():
         (None, [text[:, :4], torch.ones(3, dtype=torch.bool)]),
         ("a", [text, torch.ones(3, dtype=torch.bool)]),
     ]:
-        assert not content.is_that_of(Content(key, tensors))
-    broken = Content(None, [text * torch.nan])
+        assert not content.is_that_of(content_of(key, tensors))
+    broken = content_of(None, [text * torch.nan])
     assert not broken.is_that_of(broken)
-    assert not Content(None, []).is_that_of(Content(None, []))
+    assert not content_of(None, []).is_that_of(content_of(None, []))
 
 
 def test_content_of_complex_and_empty_tensors():
     rope = torch.polar(torch.ones(4, 3), torch.randn(4, 3))
-    assert Content(None, [rope]).is_that_of(Content(None, [rope.clone()]))
-    assert not Content(None, [rope]).is_that_of(Content(None, [rope.conj().resolve_conj()]))
-    assert Content(None, [torch.empty(0)]).is_that_of(Content(None, [torch.empty(0)]))
+    assert content_of(None, [rope]).is_that_of(content_of(None, [rope.clone()]))
+    assert not content_of(None, [rope]).is_that_of(content_of(None, [rope.conj().resolve_conj()]))
+    assert content_of(None, [torch.empty(0)]).is_that_of(content_of(None, [torch.empty(0)]))
 
 
 def test_advance_is_what_the_choice_goes_by():
     """A call that fits no image begins one, with the moment that `advance` gives it."""
     sight = sight_of(3, 0)
-    match = find_image([], sight, KNOWN, None)
-    assert match.image is None and match.moment.is_new_image
+    match = find_track([], sight, KNOWN, None)
+    assert match.track is None and match.step.is_new_image
     going_on = sight_of(3, 1)
-    moment = advance(match.moment.trajectory, going_on.clock, SHAPE, KNOWN)
+    moment = advance(match.step.trajectory, going_on.clock, SHAPE, KNOWN)
     assert moment.trajectory.num_calls == 2

@@ -9,8 +9,8 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph.plan import Effect, Region
 from dit_cachegraph.policy.catalog import PREDICTORS as KINDS
-from dit_cachegraph.runtime.cache_state import RegionKept
-from dit_cachegraph.runtime.effects import estimates
+from dit_cachegraph.runtime.cached_state import CachedRegion
+from dit_cachegraph.runtime.replay import estimates
 from predictor_oracles import forecast_of
 from running import compile_cached, relative_error, run_all
 from test_forecasts import BY_MASK, PREDICTORS, STREAMS, steps_of
@@ -52,7 +52,7 @@ def test_bfloat16_is_added_up_in_float32(name, options, is_whole):
     # Alike, and unlike zero: a sum that were rounded on its way would be far off.
     values = [(20 + a + b * s / 9 + c * np.sin(s / 5)).bfloat16() for s in steps]
     base = None if is_whole else base.bfloat16()
-    kept = RegionKept(None, tuple(steps), (tuple(values),))
+    kept = CachedRegion(None, tuple(steps), (tuple(values),))
     (actual,) = estimates(ONE_EFFECT, kept, (base,), predictor, steps[-1] + 2)
     wide = np.stack([value.double().numpy() for value in values])
     effect = torch.from_numpy(forecast_of(name, options)(wide, steps, steps[-1] + 2))

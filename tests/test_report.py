@@ -13,7 +13,7 @@ from torch import nn
 
 import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import pipeline_around
-from dit_cachegraph.runtime.step_log import MAX_STEPS_KEPT, Step, StepLog
+from dit_cachegraph.runtime.step_log import MAX_STEPS_KEPT, StepLog, StepReport
 from tiny_models import POOLED_DIM, TEXT_DIM, build_flux
 from toy_dits import adding_dit, toy_inputs
 from toy_runs import compile_toy, run, toy_steps
@@ -119,7 +119,7 @@ def test_dict_is_json_after_a_nan():
 def test_log_keeps_a_thousand_steps_and_counts_all():
     log = StepLog()
     for i in range(MAX_STEPS_KEPT + 5):
-        log.add(Step(i, None, i % 3 == 0, "", None, "a"), 4)
+        log.add(StepReport(i, None, i % 3 == 0, "", None, "a"), 4)
     assert [s.step for s in log.steps] == list(range(5, 1005))
     assert (log.num_hits, log.num_computed) == (335, 670)
 

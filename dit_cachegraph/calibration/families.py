@@ -13,8 +13,8 @@ from dit_cachegraph.calibration.find_mask import find_masks, reuse_costs
 from dit_cachegraph.config import resolve
 from dit_cachegraph.policy.catalog import PREDICTORS
 from dit_cachegraph.policy.checks import MASK_POLICIES
+from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.step_mask import steps_mask
-from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.simulate import simulate
 
 Settings = Mapping[str, object]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from dit_cachegraph.policy.predictor import Predictor
-from dit_cachegraph.runtime.cache_state import Recorded
+from dit_cachegraph.policy.recorded import Recorded
 
 MAX_RUN = 8  # reused steps in a row
 Costs = npt.NDArray[np.float64]

@@ -81,7 +81,7 @@ class CachedForward:
         """Call what was there before, with the settings that were there before."""
         state = REGISTRY.of_module(self.module)
         state.overrides = self._overrides_before or ()
-        state.branches.drop()
+        state.requests.drop()
         self._overrides_before = None
         self._compiled.clear()
         self.is_on = self.compiles = False

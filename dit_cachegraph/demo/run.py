@@ -16,7 +16,7 @@ from dit_cachegraph.backend import cachedit
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.metrics.pixels import psnr_db
 from dit_cachegraph.report import Report
-from dit_cachegraph.runtime.step_log import Step
+from dit_cachegraph.runtime.step_log import StepReport
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -69,7 +69,7 @@ class DemoResult:
     report: Report
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[StepReport, ...]:
         """The cached steps, in order; pictures of one batch share them."""
         return self.report.steps
 

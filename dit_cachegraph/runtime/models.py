@@ -7,18 +7,16 @@ is their weights, which come with every call. The registry may be filled before 
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_cachegraph.layers import Layers
-from dit_cachegraph.runtime.branch_table import BranchTable
-from dit_cachegraph.runtime.cache_state import Image, Recorded
-from dit_cachegraph.runtime.life import Schedules
-from dit_cachegraph.runtime.step_log import StepLog, log_image
-from dit_cachegraph.runtime.trajectory import Known
+from dit_cachegraph.policy.recorded import Recorded
+from dit_cachegraph.requests.table import RequestTable
+from dit_cachegraph.runtime.step_log import StepLog
 
 MAX_RECORDINGS = 16
 
@@ -32,22 +30,18 @@ class ModelState:
     """
 
     overrides: Layers = ()
-    schedules: Schedules = field(default_factory=Schedules)
-    branches: BranchTable = field(init=False)
+    requests: RequestTable = field(default_factory=RequestTable)
     log: StepLog = field(default_factory=StepLog)
-    known: Known = field(default_factory=Known)
     recordings: deque[list[Recorded]] = field(default_factory=lambda: deque(maxlen=MAX_RECORDINGS))
     graphs: dict[int, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.branches = BranchTable(_at_the_end_of_an_image(self.schedules))
 
     def absorb(self, other: "ModelState") -> None:
         """Take over what was seen of the same model by another of its graphs."""
         self.overrides = (*other.overrides, *self.overrides)
-        other.branches.drop()  # Their next steps compute.
+        other.requests.drop()  # Their next steps compute.
         self.log.absorb(other.log)
-        self.known = self.known if self.known.direction else other.known
+        if not self.requests.known.direction:
+            self.requests.known = other.requests.known
         self.graphs.update(other.graphs)
 
 
@@ -69,7 +63,7 @@ class ModelRegistry:
         known = [own, *(self._by_weight.get(tensor) for tensor in tensors)]
         states = list(dict.fromkeys(state for state in known if state is not None))
         # That of the fragment with the trunk has the requests under way.
-        states.sort(key=lambda state: -len(state.branches))
+        states.sort(key=lambda state: -len(state.requests))
         state = states[0] if states else ModelState()
         for other in states[1:]:
             state.absorb(other)
@@ -115,14 +109,6 @@ class ModelRegistry:
 
     def states_of(self, modules: Iterable[nn.Module]) -> list[ModelState]:
         return [self.of_module(module) for module in modules]
-
-
-def _at_the_end_of_an_image(schedules: Schedules) -> Callable[[Image], None]:
-    def end(image: Image) -> None:
-        log_image(image)
-        schedules.learn(image)
-
-    return end
 
 
 def _tensors_of(module: nn.Module) -> Iterable[Tensor]:

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import Region
-from dit_cachegraph.runtime.cache_state import Recorded
-from dit_cachegraph.runtime.effects import Bases
-from dit_cachegraph.runtime.step_reader import Values
+from dit_cachegraph.policy.recorded import Recorded
+from dit_cachegraph.runtime.replay import Bases
+from dit_cachegraph.runtime.slots import Values
 
 
 def record(

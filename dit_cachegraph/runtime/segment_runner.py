@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
-from dit_cachegraph.runtime.step_reader import Values, gatherer
+from dit_cachegraph.runtime.slots import Values, gatherer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,22 @@ from dit_cachegraph.plan import CompiledTrunk, Region
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Rule, Span
 from dit_cachegraph.runtime.region import plan_regions
+from dit_cachegraph.runtime.stages import Stage, stages_of
 
 MAX_PLANS_KEPT = 256
 
 
 class StepPlan(NamedTuple):
     """Settings, and the regions of the trunk under them. `spans[i]` is what `regions[i]` is of, and
-    `predictors[i]` what it is reused by; `rule` is that of the settings, on this trunk."""
+    `predictors[i]` what it is reused by; `rule` is that of the settings, on this trunk; `stages`
+    are what the driver walks."""
 
     settings: Settings
     rule: Rule
     predictors: tuple[Predictor, ...]
     spans: tuple[Span, ...]
     regions: tuple[Region, ...]
+    stages: tuple[Stage, ...]
 
 
 class PlanTable:
@@ -58,7 +61,8 @@ class PlanTable:
         rule = settings.rule.on_trunk(trunk.list_sizes)
         predictors = [rule.predictor_of(i) or settings.predictor for i in range(len(used))]
         regions = plan_regions(trunk, roles, spans)
-        return StepPlan(settings, rule, tuple(predictors), used, regions)
+        stages = stages_of(regions, trunk.num_blocks)
+        return StepPlan(settings, rule, tuple(predictors), used, regions, stages)
 
 
 def _check_dry_run(settings: Settings, num_regions: int) -> None:

@@ -1,7 +1,7 @@
 """What one fragment of a call hands on to the next: the user's tensors, where Dynamo broke the
 graph between the embedding of the timestep and the blocks.
 
-Both are compiled while the same model is being called. A note of another model, which was called
+Both are compiled while the same model is being called. What another model left, which was called
 before and whose tensors live on, is none for this one.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dit_cachegraph.plan import FragmentRoles
 
 
-class CallNote(NamedTuple):
+class CallHandoff(NamedTuple):
     """The user's tensors of the call under way."""
 
     timesteps: tuple[Tensor, ...]
@@ -30,12 +30,12 @@ class _Left(NamedTuple):
     conditioning: tuple["weakref.ref[Tensor]", ...]
 
 
-_left: ContextVar[_Left | None] = ContextVar("dit_cachegraph_call_note", default=None)
+_left: ContextVar[_Left | None] = ContextVar("dit_cachegraph_handoff", default=None)
 
 
-def leave_note(model: type[nn.Module] | None, roles: FragmentRoles, args: Sequence[object]) -> None:
-    """Note the arguments of a fragment of `model`. They are held weakly: the caller has them until
-    it is given the result."""
+def hand_on(model: type[nn.Module] | None, roles: FragmentRoles, args: Sequence[object]) -> None:
+    """Hand on the arguments of a fragment of `model`. They are held weakly: the caller has them
+    until it is given the result."""
 
     def refs(indices: Sequence[int]) -> tuple["weakref.ref[Tensor]", ...]:
         return tuple(weakref.ref(a) for i in indices if isinstance(a := args[i], Tensor))
@@ -44,12 +44,12 @@ def leave_note(model: type[nn.Module] | None, roles: FragmentRoles, args: Sequen
     _left.set(_Left(model, *noted))
 
 
-def current_note(model: type[nn.Module] | None) -> CallNote | None:
-    """What was noted in this call of `model`; None where nothing was, or it is gone."""
+def current_handoff(model: type[nn.Module] | None) -> CallHandoff | None:
+    """What was handed on in this call of `model`; None where nothing was, or it is gone."""
     left = _left.get()
     if left is None or left.model is not model:
         return None
     found = [[ref() for ref in refs] for refs in left[1:]]
     if any(tensor is None for tensors in found for tensor in tensors):
         return None
-    return CallNote(*(tuple(t for t in tensors if t is not None) for tensors in found))
+    return CallHandoff(*(tuple(t for t in tensors if t is not None) for tensors in found))

@@ -12,8 +12,8 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.plan import Effect, Region
 from dit_cachegraph.policy.predictor import Predictor
-from dit_cachegraph.runtime.cache_state import RegionKept
-from dit_cachegraph.runtime.step_reader import Values
+from dit_cachegraph.runtime.cached_state import CachedRegion
+from dit_cachegraph.runtime.slots import Values, tensor_at
 
 Bases = tuple[Tensor | None, ...]
 
@@ -31,25 +31,25 @@ def _base_of(values: Values, effect: Effect) -> Tensor | None:
     return base if isinstance(base, Tensor) and base.dtype != torch.bool else None
 
 
-def kept_after(
+def held_after(
     values: Values,
     region: Region,
     bases: Bases,
-    before: RegionKept | None,
+    before: CachedRegion | None,
     predictor: Predictor,
     step: int,
-) -> RegionKept:
-    """What is kept of a region that has computed, but for its probe. All tensors own their storage;
+) -> CachedRegion:
+    """What is held of a region that has computed, but for its probe. All tensors own their storage;
     those of `before` are left as they are."""
     snapshots = []
     for i, (effect, base) in enumerate(zip(region.effects, bases, strict=True)):
-        out = _tensor(values, effect)
+        out = tensor_at(values, effect.live_out)
         new = out.clone() if base is None else ops.residual(out, base)
         older = () if before is None else before.snapshots[i]
         num_older = _num_snapshots(effect, new, predictor) - 1
         snapshots.append((*older[-num_older:], new) if num_older else (new,))
     steps = () if before is None else before.steps
-    return RegionKept(None, (*steps, step)[-predictor.num_snapshots :], tuple(snapshots))
+    return CachedRegion(None, (*steps, step)[-predictor.num_snapshots :], tuple(snapshots))
 
 
 def _num_snapshots(effect: Effect, value: Tensor, predictor: Predictor) -> int:
@@ -62,7 +62,7 @@ def _is_forecast(effect: Effect, value: Tensor, predictor: Predictor) -> bool:
 
 
 def estimates(
-    region: Region, kept: RegionKept, bases: Bases, predictor: Predictor, step: int
+    region: Region, kept: CachedRegion, bases: Bases, predictor: Predictor, step: int
 ) -> tuple[Tensor, ...]:
     """The values that leave a region that is skipped at `step`, each in a storage of its own."""
     if not _is_replay(predictor.weights(kept.steps, step)):
@@ -105,7 +105,7 @@ def error_sums(
     `sum|estimate - out|` and `sum|out|`, [B, 2]."""
     total = None
     for effect, estimate in zip(region.effects, estimated, strict=True):
-        out = _tensor(values, effect)
+        out = tensor_at(values, effect.live_out)
         if not out.is_floating_point():
             continue
         sums = ops.distance(estimate, out, batch_dim if effect.is_hidden else None)
@@ -119,9 +119,3 @@ def put(values: Values, region: Region, estimated: Sequence[Tensor]) -> None:
         values[effect.live_out] = value
     for slot in region.dead_on_hit:
         values[slot] = None
-
-
-def _tensor(values: Values, effect: Effect) -> Tensor:
-    out = values[effect.live_out]
-    assert isinstance(out, Tensor), "sizes that leave a region are refused"
-    return out

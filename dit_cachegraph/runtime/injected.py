@@ -17,26 +17,26 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import Region
-from dit_cachegraph.runtime.cache_state import ControlKept, Kept
-from dit_cachegraph.runtime.conditioning import given_by
-from dit_cachegraph.runtime.step_reader import Values
+from dit_cachegraph.requests.latents import sources_of
+from dit_cachegraph.runtime.cached_state import CachedState, InjectedSample
+from dit_cachegraph.runtime.slots import Values
 
 BOUND = 0.4
 """Relative L1. A jump by half has to show, also after rounding; a ControlNet's own drift over a run
 of hits must not, since that goes with what the rule itself compares."""
 
 
-class Entered(NamedTuple):
+class Injected(NamedTuple):
     """What enters the regions of one call, by slot."""
 
     regions: tuple[Region, ...]
-    by_slot: dict[int, ControlKept]
+    by_slot: dict[int, InjectedSample]
 
-    def of(self, region: Region) -> tuple[ControlKept, ...]:
-        """What later steps have to know of the controls of a region that computes now."""
-        return tuple([self.by_slot[control.slot] for control in region.injected])
+    def of(self, region: Region) -> tuple[InjectedSample, ...]:
+        """What later steps have to know of what enters a region that computes now."""
+        return tuple([self.by_slot[residual.slot] for residual in region.injected])
 
-    def moved(self, kept: Kept | None) -> Tensor | None:
+    def moved(self, kept: CachedState | None) -> Tensor | None:
         """`sum|c - k|` and `sum|k|` in turn, of each sample of each control that isn't the very
         object which its region last computed with; None where all of them are."""
         if not self.by_slot:
@@ -44,14 +44,14 @@ class Entered(NamedTuple):
         groups: defaultdict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         # Several regions may have read one control.
         for slot, before in {(s, id(b)): (s, b) for s, b in _pairs(self.regions, kept)}.values():
-            given, sample = self.by_slot[slot]
-            if sample.shape == before.sample.shape and not given.is_that_of(before.given):
+            sources, sample = self.by_slot[slot]
+            if sample.shape == before.sample.shape and not sources.is_that_of(before.sources):
                 key = (sample.shape, sample.dtype, before.sample.dtype)
                 groups[key].append((sample, before.sample))
         sums = [ops.distances(*zip(*pairs, strict=True)) for pairs in groups.values()]
         return torch.cat([each.reshape(-1) for each in sums]) if sums else None
 
-    def why_of_no_use(self, kept: Kept, sums: Sequence[float]) -> str | None:
+    def why_of_no_use(self, kept: CachedState, sums: Sequence[float]) -> str | None:
         """Why a step can't use what is kept: what is said of the control that moved most."""
         if not self.by_slot:
             return None
@@ -65,7 +65,7 @@ class Entered(NamedTuple):
             return None
         return f"a control changed by {largest:.0%}" if largest < math.inf else "a control began"
 
-    def _fits(self, kept: Kept) -> bool:
+    def _fits(self, kept: CachedState) -> bool:
         """True if what enters has the shapes of what is kept. Something may have the shape of a
         stream at one size and not at another."""
         pairs = list(_pairs(self.regions, kept))
@@ -75,19 +75,19 @@ class Entered(NamedTuple):
         return is_whole and all(now == then for now, then in shapes)
 
 
-def entered(
-    values: Values, regions: tuple[Region, ...], kept: Kept | None, batch_dim: int | None
-) -> Entered:
+def injected_now(
+    values: Values, regions: tuple[Region, ...], kept: CachedState | None, batch_dim: int | None
+) -> Injected:
     """What enters the regions now; where it is what `kept` knows, just that."""
-    found: dict[int, ControlKept] = {}
-    known: defaultdict[int, list[ControlKept]] = defaultdict(list)
+    found: dict[int, InjectedSample] = {}
+    known: defaultdict[int, list[InjectedSample]] = defaultdict(list)
     for slot, before in _pairs(regions, kept):
         known[slot].append(before)
-    for slot, sources in {c.slot: c.sources for region in regions for c in region.injected}.items():
-        given = given_by([values[i] for i in sources])
-        same = next((before for before in known[slot] if given.is_that_of(before.given)), None)
-        found[slot] = same or ControlKept(given, _sampled(values[slot], batch_dim))
-    return Entered(regions, found)
+    for slot, arguments in {r.slot: r.sources for of in regions for r in of.injected}.items():
+        sources = sources_of([values[i] for i in arguments])
+        same = next((b for b in known[slot] if sources.is_that_of(b.sources)), None)
+        found[slot] = same or InjectedSample(sources, _sampled(values[slot], batch_dim))
+    return Injected(regions, found)
 
 
 def _sampled(value: object, batch_dim: int | None) -> Tensor:
@@ -95,14 +95,16 @@ def _sampled(value: object, batch_dim: int | None) -> Tensor:
     return ops.sampled(value, batch_dim)
 
 
-def _pairs(regions: Sequence[Region], kept: Kept | None) -> Iterator[tuple[int, ControlKept]]:
+def _pairs(
+    regions: Sequence[Region], kept: CachedState | None
+) -> Iterator[tuple[int, InjectedSample]]:
     """Each control of each region by its slot, with what the region last computed with."""
     if kept is None:
         return
     for region, of_region in zip(regions, kept.regions, strict=True):
-        if of_region is not None and len(of_region.controls) == len(region.injected):
-            for control, before in zip(region.injected, of_region.controls, strict=True):
-                yield control.slot, before
+        if of_region is not None and len(of_region.injected) == len(region.injected):
+            for residual, before in zip(region.injected, of_region.injected, strict=True):
+                yield residual.slot, before
 
 
 def _change(moved: float, size: float) -> float:

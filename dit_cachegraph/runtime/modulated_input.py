@@ -8,13 +8,13 @@ from dit_cachegraph import ops
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.policy.rule import NoiseFilter
-from dit_cachegraph.runtime.commit_step import Now
 from dit_cachegraph.runtime.region import DIMS_WITH_A_GRID, NO_GRID
-from dit_cachegraph.runtime.step_reader import Values, gatherer
+from dit_cachegraph.runtime.slots import gatherer
+from dit_cachegraph.runtime.step import Step
 
 
-class SignalReader:
-    """Computes the signal of one trunk's calls, where a rule asks for it."""
+class ModulatedInputReader:
+    """Computes the modulated input of one trunk's calls, where a rule asks for it."""
 
     def __init__(self, compiled: CompiledTrunk) -> None:
         trunk, roles = compiled.trunk, compiled.roles
@@ -25,34 +25,34 @@ class SignalReader:
         self._timesteps = gatherer((*roles.host_timesteps, *roles.timesteps))
         self._latents = gatherer(roles.latents)
 
-    def read(self, values: Values, now: Now, noise_filter: NoiseFilter | None) -> Tensor:
-        """The signal at the first border.
+    def read(self, step: Step, noise_filter: NoiseFilter | None) -> Tensor:
+        """The modulated input at the first border.
 
         Raises:
             InvalidConfig: it is to be filtered, and its grid or the noise level is not known.
         """
         assert self._function is not None
-        (signal,) = self._function(list(self._inputs(values)))
-        assert isinstance(signal, Tensor)
+        (modulated,) = self._function(list(self._inputs(step.values)))
+        assert isinstance(modulated, Tensor)
         if noise_filter is None:
-            return signal
-        latents = self._latents(values) if now.note is None else now.note.latents
-        grid = noise_filter.grid or _grid_of(latents[0] if latents else None, signal.shape[-2])
-        if math.prod(grid) != signal.shape[-2]:
+            return modulated
+        latents = self._latents(step.values) if step.handoff is None else step.handoff.latents
+        grid = noise_filter.grid or _grid_of(latents[0] if latents else None, modulated.shape[-2])
+        if math.prod(grid) != modulated.shape[-2]:
             raise InvalidConfig(
                 f"seacache_grid {grid} has {math.prod(grid)} tokens, and block 0 of this model is "
-                f"fed {signal.shape[-2]}"
+                f"fed {modulated.shape[-2]}"
             )
         power = float(len(grid)) if noise_filter.power is None else noise_filter.power
-        return ops.filter_noise(signal, self._noise(values, now, signal), grid, power)
+        return ops.filter_noise(modulated, self._noise(step, modulated), grid, power)
 
-    def _noise(self, values: Values, now: Now, signal: Tensor) -> Tensor:
-        """The share of noise in the latents, on the signal's device: nothing waits for it."""
-        timesteps = self._timesteps(values) if now.note is None else now.note.timesteps
+    def _noise(self, step: Step, modulated: Tensor) -> Tensor:
+        """The share of noise in the latents, on the device of `modulated`: nothing waits for it."""
+        timesteps = self._timesteps(step.values) if step.handoff is None else step.handoff.timesteps
         for timestep in timesteps:
             if isinstance(timestep, Tensor):
-                level = ops.noise_level(timestep.to(signal.device, non_blocking=True))
-                return 1 - level if now.model.known.direction > 0 else level
+                level = ops.noise_level(timestep.to(modulated.device, non_blocking=True))
+                return 1 - level if step.model.requests.known.direction > 0 else level
         raise InvalidConfig("seacache filters by the noise level, and this graph has no timestep")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from dit_cachegraph.plan import FragmentRoles, Uncacheable
-from dit_cachegraph.runtime.call_note import leave_note
+from dit_cachegraph.requests.handoff import hand_on
 from dit_cachegraph.runtime.models import REGISTRY
 
 
@@ -31,5 +31,5 @@ class UncachedModel:
         model = REGISTRY.of_any_weight([args[i] for i in self._weights])
         model.graphs.setdefault(id(self), self)
         if self._roles is not None:
-            leave_note(self._model, self._roles, args)
+            hand_on(self._model, self._roles, args)
         return self._function(*args)

@@ -1,0 +1,103 @@
+"""What a call was given beside latents and timestep: its text, its masks, its positions.
+
+identity   their storages, offsets and shapes: the very same objects, or slices of them made anew
+versions   how often they were written to
+content    sums over their elements, for callers that rebuild or write their conditioning at every
+           call
+"""
+
+import math
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from dit_cachegraph import ops
+
+T = TypeVar("T")
+
+
+class Given(NamedTuple):
+    """The conditioning of one call, under the key of its request if that has a name. `versions`
+    count the writes to it, None where nobody counts them."""
+
+    request_key: Hashable | None
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...] | None
+
+    @property
+    def identity(self) -> tuple[Hashable, ...]:
+        """Equal for the very same objects, good while their storages live. Its first entry is the
+        request's key."""
+        places = [(id(t.untyped_storage()), t.storage_offset(), t.shape) for t in self.tensors]
+        return (self.request_key, *places)
+
+
+def given(
+    request_key: Hashable | None, values: Sequence[object], versions: tuple[int, ...] | None = None
+) -> Given:
+    return Given(request_key, tuple([v for v in values if isinstance(v, Tensor)]), versions)
+
+
+class Content:
+    """What conditioning says: two sums over each tensor, [2] float64, left on its device until they
+    are compared, so that a request whose conditioning lives on waits for nothing."""
+
+    def __init__(self, given: Given) -> None:
+        kinds = tuple((tensor.shape, tensor.dtype) for tensor in given.tensors)
+        self._kind = (given.request_key, kinds)
+        self._sums = [ops.content(tensor) for tensor in given.tensors]
+        self._numbers: tuple[float, ...] | None = None
+
+    def is_that_of(self, other: "Content") -> bool:
+        """True for equal tensors of one request, or of callers without a name; NaN equals nothing.
+        Reads the sums of either, once."""
+        return self._kind == other._kind and self.numbers() == other.numbers() != ()
+
+    def numbers(self) -> tuple[float, ...]:
+        """The sums, in one copy to the host for each device; none where they aren't finite."""
+        if self._numbers is None:
+            by_device: dict[torch.device, list[Tensor]] = {}
+            for sums in self._sums:
+                by_device.setdefault(sums.device, []).append(sums)
+            read = [n for s in by_device.values() for n in ops.to_host(torch.cat(s)).tolist()]
+            self._numbers = tuple(read) if all(map(math.isfinite, read)) else ()
+        return self._numbers
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Conditioning(Generic[T]):
+    """Some conditioning that calls were made under, and the `tracks` that are under way with it.
+
+    `num_calls` counts those with these very objects. `lasting` are the objects, by index, that an
+    earlier conditioning of the same content had too: of a caller who rebuilds a part of it at every
+    call, they are what lives as long as the request.
+    """
+
+    label: str
+    request_key: Hashable | None
+    identity: tuple[Hashable, ...]
+    versions: tuple[int, ...] | None
+    content: Content
+    tracks: list[T] = field(default_factory=list)
+    num_calls: int = 0
+    storages: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
+    lasting: frozenset[int] = frozenset()
+
+    def ends_with(self, index: int) -> bool:
+        """True if the death of one of its objects ends the request, and isn't that of something
+        which the caller rebuilds."""
+        return self.num_calls > 1 or index in self.lasting
+
+    @property
+    def is_gone(self) -> bool:
+        """True if all of its objects are dead."""
+        return all(storage() is None for storage in self.storages)
+
+    def shares(self, storages: Sequence[torch.UntypedStorage]) -> frozenset[int]:
+        """Which of these storages are of its own objects, by index."""
+        own = [storage() for storage in self.storages]
+        return frozenset(i for i, s in enumerate(storages) if any(s is other for other in own))

@@ -1,0 +1,36 @@
+"""What a call shows of itself, to be told whose it is."""
+
+from typing import NamedTuple
+
+from dit_cachegraph.requests.latents import LatentsIdentity, LatentsSample, is_same
+from dit_cachegraph.requests.schedule import Clock, Shape
+
+
+class Fingerprint(NamedTuple):
+    """`clock` is that of its timesteps, None where none was read; `sample` is of its latents,
+    `shape` theirs, `latents` the objects, and `latents_versions` count the writes to them, None
+    where nobody counts those. `signature` is that of the trunk that was called."""
+
+    clock: Clock | None
+    sample: LatentsSample | None
+    shape: Shape
+    latents: LatentsIdentity | None
+    signature: int
+    latents_versions: tuple[int, ...] | None = None
+
+    @property
+    def timestep(self) -> Clock:
+        """The first entries of the clock. Beside them it may have a guidance scale or a label,
+        which differ from pass to pass."""
+        return (self.clock or ())[:2]
+
+    def repeats(self, other: "Fingerprint | None") -> bool:
+        """True for a call of the same trunk with the same latents at the same timestep. Where
+        nobody counts writes to latents, none is taken to have happened: then the step computes,
+        which is never wrong."""
+        if other is None or self.signature != other.signature or self.timestep != other.timestep:
+            return False
+        if self.sample is None or other.sample is None:
+            is_same_object = self.latents is not None and self.latents.is_that_of(other.latents)
+            return is_same_object and self.latents_versions == other.latents_versions
+        return is_same(self.sample, other.sample)

@@ -1,0 +1,120 @@
+"""Continuity: are these the latents that an image goes on with?
+
+A step reads a small sample of its latents, [256] float32, in the same copy as the diff. From step
+to step of one image the latents move little, and those of two images have noise of their own:
+
+    two steps of one image, an ODE           0.9 and more, 0.7 or so at 4 steps in all
+    the same, a sampler that adds noise      0.4 and more; 0 after a first step at zero SNR
+    steps of two images                      0
+
+What stands still for ever (the picture that an edit starts from, beside the latents in one tensor)
+says nothing, so only the elements that changed are compared.
+"""
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+LatentsSample = npt.NDArray[np.float32]
+
+MIN_CORRELATION = 0.25  # Of 256 independent pairs the correlation is 0 +- 0.06.
+MIN_CHANGED = 8
+CLEARLY_NEARER = 0.5
+
+
+def closeness(now: LatentsSample | None, before: LatentsSample | None) -> float | None:
+    """The correlation of two samples over the elements that changed; 1 where next to nothing did,
+    0 where one side is constant and the other isn't, None where there is nothing to compare or it
+    isn't finite."""
+    if now is None or before is None:
+        return None
+    if now.shape != before.shape:
+        return 0.0
+    changed = now != before
+    num_changed = int(np.count_nonzero(changed))
+    if num_changed < MIN_CHANGED:
+        return 1.0 if np.isfinite(now).all() else None
+    if num_changed < len(now):
+        now, before = now[changed], before[changed]
+    return _correlation(now, before, num_changed)
+
+
+def _correlation(a: LatentsSample, b: LatentsSample, count: int) -> float | None:
+    with np.errstate(invalid="ignore", over="ignore"):
+        a = a - np.add.reduce(a) / count
+        b = b - np.add.reduce(b) / count
+        spread_a, spread_b, joint = float(a.dot(a)), float(b.dot(b)), float(a.dot(b))
+    if spread_a == 0.0 or spread_b == 0.0:
+        # A picture beside the latents in one pass of guidance, and zeros in its place in another.
+        return 1.0 if spread_a == spread_b else 0.0
+    result = joint / (spread_a * spread_b) ** 0.5
+    return result if math.isfinite(result) else None
+
+
+def is_clearly_nearer(close: float, other: float) -> bool:
+    """True if `close` speaks for its image, with `other` in mind."""
+    return 1.0 - close < CLEARLY_NEARER * (1.0 - other)
+
+
+def is_same(now: LatentsSample | None, before: LatentsSample | None) -> bool:
+    """True if the samples are equal to the last bit."""
+    return now is not None and before is not None and np.array_equal(now, before)
+
+
+class LatentsIdentity(NamedTuple):
+    """The objects that a call took, as latents or for an injected residual. The passes of guidance
+    share their latents within a step."""
+
+    storages: tuple["weakref.ref[torch.UntypedStorage]", ...]
+    places: tuple[tuple[int | torch.SymInt, torch.Size], ...]
+
+    def is_that_of(self, other: "LatentsIdentity | None") -> bool:
+        if other is None or self.places != other.places:
+            return False
+        mine = [storage() for storage in self.storages]
+        others = [storage() for storage in other.storages]
+        pairs = zip(mine, others, strict=True)
+        return all(a is b and a is not None for a, b in pairs)
+
+
+def latents_identity(latents: Sequence[object]) -> LatentsIdentity | None:
+    """The objects that a call took as latents: all of them, since one may stand still for ever."""
+    tensors = [value for value in latents if isinstance(value, Tensor)]
+    if not tensors:
+        return None
+    storages = tuple(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
+    return LatentsIdentity(storages, tuple((t.storage_offset(), t.shape) for t in tensors))
+
+
+class Sources(NamedTuple):
+    """The objects that a caller gave for an injected residual, and how often each was written to:
+    None where nobody counts that (under `torch.inference_mode`)."""
+
+    objects: LatentsIdentity | None
+    versions: tuple[int, ...] | None
+
+    def is_that_of(self, other: "Sources") -> bool:
+        """True for the very same objects, unwritten since."""
+        if self.objects is None or self.versions is None or self.versions != other.versions:
+            return False
+        return self.objects.is_that_of(other.objects)
+
+
+def sources_of(values: Sequence[object]) -> Sources:
+    """What was given for an injected residual, as it is now."""
+    return Sources(latents_identity(values), versions_of(values))
+
+
+def versions_of(values: Sequence[object]) -> tuple[int, ...] | None:
+    """How often each tensor was written to; None under `torch.inference_mode`, where nobody counts
+    that."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple([tensor._version for tensor in tensors])

@@ -1,0 +1,139 @@
+"""Which track a call goes on with, of those under its conditioning; or a new one.
+
+    clock      goes on in the schedule's direction
+    latents    the shape of the track's, and near its last ones (`latents.closeness`)
+
+Where several fit, the passes of guidance that share a latents object decide, then the latents
+themselves. What stays unclear computes, and so does what repeats the last call: passes that nothing
+tells apart (they differ in a Python number, in a label that is taken for a clock, or in a text that
+is taken for an injected residual) end up on one track, where each would replay what another left.
+
+    step 4   A, then B with A's latents at A's timestep      B computes
+    step 5   A computes: what is held may be B's
+             B, which repeats A's call once more             such passes: from now on all compute
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dit_cachegraph.requests.fingerprint import Fingerprint
+from dit_cachegraph.requests.latents import closeness, is_clearly_nearer, is_same
+from dit_cachegraph.requests.schedule import Clock, Known, StepMatch, advance, begin
+from dit_cachegraph.requests.track import Track
+
+NEXT_BEGAN = "its state was freed when the next image began under the same conditioning"
+AMBIGUOUS = "ambiguous request: name it with request(key)"
+
+
+class Match(NamedTuple):
+    """The track that a call goes on with, None for a new one; what the call is to it; and where it
+    was called twice with the same latents, and whether that came twice."""
+
+    track: Track | None
+    step: StepMatch
+    repeated_at: Clock | None = None
+    is_shared: bool = False
+
+
+class _Fit(NamedTuple):
+    track: Track
+    step: StepMatch
+    close: float | None
+    is_again: bool
+
+
+def find_track(
+    tracks: Sequence[Track], call: Fingerprint, known: Known, partner: Track | None
+) -> Match:
+    """The track of a call. `partner` is that of the pass of guidance that was called with the same
+    latents object, if there was one."""
+    fits = [fit for track in reversed(tracks) if (fit := _fit(track, call, known, partner))]
+    fits = [fit for fit in fits if not _is_last_resort(fit)] or fits
+    if not fits:
+        is_again = any(call.repeats(track.last_call) for track in tracks)
+        step = begin(call.clock, call.shape, known)
+        return Match(None, step, call.timestep if is_again else None)
+    best, is_clear = _choose(fits, call, partner)
+    return _doubted(best, call, is_clear=is_clear)
+
+
+def _doubted(fit: _Fit, call: Fingerprint, *, is_clear: bool) -> Match:
+    """With a doubt where the call, or the one before it, may be another pass of guidance."""
+    track, step = fit.track, fit.step
+    is_again = call.repeats(track.last_call)
+    is_shared = track.is_shared or (is_again and track.repeated_at not in (None, call.timestep))
+    last = None if track.last_call is None else track.last_call.timestep
+    is_after = track.repeated_at is not None and track.repeated_at == last
+    if not is_clear or is_shared or is_again or is_after:
+        step = step._replace(doubt=AMBIGUOUS)
+    return Match(track, step, call.timestep if is_again else track.repeated_at, is_shared)
+
+
+def find_partner(tracks: Sequence[Track], others: Iterable[Track]) -> Track | None:
+    """The one of `tracks` that is of one request with any of `others`, which were called with the
+    same latents object."""
+    companions = {id(track) for other in others for track in other.companions}
+    return next((track for track in tracks if id(track) in companions), None)
+
+
+def _fit(track: Track, call: Fingerprint, known: Known, partner: Track | None) -> _Fit | None:
+    if track.is_complete and call.clock is None:
+        return None
+    last = track.last_call
+    is_unmoved = last is not None and is_same(call.sample, last.sample)
+    is_again = is_unmoved and call.clock == track.trajectory.last
+    if is_again and last is not None and last.signature != call.signature:
+        return None  # Another trunk on the same latents: a guidance branch of its own.
+    if is_unmoved and _is_at_the_first_timestep(track, call):
+        return None  # The same seed again, with another guidance scale.
+    close = None if last is None else closeness(call.sample, last.sample)
+    step = advance(
+        track.trajectory, call.clock, call.shape, known, None if track is partner else close
+    )
+    return None if step.is_new_image else _Fit(track, step, close, is_again)
+
+
+def _is_last_resort(fit: _Fit) -> bool:
+    """True for a track that is at this very point, at its end, or most likely given up."""
+    return fit.is_again or fit.track.is_complete or fit.track.lost == NEXT_BEGAN
+
+
+def _is_at_the_first_timestep(track: Track, call: Fingerprint) -> bool:
+    """True if no step of the image has moved its timestep."""
+    first = track.trajectory.first
+    return first is not None and call.clock is not None and first[:2] == call.timestep
+
+
+def _choose(fits: Sequence[_Fit], call: Fingerprint, partner: Track | None) -> tuple[_Fit, bool]:
+    """The best fit, and whether it is clear that it is."""
+    if len(fits) == 1:
+        return fits[0], True
+    for fit in fits:
+        if fit.track is partner:
+            return fit, True
+    if any(fit.close is None for fit in fits):
+        return fits[0], False
+    ranked = sorted(fits, key=lambda fit: -(fit.close or 0.0))
+    rivals = [f for f in ranked[1:] if not is_clearly_nearer(ranked[0].close or 0, f.close or 0)]
+    if not rivals:
+        return ranked[0], True
+    tied = [ranked[0], *rivals]
+    if all(are_twins(ranked[0].track, rival.track) for rival in rivals):
+        own = [fit for fit in tied if _signature(fit.track) == call.signature]
+        return (own or tied)[0], True
+    return ranked[0], False
+
+
+def _signature(track: Track) -> int | None:
+    return None if track.last_call is None else track.last_call.signature
+
+
+def are_twins(track: Track, other: Track) -> bool:
+    """True for images that are, so far, the same: one seed drawn twice, or two trunks that are
+    called with the same latents."""
+    last, theirs = track.last_call, other.last_call
+    if last is None or theirs is None:
+        return False
+    # Beside the timestep, the clock may have a guidance scale, which a second try may change.
+    is_one_time = (track.trajectory.last or ())[:2] == (other.trajectory.last or ())[:2]
+    return is_same(last.sample, theirs.sample) and is_one_time

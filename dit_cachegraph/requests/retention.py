@@ -1,0 +1,135 @@
+"""How long the tensors of an image are held.
+
+    the next image under the same conditioning begins    freed, unless a companion shows that the
+                                                         image belongs to another request
+    ... under another `request(key)`                     freed once two have begun since its last
+                                                         call, if it looks whole
+    the last step, where the number of steps is known    freed: nothing is held while the VAE runs
+    more bytes than `max_state_bytes`                    freed, least recently used first
+
+An image that lost its tensors goes on knowing its step; it computes, and says why.
+"""
+
+from dit_cachegraph.requests.conditioning import Conditioning
+from dit_cachegraph.requests.match import NEXT_BEGAN, are_twins
+from dit_cachegraph.requests.schedule import looks_whole
+from dit_cachegraph.requests.table import RequestTable
+from dit_cachegraph.requests.tally import log_image
+from dit_cachegraph.requests.track import Track
+
+MAX_TRACKS = 16
+MAX_ENDED = 8
+OVER = "its state was freed after what was taken for the last step"
+
+
+def begin_image(table: RequestTable, track: Track) -> None:
+    """The first step of an image is done. Those before it under its conditioning have most likely
+    ended."""
+    conditioning = track.conditioning
+    for earlier in list(conditioning.tracks):
+        if earlier.is_complete:
+            table.remove(earlier)
+        elif looks_whole(earlier.trajectory):
+            table.ends.learn(earlier.trajectory)
+            complete(earlier)
+    _end_namesakes(table, conditioning)
+    track.first_number = table.next_number()
+    latents = None if track.last_call is None else track.last_call.latents
+    others = [other for other in table.called_with(latents) if _are_of_one_step(track, other)]
+    track.passes = others[0].passes if others else []
+    track.passes.append(track)
+    conditioning.tracks.append(track)
+    for affected in {one.conditioning for one in track.passes}:
+        _free_earlier(affected)
+    while len(conditioning.tracks) > MAX_TRACKS:
+        table.remove(conditioning.tracks[0])
+
+
+def _end_namesakes(table: RequestTable, conditioning: Conditioning[Track]) -> None:
+    """A server may give each image a key, under a prompt that lives on. An image by another name
+    may still be under way, unless one has begun and this one begins without it. The last few that
+    ended go on knowing their step, without tensors."""
+    others = table.namesakes(conditioning)
+    tracks = [track for other in others for track in list(other.tracks)]
+    begun = max((track.first_number for track in tracks), default=0)
+    for track in tracks:
+        is_left = not track.is_complete and track.last_number < begun
+        if is_left and looks_whole(track.trajectory):
+            table.ends.learn(track.trajectory)
+            complete(track)
+    ended = [other for other in others if other.tracks and all(t.is_complete for t in other.tracks)]
+    ended.sort(key=lambda other: max(track.last_number for track in other.tracks))
+    for other in ended[:-MAX_ENDED]:
+        table.end(other)
+
+
+def _are_of_one_step(track: Track, other: Track) -> bool:
+    """True for two passes of guidance, which were called with one latents object: they differ in
+    their conditioning, or in the trunk."""
+    call, others = track.last_call, other.last_call
+    if call is None or others is None:
+        return False
+    are_apart = other.conditioning is not track.conditioning or others.signature != call.signature
+    return are_apart and other.trajectory.last == track.trajectory.last
+
+
+def _free_earlier(conditioning: Conditioning[Track]) -> None:
+    for earlier in conditioning.tracks[:-1]:
+        if earlier.state is not None and not _is_of_another_request(earlier):
+            log_image(earlier)
+            earlier.free(NEXT_BEGAN)
+
+
+def _is_of_another_request(track: Track) -> bool:
+    """True if a companion has state of its own and is the last under its conditioning."""
+    return any(c.state is not None and c.conditioning.tracks[-1:] == [c] for c in track.companions)
+
+
+def end_step(
+    table: RequestTable, track: Track, num_inference_steps: int | None, max_state_bytes: int | None
+) -> None:
+    """What is freed at the end of a step."""
+    track.last_number = table.next_number()
+    _remove_twins(table, track)
+    is_last = track.history.step == num_inference_steps
+    if is_last or table.ends.are_reached(track.trajectory):
+        for companion in track.companions:
+            if _has_fallen_behind(companion, track):
+                complete(companion)
+        complete(track)
+    if max_state_bytes is not None:
+        _evict(table, max_state_bytes)
+
+
+def _remove_twins(table: RequestTable, track: Track) -> None:
+    """Remove an image that this one has come up with: one that was aborted at this very point, and
+    is drawn again from the same noise."""
+    call = track.last_call
+    for other in list(track.conditioning.tracks):
+        if other is track or call is None or other.last_call is None:
+            continue
+        is_twin = other.last_call.signature == call.signature and are_twins(track, other)
+        if is_twin and not _is_of_another_request(other):
+            table.remove(other)
+
+
+def complete(track: Track) -> None:
+    """The image is over, as far as one knows."""
+    log_image(track)
+    track.is_complete = True
+    track.free(OVER)
+
+
+def _has_fallen_behind(companion: Track, track: Track) -> bool:
+    """True for a guidance branch that ended half-way: it saw neither this step nor the last."""
+    trajectory = track.trajectory
+    return companion.trajectory.last not in (trajectory.last, trajectory.before_last)
+
+
+def _evict(table: RequestTable, max_state_bytes: int) -> None:
+    if table.nbytes <= max_state_bytes:
+        return
+    for track in sorted(table.tracks(), key=lambda track: track.last_number):
+        track.free(f"its state was freed under max_state_bytes={max_state_bytes}")
+        if table.nbytes <= max_state_bytes:
+            return

@@ -1,0 +1,234 @@
+"""The tracks of one model, found by who is calling, and freed with the tensors of the caller.
+
+Conditioning is told by the identity of its storages. They are held weakly; when one dies, so do the
+tracks under it, with all that they hold. What dies after a single call may belong to a caller who
+rebuilds it at every call: it is set aside, and a call of equal content goes on with its tracks.
+
+    call 1 (text A)   a track; text A dies: set aside
+    call 2 (text A')  of equal content: the track goes on under the new objects
+
+What was written to says something else, most likely, and is treated as new objects.
+"""
+
+import itertools
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from typing import TypeVar
+
+import torch
+
+from dit_cachegraph.requests.conditioning import Conditioning, Content, Given
+from dit_cachegraph.requests.latents import LatentsIdentity
+from dit_cachegraph.requests.schedule import Ends, Known
+from dit_cachegraph.requests.tally import log_image
+from dit_cachegraph.requests.track import Track
+
+T = TypeVar("T")
+MAX_SET_ASIDE = 32
+MAX_NAMED = 32  # Requests by name at once under the very same conditioning.
+OVER = "its state was freed with the rest of its request"
+REBUILT = "its conditioning was rebuilt, and its state went with the old one"
+
+
+class RequestTable:
+    """`known` is what the model's images showed of its schedules, `ends` where those ended."""
+
+    def __init__(self) -> None:
+        self.known = Known()
+        self.ends = Ends()
+        self._alive: dict[Hashable, Conditioning[Track]] = {}
+        self._set_aside: list[Conditioning[Track]] = []
+        self._is_rebuilt = False
+        self._is_rebuilt_wholly = False
+        self._labels = itertools.count(1)
+        self._numbers = itertools.count(1)
+
+    def find(self, given: Given) -> Conditioning[Track]:
+        """That of a call, with its tracks; a new one without any if it isn't known."""
+        identity = given.identity
+        found = self._alive.get(identity)
+        if found is None or found.versions != given.versions:
+            content = Content(given)
+            if found is not None and not content.is_that_of(found.content):
+                self._forget(found, ends_request=found.num_calls > 1)
+                found = None
+            found = found or self._enter(given, identity, content)
+            found.versions = given.versions
+        found.num_calls += 1
+        return found
+
+    def _enter(
+        self, given: Given, identity: tuple[Hashable, ...], content: Content
+    ) -> Conditioning[Track]:
+        """New conditioning, with the tracks of what was set aside if that says the same."""
+        storages = [tensor.untyped_storage() for tensor in given.tensors]
+        before = self._take_over(content)
+        label = self._label(given.request_key) if before is None else before.label
+        new = Conditioning[Track](label, given.request_key, identity, given.versions, content)
+        if before is not None:
+            new.tracks, before.tracks = before.tracks, []
+            new.lasting = before.shares(storages)
+            for track in new.tracks:
+                track.conditioning = new
+        # A storage's Python object lives exactly as long as the storage (torch 2.1 on), so this
+        # also holds for views that are made anew at every call.
+        new.storages = tuple(
+            weakref.ref(storage, _forgetter(weakref.ref(self), new, i))
+            for i, storage in enumerate(storages)
+        )
+        new = self._alive.setdefault(identity, new)
+        self._bound(new)
+        return new
+
+    def _label(self, request_key: Hashable | None) -> str:
+        return f"#{next(self._labels)}" if request_key is None else str(request_key)
+
+    def _take_over(self, content: Content) -> Conditioning[Track] | None:
+        """What was set aside with this content; of several, the one whose last call is the longest
+        ago."""
+        for before in list(self._set_aside):
+            # Another thread may have taken it since.
+            if content.is_that_of(before.content) and _take(self._set_aside, before):
+                return before
+        return None
+
+    def namesakes(self, conditioning: Conditioning[Track]) -> list[Conditioning[Track]]:
+        """That of other named requests under the very same objects."""
+        if conditioning.request_key is None:
+            return []
+        return [
+            other
+            for other in list(self._alive.values())
+            if other is not conditioning
+            and other.request_key is not None
+            and other.identity[1:] == conditioning.identity[1:]
+        ]
+
+    def _bound(self, conditioning: Conditioning[Track]) -> None:
+        """A key for each image, and conditioning that lives on: those that were aborted would stay
+        for ever."""
+        others = sorted(self.namesakes(conditioning), key=_last_number)
+        for other in others[: max(0, len(others) + 1 - MAX_NAMED)]:
+            self.end(other)
+
+    def end(self, conditioning: Conditioning[Track]) -> None:
+        """The request is over."""
+        self._alive.pop(conditioning.identity, None)
+        self._drop(conditioning)
+
+    def note_goes_on(self, conditioning: Conditioning[Track]) -> None:
+        """A track went on. If that is the first call with these objects, its caller rebuilds them:
+        from now on what is set aside keeps its tensors, and before that only its step."""
+        if conditioning.num_calls == 1:
+            self._is_rebuilt = True
+            self._is_rebuilt_wholly |= not conditioning.lasting
+
+    def _forget(self, conditioning: Conditioning[Track], *, ends_request: bool) -> None:
+        """One of its objects is gone, or says something else."""
+        if self._alive.get(conditioning.identity) is conditioning:
+            self._alive.pop(conditioning.identity, None)
+            if ends_request:
+                self._drop(conditioning)
+                return
+            if not self._is_rebuilt:
+                _free(conditioning, REBUILT)
+            self._set_aside.append(conditioning)
+            while len(self._set_aside) > MAX_SET_ASIDE:
+                self._drop(self._set_aside.pop(0))
+        elif ends_request and _take(self._set_aside, conditioning):
+            self._drop(conditioning)
+        if conditioning.is_gone and not self._is_rebuilt_wholly:
+            _free(conditioning, REBUILT)
+
+    def forget(self, conditioning: Conditioning[Track], index: int) -> None:
+        """One of its objects is gone."""
+        self._forget(conditioning, ends_request=conditioning.ends_with(index))
+
+    def _drop(self, conditioning: Conditioning[Track]) -> None:
+        """The request is over."""
+        _free(conditioning, OVER)
+        for track in list(conditioning.tracks):
+            self.remove(track)
+
+    def remove(self, track: Track) -> None:
+        """The image is over."""
+        log_image(track)
+        self.ends.learn(track.trajectory)
+        track.free(OVER)
+        _take(track.passes, track)
+        track.passes = [track]
+        _take(track.conditioning.tracks, track)
+
+    def drop(self, request_key: Hashable | None = None) -> None:
+        """Drop what one request keeps, or all of them."""
+        for conditioning in [*self._alive.values(), *self._set_aside]:
+            if request_key is None or conditioning.request_key == request_key:
+                self._alive.pop(conditioning.identity, None)
+                _take(self._set_aside, conditioning)
+                self._drop(conditioning)
+
+    def tracks(self) -> Iterator[Track]:
+        """Every image under way, on every pass."""
+        for conditioning in [*self._alive.values(), *self._set_aside]:
+            yield from list(conditioning.tracks)
+
+    def called_with(self, latents: LatentsIdentity | None) -> Iterator[Track]:
+        """The tracks whose last call took this very latents object."""
+        if latents is not None:
+            for track in self.tracks():
+                if track.last_call is not None and latents.is_that_of(track.last_call.latents):
+                    yield track
+
+    def next_number(self) -> int:
+        """A number for a call, larger than all before."""
+        return next(self._numbers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all state held, each storage once."""
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for track in self.tracks()
+            if (state := track.state) is not None
+            for tensor in state.tensors()
+        }
+        return sum(storages.values())
+
+    def __len__(self) -> int:
+        return len(self._alive)
+
+
+def _last_number(conditioning: Conditioning[Track]) -> int:
+    return max((track.last_number for track in conditioning.tracks), default=0)
+
+
+def _take(items: list[T], item: T) -> bool:
+    """Remove an item that may be gone: True for the one thread that got it."""
+    try:
+        items.remove(item)
+    except ValueError:
+        return False
+    return True
+
+
+def _free(conditioning: Conditioning[Track], why: str) -> None:
+    """Free the tensors of its tracks, and of what their requests have under conditioning that they
+    share with others, except where that went on without this one: where guidance ends half-way."""
+    for track in list(conditioning.tracks):
+        track.free(why)
+        for companion in track.companions:
+            if companion.trajectory.num_calls <= track.trajectory.num_calls:
+                companion.free(OVER)
+
+
+def _forgetter(
+    table: "weakref.ref[RequestTable]", conditioning: Conditioning[Track], index: int
+) -> Callable[["weakref.ref[torch.UntypedStorage]"], None]:
+    known = weakref.ref(conditioning)
+
+    def forget(_: "weakref.ref[torch.UntypedStorage]") -> None:
+        alive, dying = table(), known()
+        if alive is not None and dying is not None:
+            alive.forget(dying, index)
+
+    return forget

@@ -1,0 +1,84 @@
+"""A track: one image under way, on one pass of guidance. Nearly always a request has one under each
+conditioning. There are several where requests share the very same conditioning: a negative prompt
+that a server encodes once, or one prompt drawn with several seeds at a time.
+
+    request        pass: cond     pass: uncond
+    image 1        track a        track b         a.passes is b.passes == [a, b]
+    image 2        track c        track d         of other latents, under the same conditioning
+"""
+
+import abc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dit_cachegraph.policy.recorded import Recorded
+from dit_cachegraph.policy.rule import Decision, History
+from dit_cachegraph.requests.conditioning import Conditioning
+from dit_cachegraph.requests.fingerprint import Fingerprint
+from dit_cachegraph.requests.schedule import Clock, Trajectory
+
+
+class HeldState(abc.ABC):
+    """What is held for later steps. Whose it is, is all that is asked of it here."""
+
+    @abc.abstractmethod
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that it holds."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the line about an image says."""
+
+    num_hits: int = 0
+    num_computed: int = 0
+    num_blocks_run: int = 0
+    num_blocks: int = 0
+    smallest_diff: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Track:
+    """It changes at the end of a step, and only there.
+
+    `passes` are the tracks of all passes of its request, itself among them: they were first called
+    with one latents object. `last_call` is what its last call showed of itself, `last_decisions`
+    what it decided. `repeated_at` is the timestep at which it was called twice with the same
+    latents, `is_shared` says that this came twice: passes that nothing tells apart. `lost` says why
+    nothing is held any more; `recording` is what a dry run saw. Calls of a model are numbered:
+    `first_number`, `last_number`.
+    """
+
+    conditioning: Conditioning["Track"]
+    trajectory: Trajectory = field(default_factory=Trajectory)
+    history: History = field(default_factory=History)
+    state: HeldState | None = None
+    last_decisions: tuple[Decision, ...] = ()
+    lost: str | None = None
+    last_call: Fingerprint | None = None
+    repeated_at: Clock | None = None
+    is_shared: bool = False
+    passes: list["Track"] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    is_complete: bool = False
+    recording: list[Recorded] = field(default_factory=list)
+    first_number: int = 0
+    last_number: int = 0
+
+    @property
+    def label(self) -> str:
+        return self.conditioning.label
+
+    @property
+    def companions(self) -> list["Track"]:
+        """The tracks of the other passes of its request."""
+        return [other for other in self.passes if other is not self]
+
+    def free(self, why: str) -> None:
+        """Free the tensors, and go on knowing which step comes next."""
+        if self.state is not None:
+            self.state = None
+            self.lost = why

@@ -1,0 +1,149 @@
+"""The end of a step: the only place where state changes. An exception before it leaves the state of
+the step before."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dit_cachegraph import ops
+from dit_cachegraph.plan import Trunk
+from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.rule import Decision, StepResult
+from dit_cachegraph.requests.retention import begin_image, end_step
+from dit_cachegraph.requests.track import Track
+from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
+from dit_cachegraph.runtime.reading import read_sums
+from dit_cachegraph.runtime.step import Step
+from dit_cachegraph.runtime.step_log import StepReport
+
+
+def commit(step: Step, trunk: Trunk) -> None:
+    """Write down what a step did, and free what is not needed any more."""
+    model, table, known = step.model, step.model.requests, step.match.track
+    error = _error(step)
+    state = _state(step, trunk.signature)
+    track = known if known is not None else Track(step.conditioning)
+    if known is not None:
+        table.note_goes_on(step.conditioning)
+    if track.is_complete:
+        table.ends.unlearn(track.trajectory)
+        track.is_complete = False
+    _advance(track, step, error)
+    track.state, track.lost = state, None
+    table.known = step.match.step.known
+    if known is None:
+        begin_image(table, track)
+    _record(step, track)
+    model.log.add(_report(step, error), trunk.num_blocks)
+    _tally(step, track, trunk.num_blocks)
+    common = step.plan.settings.common
+    end_step(table, track, common.num_inference_steps, common.max_state_bytes)
+
+
+def _advance(track: Track, step: Step, error: float | None) -> None:
+    """The track stands where this step left it."""
+    match, decisions = step.match, step.decisions
+    result = StepResult(decisions, step.regions[0].seen, error)
+    memory = step.plan.rule.remember(step.history, result)
+    track.history = step.history.after(decisions, error)._replace(memory=memory)
+    track.trajectory, track.last_call, track.last_decisions = (
+        match.step.trajectory, step.call, decisions,
+    )  # fmt: skip
+    track.repeated_at, track.is_shared = match.repeated_at, match.is_shared
+
+
+def _state(step: Step, signature: int) -> CachedState | None:
+    """What later steps may use; nothing of a step that is not cached."""
+    plan, before = step.plan, step.state
+    if not plan.settings.common.enabled or not plan.regions:
+        return None
+    regions = tuple([region.cached for region in step.regions])
+    weights = step.weights.note() if before is None else before.weights
+    ends = _ends(step)
+    return CachedState(signature, plan.spans, plan.predictors, weights, regions, ends)
+
+
+def _error(step: Step) -> float | None:
+    """What reuse would have missed of the regions that computed, in one copy."""
+    sums = [region.error_sums for region in step.regions if region.error_sums is not None]
+    if not sums:
+        return None
+    total = sums[0]
+    for other in sums[1:]:
+        total = total + other
+    return batch_diff(*read_sums(total), "max")
+
+
+def _ends(step: Step) -> InputOutput | None:
+    """The model's input and output, and how far they moved since the last computed step, where the
+    rule asks for it. That is not read here, so that nothing waits for it."""
+    before = None if step.state is None else step.state.ends
+    if not step.plan.rule.needs_output:
+        return None
+    if step.is_hit:
+        return None if before is None else before._replace(moved=None)
+    latents, output = _first_floats(step.latents), _first_floats(step.results)
+    if latents is None or output is None:
+        return None
+    moved = None
+    if before is not None and (before.input.shape, before.output.shape) == (
+        latents.shape,
+        output.shape,
+    ):
+        moved = (ops.distance(before.input, latents, 0), ops.distance(before.output, output, 0))
+    return InputOutput(latents.clone(), output.clone(), moved)
+
+
+def _first_floats(values: Sequence[object]) -> Tensor | None:
+    return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
+
+
+def _record(step: Step, track: Track) -> None:
+    recorded = step.regions[0].recorded
+    if recorded is None:
+        return
+    if step.match.track is None or not track.recording:
+        track.recording = []
+        step.model.recordings.append(track.recording)
+    track.recording.append(recorded)
+
+
+def _report(step: Step, error: float | None) -> StepReport:
+    clock, decisions = step.call.clock, step.decisions
+    diffs = [d.diff for d in decisions if d.diff is not None]
+    spans = zip(step.plan.spans, decisions, strict=False)
+    return StepReport(
+        step=step.history.step,
+        timestep=clock[0] if clock else None,
+        hit=step.is_hit,
+        reason=_reason(decisions),
+        diff=sum(diffs) / len(diffs) if diffs else None,
+        request=step.conditioning.label,
+        skipped=tuple([(span.start, span.stop) for span, decision in spans if decision.hit]),
+        observed_error=error,
+    )
+
+
+def _reason(decisions: Sequence[Decision]) -> str:
+    """One sentence for all regions of a step."""
+    first = decisions[0].reason
+    if len(decisions) == 1 or all(decision.reason == first for decision in decisions):
+        return first
+    num_hits = sum(decision.hit for decision in decisions)
+    return f"{first}; {num_hits} of {len(decisions)} regions reused"
+
+
+def _tally(step: Step, track: Track, num_blocks: int) -> None:
+    spans = zip(step.plan.spans, step.decisions, strict=False)
+    num_skipped = sum(span.stop - span.start for span, decision in spans if decision.hit)
+    tally = track.tally
+    tally.num_hits += step.is_hit
+    tally.num_computed += not step.is_hit
+    tally.num_blocks += num_blocks
+    tally.num_blocks_run += num_blocks - num_skipped
+    tally.threshold = step.plan.rule.threshold
+    for decision in step.decisions:
+        if decision.diff is not None and math.isfinite(decision.diff):
+            known = tally.smallest_diff
+            tally.smallest_diff = decision.diff if known is None else min(decision.diff, known)

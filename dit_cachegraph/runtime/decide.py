@@ -1,0 +1,72 @@
+"""Reuse or compute, for one region of a step."""
+
+from dit_cachegraph import ops
+from dit_cachegraph.policy.rule import Decision, Observation, Sums
+from dit_cachegraph.runtime.agree import agreed_decision, agreed_reason
+from dit_cachegraph.runtime.cached_state import CachedRegion
+from dit_cachegraph.runtime.reading import Probed, StepReader
+from dit_cachegraph.runtime.slots import tensor_at
+from dit_cachegraph.runtime.step import RegionStep, Step
+
+EMPTY = "empty region"
+
+
+def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> RegionStep:
+    """Decide on the next region, with what the step may use of it, and with its probe where that is
+    what the next step is compared with."""
+    i, rule, earlier = len(step.regions), step.plan.rule, step.decisions
+    cached, why_nothing = _usable(step, i, probed)
+    reason = why_compute(step) or rule.why_compute(step.history, earlier, step.noise)
+    reason = agreed_reason(reason or why_nothing)
+    sums = step.reading.sums
+    if i > 0 and reason is None and rule.needs_diff:
+        sums = _further_sums(sums, cached, probed, reader)
+    companions, change = step.companions(i), step.reading.change
+    seen = Observation(sums.moved, sums.size, earlier, companions, change)
+    decision = agreed_decision(
+        Decision(False, reason) if reason else rule.decide(step.history, seen)
+    )
+    decided = RegionStep(decision, seen, cached)
+    if probed is not None and (not decision.hit or probed.probe.is_of_last_step):
+        factor = probed.probe.downsample_factor
+        decided.probe = ops.probe_value(probed.hidden, probed.hidden_in, factor)
+    return decided
+
+
+def why_compute(step: Step) -> str | None:
+    """Why a step computes whatever the rule says."""
+    common, doubt = step.plan.settings.common, step.match.step.doubt
+    if common.dry_run is not None:
+        return "dry run"
+    if doubt is not None:
+        return doubt
+    bound, largest = common.max_observed_error, step.history.largest_error
+    if bound is not None and largest > bound:
+        return f"observed error {largest:.3g} > {bound:g}"
+    return None
+
+
+def _further_sums(
+    sums: Sums, cached: CachedRegion | None, probed: Probed | None, reader: StepReader
+) -> Sums:
+    if cached is None or cached.probe is None:
+        return sums
+    assert probed is not None, "what is kept of a probe is compared with one"
+    return reader.read_region(probed.against(cached.probe))
+
+
+def _usable(step: Step, i: int, probed: Probed | None) -> tuple[CachedRegion | None, str | None]:
+    """What is held of one region, if this step can use it; else why not."""
+    cached = None if step.state is None else step.state.regions[i]
+    if cached is None:
+        return None, step.why_nothing or "nothing kept"
+    if probed is not None:
+        is_same = probed.fits(cached.probe)
+    else:
+        effects = step.plan.regions[i].effects
+        is_same = all(
+            effect.live_in is None
+            or tensor_at(step.values, effect.live_in).shape == snapshots[-1].shape
+            for effect, snapshots in zip(effects, cached.snapshots, strict=True)
+        )
+    return (cached, None) if is_same else (None, "new shape")

@@ -1,0 +1,168 @@
+"""The driver: walks the stages of a step over the trunk of one Dynamo graph.
+
+    prologue, blocks | look, decide | region or its estimate | blocks | decide | ... | epilogue
+
+Straight Python over compiled functions; no FX. One driver serves all models, requests and shapes
+of its graph: what differs between them lies in their state, and weights come with each call.
+"""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.policy.rule import Decision, ProbeKind
+from dit_cachegraph.requests.conditioning import given
+from dit_cachegraph.requests.handoff import current_handoff
+from dit_cachegraph.requests.latents import latents_identity, versions_of
+from dit_cachegraph.requests.match import find_partner
+from dit_cachegraph.requests.request import current_request
+from dit_cachegraph.runtime.commit import commit
+from dit_cachegraph.runtime.decide import EMPTY, decide_region
+from dit_cachegraph.runtime.look import Looker
+from dit_cachegraph.runtime.models import REGISTRY, ModelState
+from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
+from dit_cachegraph.runtime.reading import Probed, StepReader
+from dit_cachegraph.runtime.recording import record
+from dit_cachegraph.runtime.replay import bases_of, error_sums, estimates, held_after, put
+from dit_cachegraph.runtime.segment_runner import SegmentRunner
+from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at
+from dit_cachegraph.runtime.stages import Role, Stage
+from dit_cachegraph.runtime.step import RegionStep, Step
+from dit_cachegraph.runtime.step_plan import PlanTable
+from dit_cachegraph.runtime.weights import Weights, WeightsReader
+
+
+class CachedModel:
+    """What Dynamo calls at each step: the compiled trunk with its cache."""
+
+    def __init__(
+        self,
+        compiled: CompiledTrunk,
+        options: Mapping[str, object],
+        called: type[nn.Module] | None,
+    ) -> None:
+        self.compiled, self._called = compiled, called
+        self.plans = PlanTable(compiled, options)
+        self._segments = SegmentRunner(compiled)
+        self._weights = WeightsReader(compiled.roles)
+        self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
+        self._conditioning = gatherer(compiled.roles.conditioning)
+        self._settled = gatherer(_settled(compiled))
+        self._reader = StepReader(compiled)
+        self._looker = Looker(compiled, self._reader)
+        self._modulated_input = ModulatedInputReader(compiled)
+        self._weightless = ModelState()
+
+    def __call__(self, *args: object) -> tuple[object, ...]:
+        step = self._begin(self._segments.values_of(args))
+        if step.plan.settings.common.enabled:
+            for stage in step.plan.stages:
+                self._run_stage(step, stage)
+        else:
+            self._run_whole(step)
+        step.latents = tuple(self._looker.latents_of(step))
+        step.results = tuple(step.values[slot] for slot in self.compiled.trunk.results)
+        commit(step, self.compiled.trunk)
+        return step.results
+
+    def _begin(self, values: Values) -> Step:
+        """Whose call this is, and by which settings it goes: read once a step."""
+        request = current_request()
+        weights = self._weights.read(values)
+        model = self._model(values, weights)
+        model.graphs.setdefault(id(self), self)
+        handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self._called)
+        plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
+        tensors = self._conditioning(values) if handoff is None else handoff.conditioning
+        versions = versions_of(self._settled(values) if handoff is None else tensors)
+        key = None if request is None else request.key
+        conditioning = model.requests.find(given(key, tensors, versions))
+        tracks = conditioning.tracks
+        expected = tracks[-1] if tracks else None
+        step = Step(values, request, model, plan, conditioning, expected, None, handoff, weights)
+        if len(tracks) > 1:
+            latents = latents_identity(self._looker.latents_of(step))
+            step.partner = find_partner(tracks, model.requests.called_with(latents))
+            step.expected = step.partner or expected
+        return step
+
+    def _model(self, values: Values, weights: Weights) -> ModelState:
+        """The state of the model whose weights these are; one of the graph's own without any."""
+        if self._first_weight is None:
+            return self._weightless
+        found = REGISTRY.by_weight(values[self._first_weight])
+        return found if found is not None else REGISTRY.of_weights(weights.tensors)
+
+    def _run_whole(self, step: Step) -> None:
+        self._looker.look_at_clock(step)
+        self._segments.run(step.values, 0, len(self.compiled.trunk.segments))
+        step.regions.append(RegionStep(Decision(False, "disabled")))
+
+    def _run_stage(self, step: Step, stage: Stage) -> None:
+        if stage.role is Role.RUNS:
+            self._segments.run(step.values, stage.start, stage.stop)
+        elif stage.role is Role.PROBED:
+            self._decide(step, stage)
+        elif step.regions[-1].decision.hit:
+            self._reuse(step)
+        else:
+            self._compute(step, stage)
+
+    def _decide(self, step: Step, stage: Stage) -> None:
+        """Run up to where a region's probe is complete; look, if it is the first; and decide."""
+        if stage.region is None:
+            self._looker.look(step, None)
+            step.regions.append(RegionStep(Decision(False, EMPTY)))
+            return
+        probed = self._run_probed(step, stage, stage.region)
+        if stage.region == 0:
+            self._looker.look(step, probed)
+        step.regions.append(decide_region(step, probed, self._reader))
+
+    def _run_probed(self, step: Step, stage: Stage, i: int) -> Probed | None:
+        region, probe = step.plan.regions[i], step.plan.spans[i].probe
+        values = step.values
+        hidden_in = None if region.probe_in is None else tensor_at(values, region.probe_in)
+        self._segments.run(values, stage.start, stage.stop)
+        if probe is not None and probe.kind is ProbeKind.MODULATED_INPUT:
+            return Probed(probe, self._modulated_input.read(step, probe.noise_filter), hidden_in)
+        if probe is None or region.probe_out is None:
+            return None
+        return Probed(probe, tensor_at(values, region.probe_out), hidden_in)
+
+    def _reuse(self, step: Step) -> None:
+        """Put the estimate of a region in its place."""
+        i, done = len(step.regions) - 1, step.regions[-1]
+        region, predictor = step.plan.regions[i], step.plan.predictors[i]
+        assert done.cached is not None
+        bases = bases_of(step.values, region, predictor)
+        put(
+            step.values, region, estimates(region, done.cached, bases, predictor, step.history.step)
+        )
+        if done.probe is not None:
+            done.cached = done.cached._replace(probe=done.probe)
+
+    def _compute(self, step: Step, stage: Stage) -> None:
+        """Run a region, and hold what it did."""
+        i, done, values = len(step.regions) - 1, step.regions[-1], step.values
+        region, predictor = step.plan.regions[i], step.plan.predictors[i]
+        batch_dim, number = self.compiled.trunk.batch_dim, step.history.step
+        bases = bases_of(values, region, predictor)
+        self._segments.run(values, stage.start, stage.stop)
+        if done.cached is not None and step.plan.settings.observes_error:
+            estimated = estimates(region, done.cached, bases, predictor, number)
+            done.error_sums = error_sums(values, region, estimated, batch_dim)
+        if step.plan.settings.common.dry_run is not None:
+            recorded = record(values, region, bases, done.probe, batch_dim)
+            done.recorded = recorded._replace(noise=step.noise)
+        assert step.injected is not None
+        held = held_after(values, region, bases, done.cached, predictor, number)
+        done.cached = held._replace(probe=done.probe, injected=step.injected.of(region))
+
+
+def _settled(compiled: CompiledTrunk) -> tuple[int, ...]:
+    """The conditioning that says whose a call is by what was written into it: all but what injected
+    residuals are made of, where a write moves the residual and nothing else."""
+    sources = {i for residual in compiled.trunk.injected for i in residual.sources}
+    return tuple([i for i in compiled.roles.conditioning if i not in sources])

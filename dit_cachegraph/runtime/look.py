@@ -1,0 +1,118 @@
+"""Whose step it is, and what it may use: everything before the first decision.
+
+expected track    what is held of it, if this step can use that
+reading           timestep, latents sample and diff against it, in one copy
+match             the track that the call goes on with
+not the expected  what is held of that one, and a second copy if there is something to compare
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.policy.rule import History
+from dit_cachegraph.requests.fingerprint import Fingerprint
+from dit_cachegraph.requests.latents import latents_identity, versions_of
+from dit_cachegraph.requests.match import find_track
+from dit_cachegraph.requests.track import Track
+from dit_cachegraph.runtime.agree import agreed_reading
+from dit_cachegraph.runtime.cached_state import CachedState
+from dit_cachegraph.runtime.injected import injected_now
+from dit_cachegraph.runtime.reading import Asked, Probed, Reading, StepReader
+from dit_cachegraph.runtime.slots import gatherer
+from dit_cachegraph.runtime.step import Step
+
+
+class Looker:
+    """Looks at the calls of one trunk."""
+
+    def __init__(self, compiled: CompiledTrunk, reader: StepReader) -> None:
+        self._reader = reader
+        self._signature = compiled.trunk.signature
+        self._batch_dim = compiled.trunk.batch_dim
+        self._latents = gatherer(compiled.roles.latents)
+
+    def latents_of(self, step: Step) -> Sequence[object]:
+        """What the user gave as latents."""
+        return self._latents(step.values) if step.handoff is None else step.handoff.latents
+
+    def look(self, step: Step, probed: Probed | None) -> None:
+        """Fill in what was read of the step, its track, and what it may use."""
+        state, why_nothing = self._usable(step.expected, step)
+        regions = step.plan.regions
+        step.injected = injected_now(step.values, regions, state, self._batch_dim)
+        self._read(step, probed, state)
+        if step.match.track is not step.expected:
+            state, why_nothing = self._usable(step.match.track, step)
+            if state is not None:
+                step.reading = self._reading(step, probed, state)
+        if state is not None:
+            why_nothing = step.match.step.doubt
+            why_nothing = why_nothing or step.injected.why_of_no_use(state, step.reading.injected)
+        step.state = state if why_nothing is None else None
+        step.why_nothing = why_nothing
+
+    def look_at_clock(self, step: Step) -> None:
+        """For a step that uses nothing and keeps nothing."""
+        self._identify(step, self._reader.read_clock(step.values, step.handoff))
+
+    def _read(self, step: Step, probed: Probed | None, state: CachedState | None) -> None:
+        self._identify(step, self._reading(step, probed, state))
+
+    def _identify(self, step: Step, reading: Reading) -> None:
+        table = step.model.requests
+        step.reading, step.call = reading, self._fingerprint(step, reading)
+        step.match = find_track(step.conditioning.tracks, step.call, table.known, step.partner)
+        track, num_steps = step.match.track, step.plan.settings.common.num_inference_steps
+        history = History() if track is None else track.history
+        step.history = history.seen_by(step.plan.rule, num_steps)
+
+    def _reading(self, step: Step, probed: Probed | None, state: CachedState | None) -> Reading:
+        asked = self._asked(step, probed, state)
+        return agreed_reading(self._reader.read(step.values, step.handoff, asked))
+
+    def _asked(self, step: Step, probed: Probed | None, state: CachedState | None) -> Asked:
+        """`state` may be of another shape."""
+        assert step.injected is not None
+        rule, injected = step.plan.rule, step.injected.moved(state)
+        if probed is None or not rule.needs_diff:
+            return Asked(injected=injected, needs_device=not _does_without(step))
+        first = None if state is None else state.regions[0]
+        ends = None if state is None else state.ends
+        probed = probed.against(None if first is None else first.probe)
+        return Asked(probed, None if ends is None else ends.moved, injected)
+
+    def _fingerprint(self, step: Step, reading: Reading) -> Fingerprint:
+        latents = self.latents_of(step)
+        shape = tuple([t.shape for t in latents if isinstance(t, Tensor)])
+        identity, versions = latents_identity(latents), versions_of(latents)
+        return Fingerprint(
+            reading.clock, reading.sample, shape, identity, self._signature, versions
+        )
+
+    def _usable(self, track: Track | None, step: Step) -> tuple[CachedState | None, str | None]:
+        """What is held of a track, if this step can use it; else why not."""
+        if track is None:
+            return None, "new image"
+        state, plan = track.state, step.plan
+        if state is None:
+            return None, track.lost or "nothing kept"
+        assert isinstance(state, CachedState)
+        if state.signature != self._signature:
+            return None, "the graph changed"
+        if not step.weights.are_those_of(state.weights):
+            return None, "the weights changed"
+        if state.spans != plan.spans:
+            return None, "region changed"
+        if state.predictors != plan.predictors:
+            return None, "predictor changed"
+        return state, None
+
+
+def _does_without(step: Step) -> bool:
+    """True for a schedule that goes without the device's timestep, within `request(key)`."""
+    rule, num_steps = step.plan.rule, step.plan.settings.common.num_inference_steps
+    is_counted = not rule.needs_clock or num_steps is not None
+    is_schedule = is_counted and not rule.needs_noise and not rule.needs_diff
+    return step.request is not None and is_schedule

@@ -1,0 +1,24 @@
+"""The values of one call, a slot each: an argument, or what a segment makes."""
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+
+from torch import Tensor
+
+Values = list[object]
+
+
+def gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:
+    """`values` at `slots`, as a tuple."""
+    if len(slots) > 1:
+        return itemgetter(*slots)
+    if slots:
+        only = slots[0]
+        return lambda values: (values[only],)
+    return lambda values: ()
+
+
+def tensor_at(values: Values, slot: int) -> Tensor:
+    value = values[slot]
+    assert isinstance(value, Tensor), "sizes that leave a region are refused"
+    return value

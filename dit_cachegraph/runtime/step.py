@@ -1,0 +1,113 @@
+"""One step, from start to commit: one record that each stage of the driver fills a part of.
+
+begin     whose call it is, and by which settings it goes
+look      what was read of it, which track it goes on with, what it may use
+decide    for each region: reuse or compute, and why
+do        for each region: what later steps may use
+commit    all of it becomes the track's; before that nothing that outlives the step was changed
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dit_cachegraph.policy.recorded import Recorded
+from dit_cachegraph.policy.rule import Companion, Decision, History, Observation
+from dit_cachegraph.requests.conditioning import Conditioning
+from dit_cachegraph.requests.fingerprint import Fingerprint
+from dit_cachegraph.requests.handoff import CallHandoff
+from dit_cachegraph.requests.match import Match
+from dit_cachegraph.requests.request import Request
+from dit_cachegraph.requests.track import Track
+from dit_cachegraph.runtime.cached_state import CachedRegion, CachedState
+from dit_cachegraph.runtime.injected import Injected
+from dit_cachegraph.runtime.models import ModelState
+from dit_cachegraph.runtime.reading import Reading
+from dit_cachegraph.runtime.slots import Values
+from dit_cachegraph.runtime.step_plan import StepPlan
+from dit_cachegraph.runtime.weights import Weights
+
+TIMESTEP_RANGE = 1000.0
+
+
+@dataclass(eq=False, slots=True)
+class RegionStep:
+    """What was decided on one region, seen of it and done. `cached` is first what the step may use,
+    and in the end what later steps may; `probe` what the next step is compared with; `error_sums`
+    what an estimate would have missed, [B, 2]; `recorded` is for a dry run."""
+
+    decision: Decision
+    seen: Observation = Observation()
+    cached: CachedRegion | None = None
+    probe: Tensor | None = None
+    error_sums: Tensor | None = None
+    recorded: Recorded | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """`expected` is the track that it most likely goes on with; `partner` is known to be of the
+    same request; `handoff` has the user's tensors where this fragment of the graph does not get
+    them; `state` is what the step may use of its track, None with `why_nothing` to say why."""
+
+    values: Values
+    request: Request | None
+    model: ModelState
+    plan: StepPlan
+    conditioning: Conditioning[Track]
+    expected: Track | None
+    partner: Track | None
+    handoff: CallHandoff | None
+    weights: Weights
+
+    reading: Reading = field(init=False)
+    call: Fingerprint = field(init=False)
+    match: Match = field(init=False)
+    history: History = field(init=False)
+    state: CachedState | None = None
+    why_nothing: str | None = None
+    injected: Injected | None = None
+
+    regions: list[RegionStep] = field(default_factory=list)
+    latents: tuple[object, ...] = ()
+    results: tuple[object, ...] = ()
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        return tuple([region.decision for region in self.regions])
+
+    @property
+    def is_hit(self) -> bool:
+        return any(region.decision.hit for region in self.regions)
+
+    @property
+    def noise(self) -> float | None:
+        """The timestep as a share of the noise range: 1 where all is noise. The first timestep of
+        an image tells whether they count in thousandths."""
+        first, known = self.match.step.trajectory.first, self.match.step.known
+        if not self.call.clock or not first:
+            return None
+        share = self.call.clock[0] / (TIMESTEP_RANGE if first[0] > 1 else 1.0)
+        return 1 - share if known.direction > 0 else share
+
+    def companions(self, region: int) -> tuple[Companion, ...]:
+        """The other guidance branches of the request that are at this step, or at the one before,
+        with what they decided on a region. Told by the timestep, or by the number of steps where
+        none is read."""
+        track, clock = self.match.track, self.call.clock
+        if track is None or len(track.passes) < 2:
+            return ()
+        found = []
+        for other in track.companions:
+            if clock is None:
+                is_done = other.history.step == track.history.step + 1
+                is_level = other.history.step == track.history.step
+            else:
+                is_done = other.trajectory.last == clock
+                is_level = other.trajectory.last == track.trajectory.last
+            if is_done or is_level:
+                decided = other.last_decisions if is_done else ()
+                decision = decided[region] if region < len(decided) else None
+                memory = other.history.seen_by(self.plan.rule).memory
+                found.append(Companion(decision, other.history.step - is_done, memory))
+        return tuple(found)
