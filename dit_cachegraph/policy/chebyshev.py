@@ -20,7 +20,7 @@ from dit_cachegraph.policy.checks import check_int, check_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChebyshevConfig(Calibrator):
+class Chebyshev(Calibrator):
     """The options of Spectrum's forecast. Its schedule of growing gaps is a rule's business."""
 
     name: ClassVar[str] = "chebyshev"

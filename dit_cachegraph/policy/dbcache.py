@@ -27,7 +27,7 @@ REFRESH = ("once", "repeat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DBCacheConfig(Rule):
+class DBCache(Rule):
     """The options of DBCache."""
 
     name: ClassVar[str] = "dbcache"

@@ -32,7 +32,7 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DMDCalibratorConfig(Calibrator):
+class DMD(Calibrator):
     """The options of DMD."""
 
     name: ClassVar[str] = "dmd"

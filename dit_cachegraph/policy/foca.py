@@ -22,7 +22,7 @@ from dit_cachegraph.policy.taylorseer import taylor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoCaCalibratorConfig(Calibrator):
+class FoCa(Calibrator):
     """The options of FoCa, which has none of its own."""
 
     name: ClassVar[str] = "foca"

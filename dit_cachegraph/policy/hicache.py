@@ -21,7 +21,7 @@ MAX_ORDER = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HiCacheConfig(Calibrator):
+class HiCache(Calibrator):
     """The options of HiCache."""
 
     name: ClassVar[str] = "hicache"

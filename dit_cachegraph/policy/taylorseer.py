@@ -23,7 +23,7 @@ FIRST_CURVED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaylorSeerCalibratorConfig(Calibrator):
+class TaylorSeer(Calibrator):
     """The options of TaylorSeer."""
 
     name: ClassVar[str] = "taylorseer"
