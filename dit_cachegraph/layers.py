@@ -39,7 +39,7 @@ class Kinds:
     several of them have."""
 
     key: str
-    protocol: type
+    base: type
     by_name: Mapping[str, type]
     home: str
 
@@ -157,7 +157,7 @@ def _choice(kinds: Kinds, merged: Overrides, given: Overrides) -> object:
 
 def _named(kinds: Kinds, choice: object, names: set[str]) -> object:
     if not isinstance(choice, str):
-        if kinds.protocol not in type(choice).__mro__:
+        if not isinstance(choice, kinds.base):
             known = ", ".join(map(repr, kinds.by_name))
             raise InvalidConfig(f"{kinds.key} must be one of {known}, or a {kinds.key}: {choice!r}")
     elif choice not in kinds.by_name:

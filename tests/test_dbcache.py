@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dit_cachegraph.policy.dbcache import DBCache
 from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation
 
 NAN, INF = math.nan, math.inf
 QUARTER = Observation(moved=(1.0,), size=(4.0,))
@@ -183,7 +183,14 @@ class TestMask:
         ],
     )
     def test_only_a_static_mask_needs_no_diff_unless_blocks_decide_alone(self, options, expected):
-        assert DBCache(**options).needs_diff is expected
+        assert DBCache(**options).needs == (frozenset({Need.DIFF}) if expected else frozenset())
+
+    @pytest.mark.parametrize(
+        "options", [{"warmup_noise_fraction": 0.1}, {**STATIC, "mask_over": "noise"}]
+    )
+    def test_what_lies_over_the_noise_needs_it(self, options):
+        assert Need.NOISE in DBCache(**options).needs
+        assert Need.NOISE not in DBCache(mask_over="noise").needs
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ def options_of(kind: type) -> frozenset[str]:
     return frozenset(f.name for f in fields(kind) if not f.name.startswith("_"))
 
 
-def _named(protocol: type[T]) -> Mapping[str, type[T]]:
+def _named(base: type[T]) -> Mapping[str, type[T]]:
     found = {
         kind.name: kind  # type: ignore[attr-defined]
         for module in _modules()
         for kind in vars(module).values()
         if inspect.isclass(kind)
-        and protocol in kind.__mro__
+        and issubclass(kind, base)
         and "name" in vars(kind)
         and kind.__module__ == module.__name__
     }

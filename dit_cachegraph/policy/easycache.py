@@ -25,6 +25,7 @@ from dit_cachegraph.policy.rule import (
     Change,
     Decision,
     History,
+    Need,
     Observation,
     Probe,
     ProbeKind,
@@ -58,8 +59,8 @@ class EasyCache(AddsUp):
         AddsUp.__post_init__(self)
 
     @property
-    def needs_output(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.DIFF, Need.OUTPUT})
 
     @property
     def threshold(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.policy.rule import Decision, History, Observation, ProbeKind
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation, ProbeKind
 from dit_cachegraph.runtime.cache_state import Image, Kept, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote, current_note
 from dit_cachegraph.runtime.commit_step import (
@@ -226,7 +226,7 @@ class CachedModel:
         sums, change = (look.seen.moved, look.seen.size), look.seen.change
         seen = Observation(*sums, earlier, others, change)
         anchor = None if kept is None else kept.probe
-        if before and reason is None and rule.needs_diff and anchor is not None:
+        if before and reason is None and Need.DIFF in rule.needs and anchor is not None:
             assert probe is not None and hidden is not None, "an anchor is of a probe"
             sums = self._observer.read_region(probe, hidden, hidden_in, anchor)
             seen = seen._replace(moved=sums.moved, size=sums.size)

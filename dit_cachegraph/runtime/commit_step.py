@@ -10,7 +10,7 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation, StepResult
 from dit_cachegraph.runtime.cache_state import Branch, Ends, Image, Kept, Recorded, RegionKept
 from dit_cachegraph.runtime.call_note import CallNote
 from dit_cachegraph.runtime.find_image import Match
@@ -141,7 +141,7 @@ def _ends(now: Now, outcome: Outcome, passed: Passed) -> Ends | None:
     """The model's input and output, and how far they moved since the last computed step, where the
     rule asks for it. That is not read here, so that nothing waits for it."""
     before = None if outcome.before is None else outcome.before.ends
-    if not now.plan.rule.needs_output:
+    if Need.OUTPUT not in now.plan.rule.needs:
         return None
     if outcome.is_hit:
         return None if before is None else before._replace(moved=None)

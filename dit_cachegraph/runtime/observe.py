@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.policy.rule import Change, Companion, Probe, ProbeKind, Rule, Sums
+from dit_cachegraph.policy.rule import Change, Companion, Need, Probe, ProbeKind, Rule, Sums
 from dit_cachegraph.runtime.cache_state import Kept
 from dit_cachegraph.runtime.commit_step import Now
 from dit_cachegraph.runtime.find_image import Match
@@ -56,7 +56,7 @@ class Observer:
         sums of those that moved."""
         rule = now.plan.rule
         probe = now.plan.spans[0].probe if now.plan.spans else None
-        if probe is None or hidden is None or not rule.needs_diff:
+        if probe is None or hidden is None or Need.DIFF not in rule.needs:
             return self._read_schedule(values, now, controls)
         first = None if kept is None else kept.regions[0]
         anchor = None if first is None else first.probe
@@ -76,8 +76,8 @@ class Observer:
     def _read_schedule(self, values: Values, now: Now, controls: Tensor | None) -> Seen:
         """Within `request(key)` a schedule may do without the device's timestep."""
         rule, num_steps = now.plan.rule, now.plan.settings.common.num_inference_steps
-        is_counted = not rule.needs_clock or num_steps is not None
-        may_do_without = is_counted and not rule.needs_noise and not rule.needs_diff
+        is_counted = Need.CLOCK not in rule.needs or num_steps is not None
+        may_do_without = is_counted and not rule.needs & {Need.NOISE, Need.DIFF}
         if now.request is not None and may_do_without:
             return self._reader.read_host_clock(values, controls)
         return self.read_clock(values, now, controls)
