@@ -6,10 +6,10 @@ from dataclasses import asdict, is_dataclass
 from dit_cachegraph.config import Settings
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import PREDICTOR_KINDS
-from dit_cachegraph.policy.block_lists import Part
 from dit_cachegraph.policy.catalog import options_of
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Rule
+from dit_cachegraph.policy.rules.block_lists import Part
 from dit_cachegraph.runtime.step_log import Step
 
 FEW_STEPS = 8

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import cast
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.block_lists import BlockLists, Part
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES, options_of
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.presets import DEFAULT_PRESET, PRESETS
 from dit_cachegraph.policy.rule import Rule
+from dit_cachegraph.policy.rules.block_lists import BlockLists, Part
 
 Overrides = Mapping[str, object]
 Layers = tuple[tuple[tuple[str, object], ...], ...]

@@ -15,7 +15,7 @@ from torch import Tensor
 import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES
-from dit_cachegraph.policy.taylorseer import TaylorSeer
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 
 # By names that both know. The region is never left to a default, where they differ.
 Options = Mapping[str, object]

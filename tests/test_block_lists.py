@@ -9,12 +9,12 @@ from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from dit_cachegraph.config import resolve
-from dit_cachegraph.policy.block_lists import BlockLists
-from dit_cachegraph.policy.dbcache import DBCache
-from dit_cachegraph.policy.even import EvenSchedule
-from dit_cachegraph.policy.replay import Replay
+from dit_cachegraph.policy.predictors.replay import Replay
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult
-from dit_cachegraph.policy.taylorseer import TaylorSeer
+from dit_cachegraph.policy.rules.block_lists import BlockLists
+from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.policy.rules.even import EvenSchedule
 from forecast_oracle import ForecastOracle
 from image_runs import image_of
 from lists_oracle import ListsOracle

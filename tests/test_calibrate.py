@@ -16,7 +16,7 @@ from dit_cachegraph.calibration.find_mask import find_masks, reuse_costs
 from dit_cachegraph.calibration.pictures import as_array, psnr_db, ssim
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
-from dit_cachegraph.policy.taylorseer import TaylorSeer
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.runtime.models import REGISTRY
 from toy_dits import CrossDiT, toy_inputs

@@ -10,7 +10,7 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph.config import CommonSettings, CompileOptions, resolve, split_options
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.dbcache import DBCache
+from dit_cachegraph.policy.rules.dbcache import DBCache
 
 NAN, INF = float("nan"), float("inf")
 NOT_NUMBERS = ["1", [1], (), True, False]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_cachegraph.policy.dbcache import DBCache
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Need, Observation
+from dit_cachegraph.policy.rules.dbcache import DBCache
 
 NAN, INF = math.nan, math.inf
 QUARTER = Observation(moved=(1.0,), size=(4.0,))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dit_cachegraph as dc
-from dit_cachegraph.policy.dbcache import DBCache
 from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.policy.rules.dbcache import DBCache
 from running import compile_cached, run_all
 from tiny_models import FLUX, WAN, trajectory
 from toy_dits import adding_dit

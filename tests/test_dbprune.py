@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 import dit_cachegraph as dc
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.dbprune import DBPrune
+from dit_cachegraph.policy.rules.dbprune import DBPrune
 from prune_oracle import PruneOracle, PruneSettings
 from running import compile_cached, relative_error
 from tiny_models import FLUX, SD3, TINY_MODELS, trajectory

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
-from dit_cachegraph.policy.dbcache import DBCache
-from dit_cachegraph.policy.even import EvenSchedule
-from dit_cachegraph.policy.replay import Replay
-from dit_cachegraph.policy.taylorseer import TaylorSeer
+from dit_cachegraph.policy.predictors.replay import Replay
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
+from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.policy.rules.even import EvenSchedule
 from dit_cachegraph.runtime.cache_state import Recorded
 from dit_cachegraph.simulate import simulate
 from oracle import EagerOracle

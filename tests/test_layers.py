@@ -1,23 +1,25 @@
 """Which rule and which predictor layers of settings add up to."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.layers import add_layer
+from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS, add_layer
+from dit_cachegraph.policy import predictors, rules
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES
-from dit_cachegraph.policy.dbcache import DBCache
-from dit_cachegraph.policy.dbprune import DBPrune
-from dit_cachegraph.policy.error_control import ErrorControl
-from dit_cachegraph.policy.even import EvenSchedule
 from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.predictors.replay import Replay
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.presets import PRESETS
-from dit_cachegraph.policy.replay import Replay
 from dit_cachegraph.policy.rule import Decision, Rule, Span
-from dit_cachegraph.policy.taylorseer import TaylorSeer
+from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.policy.rules.dbprune import DBPrune
+from dit_cachegraph.policy.rules.error_control import ErrorControl
+from dit_cachegraph.policy.rules.even import EvenSchedule
 
 BALANCED = (ErrorControl(**{"error_tolerance": PRESETS["balanced"]["error_tolerance"]}),
             TaylorSeer(taylorseer_order=1))  # fmt: skip
@@ -105,6 +107,19 @@ def test_layers_add_up_to(layers, expected):
         kept = add_layer(kept, layer)
     settings = resolve(*map(dict, kept))
     assert (settings.rule, settings.predictor) == expected
+
+
+@pytest.mark.parametrize(
+    ("kinds", "folder", "shared"),
+    [(RULE_KINDS, rules, "accumulated"), (PREDICTOR_KINDS, predictors, "calibrator")],
+    ids=["rules", "predictors"],
+)
+def test_a_file_in_its_folder_is_found(kinds, folder, shared):
+    (path,) = folder.__path__
+    files = {file.stem for file in Path(path).glob("*.py")} - {"__init__", shared}
+    found = {kind.__module__ for kind in kinds.by_name.values()}
+    assert found == {f"{folder.__name__}.{name}" for name in files}
+    assert all(issubclass(kind, kinds.base) for kind in kinds.by_name.values())
 
 
 def test_what_a_later_layer_covers_is_not_kept():

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 import rule_oracles
 from dit_cachegraph import InvalidConfig, ops
 from dit_cachegraph.config import resolve
-from dit_cachegraph.policy.easycache import EasyCache
-from dit_cachegraph.policy.magcache import MagCache
 from dit_cachegraph.policy.rule import (
     Change,
     Decision,
@@ -24,8 +22,10 @@ from dit_cachegraph.policy.rule import (
     StepResult,
     Sums,
 )
-from dit_cachegraph.policy.seacache import SeaCache
-from dit_cachegraph.policy.teacache import TeaCache
+from dit_cachegraph.policy.rules.easycache import EasyCache
+from dit_cachegraph.policy.rules.magcache import MagCache
+from dit_cachegraph.policy.rules.seacache import SeaCache
+from dit_cachegraph.policy.rules.teacache import TeaCache
 
 TRACES = settings(max_examples=200)
 NAN, INF = math.nan, math.inf

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
-from dit_cachegraph.policy.dbcache import DBCache
+from dit_cachegraph.policy.rules.dbcache import DBCache
 from oracle import EagerOracle
 from running import compile_cached, relative_error, run_all, run_step
 from test_against_oracle import all_defaults, random_settings

@@ -9,8 +9,8 @@ from typing import ClassVar, cast
 from dit_cachegraph.compat.options import Options
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy import dbcache, dbprune
 from dit_cachegraph.policy.rule import Rule
+from dit_cachegraph.policy.rules import dbcache, dbprune
 
 FIRST_BLOCKS = 8
 

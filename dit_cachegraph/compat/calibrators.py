@@ -8,9 +8,9 @@ from typing import ClassVar, cast
 from dit_cachegraph.compat.options import Options
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.calibrator import Calibrator
 from dit_cachegraph.policy.catalog import PREDICTORS
-from dit_cachegraph.policy.replay import Replay
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
+from dit_cachegraph.policy.predictors.replay import Replay
 
 
 def _defaults(predictor: str, *, is_on: bool = True) -> Mapping[str, object]:

@@ -9,11 +9,11 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph import DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
 from dit_cachegraph.config import resolve
-from dit_cachegraph.policy.dbcache import DBCache
-from dit_cachegraph.policy.dbprune import DBPrune
-from dit_cachegraph.policy.foca import FoCa
-from dit_cachegraph.policy.replay import Replay
-from dit_cachegraph.policy.taylorseer import TaylorSeer
+from dit_cachegraph.policy.predictors.foca import FoCa
+from dit_cachegraph.policy.predictors.replay import Replay
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
+from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.policy.rules.dbprune import DBPrune
 from running import compile_cached, run_all
 from tiny_models import WAN, trajectory
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import load_pipeline
-from dit_cachegraph.policy.taylorseer import TaylorSeer
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from peer_runs import (
     Sampling,
     calls_of,

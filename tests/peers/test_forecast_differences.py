@@ -10,8 +10,8 @@ from cache_dit.caching.cache_contexts.calibrators.dmd import DMDState
 from cache_dit.caching.cache_contexts.calibrators.foca import FoCaState
 
 import dit_cachegraph as dc
-from dit_cachegraph.policy.dmd import DMD
-from dit_cachegraph.policy.foca import FoCa
+from dit_cachegraph.policy.predictors.dmd import DMD
+from dit_cachegraph.policy.predictors.foca import FoCa
 
 pytestmark = pytest.mark.peers
 

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from dit_cachegraph.policy.accumulated import AddsUp, decide_by_total
 from dit_cachegraph.policy.checks import check_number
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import (
@@ -32,6 +31,7 @@ from dit_cachegraph.policy.rule import (
     Span,
     StepResult,
 )
+from dit_cachegraph.policy.rules.accumulated import AddsUp, decide_by_total
 
 
 class Forecast(NamedTuple):

@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_cachegraph.policy.calibrator import Calibrator
 from dit_cachegraph.policy.checks import check_int, check_number
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_cachegraph.policy.calibrator import Calibrator
-from dit_cachegraph.policy.taylorseer import taylor
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
+from dit_cachegraph.policy.predictors.taylorseer import taylor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_bool, check_ids, check_number
-from dit_cachegraph.policy.dbcache import DBCache, by_threshold
 from dit_cachegraph.policy.rule import Decision, History, Observation, Probe, ProbeKind, Span
+from dit_cachegraph.policy.rules.dbcache import DBCache, by_threshold
 
 NUM_DIFFS_AVERAGED = 5
 REDUCED_BY = 4
