@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from dit_cachegraph.runtime.commit_step import Done, Outcome, Passed, commit_step, history_of
+from dit_cachegraph.runtime.find_image import find_image
 from torch import fx
 
 from bench._engines import CACHE_SETTINGS, force_decision
@@ -16,8 +18,6 @@ from bench._steps import seconds_each
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.policy.rule import Decision, Observation
 from dit_cachegraph.runtime.driver import CachedModel
-from dit_cachegraph.runtime.commit_step import Done, Outcome, Passed, commit_step, history_of
-from dit_cachegraph.runtime.find_image import find_image
 
 NUM_CALLS = 50
 

@@ -19,7 +19,7 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS, Overrides, build, frozen, merge
 from dit_cachegraph.policy.checks import check_bool, check_int, check_number, check_sequence
 from dit_cachegraph.policy.predictor import Predictor
-from dit_cachegraph.policy.rule import Rule
+from dit_cachegraph.policy.rule import Need, Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,9 @@ def resolve(*layers: Overrides) -> Settings:
     rule = cast(Rule, build(RULE_KINDS, merged))
     predictor = cast(Predictor, build(PREDICTOR_KINDS, merged))
     common = CommonSettings(**{n: v for n, v in merged.items() if n in _COMMON})  # type: ignore[arg-type]
-    observes = common.observe_error or common.max_observed_error is not None or rule.needs_error
+    observes = (
+        common.observe_error or common.max_observed_error is not None or Need.ERROR in rule.needs
+    )
     return Settings(common, rule, predictor, observes)
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import fx, nn
 
 from dit_cachegraph.backend import cut_graph
-from dit_cachegraph.compat.cached_forward import uncached_forward
 from dit_cachegraph.config import resolve
 from dit_cachegraph.graph.first_break import GraphBreak, first_break
 from dit_cachegraph.layers import Layers
@@ -19,7 +18,7 @@ from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.report import GraphReport, graph_report, refused
 from dit_cachegraph.runtime.models import REGISTRY
 from dit_cachegraph.runtime.region import plan_regions
-from dit_cachegraph.targets import as_module, modules_in
+from dit_cachegraph.targets import as_module, modules_in, uncached_forward
 
 
 @dataclass(frozen=True, slots=True)

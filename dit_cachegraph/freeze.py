@@ -6,16 +6,12 @@ from dataclasses import asdict, is_dataclass
 from dit_cachegraph.config import Settings
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import PREDICTOR_KINDS
-from dit_cachegraph.policy.block_lists import Part
 from dit_cachegraph.policy.catalog import options_of
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Rule
+from dit_cachegraph.policy.rules.block_lists import Part
 from dit_cachegraph.runtime.step_log import StepReport
 
-FEW_STEPS = 8
-MAX_STRIDES_LEFT = 2.5  # The last strides of a shifted schedule are the longest.
-NUM_TIMESTEPS = 1000.0
-NOT_ASKED = frozenset({"disabled", "dry run", "mask"})  # Reasons of steps that were not to reuse.
 PREDICTOR_NAMES = frozenset({"predictor", *PREDICTOR_KINDS.options})
 
 
@@ -79,40 +75,3 @@ def last_images(steps: Sequence[StepReport]) -> list[list[StepReport]]:
         return []
     first = begun[max(ended, key=lambda request: ended[request])]
     return [image for request, image in images.items() if ended[request] >= first]
-
-
-def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
-    """A sentence where the last image was too short to reuse anything of it, if it was."""
-    images = last_images(steps)
-    image = max(images, key=len, default=[])
-    is_whole = _looks_whole(image) if len(image) > 1 else _are_single(steps)
-    if not is_whole or any(step.hit for one in images for step in one):
-        return None
-    reasons = {step.reason for one in images for step in one}
-    if reasons & NOT_ASKED:
-        return None
-    if reasons <= {"warmup", "new image"}:
-        return (
-            f"{len(image)} steps, all within warm-up: nothing to gain in so few, unless a shorter "
-            "warm-up (max_warmup_steps) is good enough"
-        )
-    if len(image) <= FEW_STEPS:
-        return f"{len(image)} steps, none reused: there is little to gain in so few"
-    return None
-
-
-def _are_single(steps: Sequence[StepReport]) -> bool:
-    """True for several images of one step each, one after another."""
-    requests = [step.request for step in steps]
-    return len(set(requests)) < len(requests) and all(step.step == 0 for step in steps)
-
-
-def _looks_whole(image: Sequence[StepReport]) -> bool:
-    """True where hardly anything is left of the noise range, as far as timesteps tell."""
-    seen = [step.timestep for step in image if step.timestep is not None]
-    if len(seen) < len(image):
-        return True
-    whole, last = seen[0] - seen[-1], seen[-2] - seen[-1]
-    stride = max(abs(whole) / (len(seen) - 1), abs(last))
-    end = 0.0 if whole > 0 else 1.0 if seen[-1] <= 1 else NUM_TIMESTEPS
-    return abs(end - seen[-1]) <= MAX_STRIDES_LEFT * stride

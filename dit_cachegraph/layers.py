@@ -4,20 +4,33 @@
 {"every": 2}, {"max_warmup_steps": 4}             an option of the same rule: `every` holds
 """
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import cast
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.block_lists import BlockLists, Part
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES, options_of
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.presets import DEFAULT_PRESET, PRESETS
 from dit_cachegraph.policy.rule import Rule
+from dit_cachegraph.policy.rules.block_lists import BlockLists, Part
 
 Overrides = Mapping[str, object]
 Layers = tuple[tuple[tuple[str, object], ...], ...]
 """Layers of settings as they were given, the last one on top; hashable."""
+
+
+class Configuration(abc.ABC):
+    """What can be given in the place of a rule or predictor, and stands for settings by name."""
+
+    @abc.abstractmethod
+    def by_name(self) -> dict[str, object]:
+        """A `rule` or `predictor` with all of its options, and what is said beside it.
+
+        Raises:
+            InvalidConfig: it says something that no rule or predictor can.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +39,7 @@ class Kinds:
     several of them have."""
 
     key: str
-    protocol: type
+    base: type
     by_name: Mapping[str, type]
     home: str
 
@@ -52,16 +65,16 @@ def add_layer(layers: Layers, given: Overrides) -> Layers:
 
 
 def frozen(settings: Overrides) -> dict[str, object]:
-    """The settings with their sequences as tuples, and dicts within them as pairs: what changes
-    later changes nothing."""
-    return {name: _frozen(value) for name, value in settings.items()}
+    """The settings with their sequences as tuples, dicts within them as pairs, and configurations
+    as what they say: what changes later changes nothing."""
+    return {name: _frozen(value) for name, value in _without_configurations(settings).items()}
 
 
 def _frozen(value: object) -> object:
     if isinstance(value, Part):
         return value
     if isinstance(value, Mapping):
-        return tuple((name, _frozen(item)) for name, item in value.items())
+        return tuple(frozen(value).items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_frozen(item) for item in value)
     return value
@@ -73,7 +86,7 @@ def merge(lower: Overrides, given: Overrides) -> dict[str, object]:
     Raises:
         InvalidConfig: it asks for two rules, or two predictors, at once.
     """
-    given = _expanded(given)
+    given = _expanded(_without_configurations(given))
     merged = dict(lower)
     if "preset" in given:
         _drop(merged, ("preset", "rule", "predictor", *RULE_KINDS.options))
@@ -96,14 +109,31 @@ def _options(kinds: Kinds, choice: object) -> frozenset[str]:
     return options_of(kinds.by_name[choice]) if isinstance(choice, str) else frozenset()
 
 
+def _without_configurations(given: Overrides) -> Overrides:
+    """The same with what configurations say; a name that is given beside one wins."""
+    said: Overrides = given
+    for key, other in (
+        (RULE_KINDS.key, PREDICTOR_KINDS.key),
+        (PREDICTOR_KINDS.key, RULE_KINDS.key),
+    ):
+        value = given.get(key)
+        if isinstance(value, Configuration):
+            by_name = value.by_name()
+            if key not in by_name:
+                raise InvalidConfig(f"{value!r} is no {key}: give it as {other}=")
+            said = {**by_name, **said, key: by_name[key]}
+    return said
+
+
 def _expanded(given: Overrides) -> Overrides:
-    """The same with a rule or predictor of ours, given as an object, as its name and options."""
+    """The same with a rule or predictor of ours, given as an object, as its name and options; a
+    name that is given beside it wins."""
     expanded = dict(given)
     for kinds in (RULE_KINDS, PREDICTOR_KINDS):
         value = given.get(kinds.key)
         for name, kind in kinds.by_name.items():
             if is_dataclass(value) and not isinstance(value, type) and type(value) is kind:
-                expanded = {**expanded, **asdict(value), kinds.key: name}
+                expanded = {**asdict(value), **expanded, kinds.key: name}
     return expanded
 
 
@@ -127,7 +157,7 @@ def _choice(kinds: Kinds, merged: Overrides, given: Overrides) -> object:
 
 def _named(kinds: Kinds, choice: object, names: set[str]) -> object:
     if not isinstance(choice, str):
-        if kinds.protocol not in type(choice).__mro__:
+        if not isinstance(choice, kinds.base):
             known = ", ".join(map(repr, kinds.by_name))
             raise InvalidConfig(f"{kinds.key} must be one of {known}, or a {kinds.key}: {choice!r}")
     elif choice not in kinds.by_name:

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 
 from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.freeze import frozen_config, settings_as_config, why_nothing_gained
+from dit_cachegraph.few_steps import why_nothing_gained
+from dit_cachegraph.freeze import frozen_config, settings_as_config
 from dit_cachegraph.plan import BlockListReport, Trunk
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.models import ModelState

@@ -1,12 +1,28 @@
 """What users hand to `configure`, `summary` and `reset`: find the transformers in it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from dit_cachegraph.exc import UnknownTarget
 from dit_cachegraph.runtime.models import REGISTRY
+
+Forward = Callable[..., object]
+
+
+class ForwardInPlace:
+    """A forward of ours on a transformer, in the place of its own. `original`: what was there."""
+
+    __slots__ = ("original",)
+
+    original: Forward
+
+
+def uncached_forward(module: nn.Module) -> Forward | None:
+    """What a transformer's forward was before one of ours came in its place; else None."""
+    forward = module.forward
+    return forward.original if isinstance(forward, ForwardInPlace) else None
 
 
 def modules_in(target: object) -> list[nn.Module]:

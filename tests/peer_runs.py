@@ -15,12 +15,12 @@ from torch import Tensor
 import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES
-from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 
 # By names that both know. The region is never left to a default, where they differ.
 Options = Mapping[str, object]
 ONE_FIRST_BLOCK = {"Fn_compute_blocks": 1}
-TAYLOR_OPTIONS = {f.name for f in fields(TaylorSeerCalibratorConfig)}
+TAYLOR_OPTIONS = {f.name for f in fields(TaylorSeer)}
 
 
 class FluxPeerPipeline(FluxPipeline):

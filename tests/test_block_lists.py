@@ -9,12 +9,12 @@ from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from dit_cachegraph.config import resolve
-from dit_cachegraph.policy.block_lists import BlockLists
-from dit_cachegraph.policy.dbcache import DBCacheConfig
-from dit_cachegraph.policy.even import EvenSchedule
-from dit_cachegraph.policy.replay import Replay
+from dit_cachegraph.policy.predictors.replay import Replay
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult
-from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
+from dit_cachegraph.policy.rules.block_lists import BlockLists
+from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.policy.rules.even import EvenSchedule
 from forecast_oracle import ForecastOracle
 from image_runs import image_of
 from lists_oracle import ListsOracle
@@ -157,13 +157,13 @@ def test_settings_of_a_list_are_over_dbcaches_defaults():
     lists = [{"residual_diff_threshold": 0.1}, {"every": 3, "taylorseer_order": 2}, {}]
     rule = resolve({"block_lists": lists}).rule
     assert [(part.rule, part.predictor) for part in rule.block_lists] == [
-        (DBCacheConfig(residual_diff_threshold=0.1), Replay()),
-        (EvenSchedule(every=3), TaylorSeerCalibratorConfig(taylorseer_order=2)),
-        (DBCacheConfig(), Replay()),
+        (DBCache(residual_diff_threshold=0.1), Replay()),
+        (EvenSchedule(every=3), TaylorSeer(taylorseer_order=2)),
+        (DBCache(), Replay()),
     ]
     # What is given is what is kept: a list that changes later changes nothing.
     lists[0]["residual_diff_threshold"] = 0.9
-    assert rule.block_lists[0].rule == DBCacheConfig(residual_diff_threshold=0.1)
+    assert rule.block_lists[0].rule == DBCache(residual_diff_threshold=0.1)
     # Another rule is another rule, and the trunk is one again.
     assert resolve({"block_lists": lists}, {"every": 2}).rule == EvenSchedule(every=2)
     assert isinstance(resolve({"every": 2}, {"block_lists": lists}).rule, BlockLists)

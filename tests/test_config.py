@@ -10,7 +10,7 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph.config import CommonSettings, CompileOptions, resolve, split_options
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.dbcache import DBCacheConfig
+from dit_cachegraph.policy.rules.dbcache import DBCache
 
 NAN, INF = float("nan"), float("inf")
 NOT_NUMBERS = ["1", [1], (), True, False]
@@ -111,7 +111,7 @@ def value_in(layers: tuple[Mapping[str, object], ...], name: str) -> object:
 
 
 def test_every_option_is_tried_here():
-    known = [*fields(CommonSettings), *fields(DBCacheConfig)]
+    known = [*fields(CommonSettings), *fields(DBCache)]
     assert {f.name for f in known} == set(OPTIONS)
 
 
@@ -171,9 +171,7 @@ def test_a_later_layer_wins_name_by_name():
         {"Fn_compute_blocks": 3},
     )
     settings = resolve(*layers)
-    assert settings.rule == DBCacheConfig(
-        Fn_compute_blocks=3, max_warmup_steps=2, batch_rule="mean"
-    )
+    assert settings.rule == DBCache(Fn_compute_blocks=3, max_warmup_steps=2, batch_rule="mean")
     assert settings.common == CommonSettings()
 
 
@@ -227,13 +225,13 @@ def test_what_the_compilation_decided_is_refused_later(name):
 
 @pytest.mark.parametrize("mask", [[1, 0], (1, 0), [True, False], [1.0, 0.0], b"\x01\x00"])
 def test_a_mask_is_any_sequence_and_kept_as_a_tuple_of_ints(mask):
-    kept = DBCacheConfig(steps_computation_mask=mask).steps_computation_mask
+    kept = DBCache(steps_computation_mask=mask).steps_computation_mask
     assert (kept, [type(v) for v in kept or ()]) == ((1, 0), [int, int])
 
 
 def test_a_mask_that_is_changed_later_changes_nothing():
     mask = [1, 0]
-    config = DBCacheConfig(steps_computation_mask=mask)
+    config = DBCache(steps_computation_mask=mask)
     mask[1] = 1
     assert config.steps_computation_mask == (1, 0)
 
@@ -245,14 +243,14 @@ def test_a_mask_of_options_that_is_changed_later_changes_nothing():
     assert value_in((settings,), "steps_computation_mask") == (1, 0)
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(DBCacheConfig)])
+@pytest.mark.parametrize("name", [f.name for f in fields(DBCache)])
 def test_config_is_frozen_and_takes_names_only(name):
-    config = DBCacheConfig()
+    config = DBCache()
     with pytest.raises(FrozenInstanceError):
         setattr(config, name, OPTIONS[name][0][-1])
-    assert hash(config) == hash(DBCacheConfig())
+    assert hash(config) == hash(DBCache())
     with pytest.raises(TypeError):
-        DBCacheConfig(8)
+        DBCache(8)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +269,7 @@ def test_config_is_frozen_and_takes_names_only(name):
     ],
 )
 def test_spans(first, last, num_blocks, expected):
-    config = DBCacheConfig(Fn_compute_blocks=first, Bn_compute_blocks=last)
+    config = DBCache(Fn_compute_blocks=first, Bn_compute_blocks=last)
     (span,) = config.spans([num_blocks])
     assert (span.start, span.stop) == expected
     assert config.spans([num_blocks - num_blocks // 3, num_blocks // 3]) == (span,)
@@ -281,7 +279,7 @@ def test_spans(first, last, num_blocks, expected):
     ("first", "last", "num_blocks", "said_first"), [(8, 0, 7, 8), (3, 2, 4, 3), (None, 4, 4, 1)]
 )
 def test_more_first_and_last_blocks_than_there_are(first, last, num_blocks, said_first):
-    config = DBCacheConfig(Fn_compute_blocks=first, Bn_compute_blocks=last)
+    config = DBCache(Fn_compute_blocks=first, Bn_compute_blocks=last)
     with pytest.raises(InvalidConfig) as raised:
         config.spans([num_blocks])
     assert str(raised.value) == (

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation
+from dit_cachegraph.policy.rules.dbcache import DBCache
 
 NAN, INF = math.nan, math.inf
 QUARTER = Observation(moved=(1.0,), size=(4.0,))
@@ -24,13 +24,13 @@ def decide(
     **options: object,
 ) -> tuple[bool, str]:
     """What a step says, without warm-up and with a threshold of 0.5 unless `options` say else."""
-    config = DBCacheConfig(**{"max_warmup_steps": 0, "residual_diff_threshold": 0.5, **options})
+    config = DBCache(**{"max_warmup_steps": 0, "residual_diff_threshold": 0.5, **options})
     decision = decision_of(config, history or History(step=step), seen)
     return decision.hit, decision.reason
 
 
 def decision_of(
-    config: DBCacheConfig, history: History, seen: Observation, noise: float | None = None
+    config: DBCache, history: History, seen: Observation, noise: float | None = None
 ) -> Decision:
     """What the driver makes of the rule's answers."""
     reason = config.why_compute(history, seen.earlier, noise)
@@ -39,7 +39,7 @@ def decision_of(
 
 def hits_of(num_steps: int, **options: object) -> list[bool]:
     """The decisions of a whole image in which every diff is a quarter."""
-    config = DBCacheConfig(**{"max_warmup_steps": 0, "residual_diff_threshold": 0.5, **options})
+    config = DBCache(**{"max_warmup_steps": 0, "residual_diff_threshold": 0.5, **options})
     history, hits = History(), []
     for step in range(num_steps):
         decision = decision_of(config, history, QUARTER) if step else Decision(False, "new image")
@@ -104,13 +104,13 @@ def test_just_below_each_limit_the_diff_decides(options, facts):
     ],
 )
 def test_diff_against_threshold(moved, threshold, expected):
-    config = DBCacheConfig(max_warmup_steps=0, residual_diff_threshold=threshold)
+    config = DBCache(max_warmup_steps=0, residual_diff_threshold=threshold)
     assert decision_of(config, History(step=1), Observation((moved,), (4.0,))) == expected
 
 
 @pytest.mark.parametrize("threshold", [0.5, 1.0])
 def test_a_nan_computes_and_is_not_recorded(threshold):
-    config = DBCacheConfig(max_warmup_steps=0, residual_diff_threshold=threshold)
+    config = DBCache(max_warmup_steps=0, residual_diff_threshold=threshold)
     decision = decision_of(config, History(step=1), Observation((NAN,), (4.0,)))
     assert (decision.hit, decision.reason, decision.is_recorded) == (False, "diff is nan", False)
 
@@ -183,7 +183,14 @@ class TestMask:
         ],
     )
     def test_only_a_static_mask_needs_no_diff_unless_blocks_decide_alone(self, options, expected):
-        assert DBCacheConfig(**options).needs_diff is expected
+        assert DBCache(**options).needs == (frozenset({Need.DIFF}) if expected else frozenset())
+
+    @pytest.mark.parametrize(
+        "options", [{"warmup_noise_fraction": 0.1}, {**STATIC, "mask_over": "noise"}]
+    )
+    def test_what_lies_over_the_noise_needs_it(self, options):
+        assert Need.NOISE in DBCache(**options).needs
+        assert Need.NOISE not in DBCache(mask_over="noise").needs
 
 
 @pytest.mark.parametrize(
@@ -258,4 +265,4 @@ def test_history_and_config_cannot_be_changed():
     with pytest.raises(AttributeError):
         History().step = 1
     with pytest.raises(FrozenInstanceError):
-        DBCacheConfig().batch_rule = "mean"
+        DBCache().batch_rule = "mean"

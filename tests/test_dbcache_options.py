@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dit_cachegraph as dc
-from dit_cachegraph.policy.dbcache import DBCacheConfig
 from dit_cachegraph.policy.rule import Decision, History, Observation
+from dit_cachegraph.policy.rules.dbcache import DBCache
 from running import compile_cached, run_all
 from tiny_models import FLUX, WAN, trajectory
 from toy_dits import adding_dit
@@ -20,7 +20,7 @@ QUARTER = Observation(moved=(1.0,), size=(4.0,))
 DEPTH = 4
 
 
-def reasons(config: DBCacheConfig, noises: list[float]) -> list[str | None]:
+def reasons(config: DBCache, noises: list[float]) -> list[str | None]:
     """Why each step would compute before anything is looked at."""
     return [config.why_compute(History(step=i), (), noise) for i, noise in enumerate(noises)]
 
@@ -143,14 +143,14 @@ def test_last_blocks_run_on_a_computed_step():
     ],
 )  # fmt: skip
 def test_a_refresh_begins_anew(policy, expected):
-    config = DBCacheConfig(
+    config = DBCache(
         max_warmup_steps=2, force_refresh_step_hint=4, force_refresh_step_policy=policy
     )
     assert reasons(config, [0.5] * 10) == expected
 
 
 def test_the_mask_begins_anew_as_well():
-    config = DBCacheConfig(steps_computation_mask=[1, 0, 1, 0], force_refresh_step_hint=4,
+    config = DBCache(steps_computation_mask=[1, 0, 1, 0], force_refresh_step_hint=4,
                            max_warmup_steps=0)  # fmt: skip
     expected = [
         "mask",
@@ -168,7 +168,7 @@ def test_the_mask_begins_anew_as_well():
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_warm_up_over_the_noise_range(fraction, noise):
-    config = DBCacheConfig(warmup_noise_fraction=fraction, max_warmup_steps=8)
+    config = DBCache(warmup_noise_fraction=fraction, max_warmup_steps=8)
     expected = "warmup" if noise > 1 - fraction else None
     assert reasons(config, [noise] * 3) == [expected] * 3
 
@@ -176,7 +176,7 @@ def test_warm_up_over_the_noise_range(fraction, noise):
 def test_image_to_image_and_a_second_expert_warm_up_once():
     """The first tenth of the noise range: the whole schedule computes 3 steps of 28, an image at
     strength 0.4 none of its 11, an expert that takes over at 0.875 none."""
-    config = DBCacheConfig(warmup_noise_fraction=0.1)
+    config = DBCache(warmup_noise_fraction=0.1)
     levels = [1 - i / 28 for i in range(28)]
     assert reasons(config, levels).count("warmup") == 3
     assert reasons(config, [level for level in levels if level <= 0.4]).count("warmup") == 0
@@ -185,7 +185,7 @@ def test_image_to_image_and_a_second_expert_warm_up_once():
 
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=40), st.floats(0, 1))
 def test_a_mask_over_the_noise_range(mask, noise):
-    config = DBCacheConfig(steps_computation_mask=mask, mask_over="noise", max_warmup_steps=0)
+    config = DBCache(steps_computation_mask=mask, mask_over="noise", max_warmup_steps=0)
     place = min(math.floor((1 - noise) * len(mask)), len(mask) - 1)
     expected = "mask" if mask[place] else None
     # Steps beyond its length don't compute: the last entry holds to the end.
@@ -208,7 +208,7 @@ def test_noise_is_read_off_the_timestep(scale):
 
 
 def test_a_region_after_one_that_computed_computes():
-    config = DBCacheConfig(Bn_compute_blocks=2, Bn_compute_blocks_ids=(0,))
+    config = DBCache(Bn_compute_blocks=2, Bn_compute_blocks_ids=(0,))
     computed = (Decision(False, "warmup"),)
     said = config.why_compute(History(step=20), computed, None)
     assert said == "the region before it computed"
@@ -227,8 +227,8 @@ def test_a_region_after_one_that_computed_computes():
     ],
 )
 def test_first_blocks_that_shrink_to_fit(num_blocks, options, expected):
-    config = DBCacheConfig(Fn_compute_blocks=8, shrinks_to_fit=True, **options)
+    config = DBCache(Fn_compute_blocks=8, shrinks_to_fit=True, **options)
     (span,) = config.spans([num_blocks])
     assert (span.start, span.stop) == expected
-    (span,) = DBCacheConfig(Fn_compute_blocks=8).spans([8])
+    (span,) = DBCache(Fn_compute_blocks=8).spans([8])
     assert (span.start, span.stop) == (8, 8)

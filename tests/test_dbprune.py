@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 import dit_cachegraph as dc
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.dbprune import DBPruneConfig
+from dit_cachegraph.policy.rules.dbprune import DBPrune
 from prune_oracle import PruneOracle, PruneSettings
 from running import compile_cached, relative_error
 from tiny_models import FLUX, SD3, TINY_MODELS, trajectory
@@ -134,7 +134,7 @@ def test_a_limit_never_ends_the_reuse_within_a_step():
 )
 def test_blocks_that_are_not_there(options, sentence):
     with pytest.raises(InvalidConfig, match=sentence):
-        DBPruneConfig(**options).spans([2, 4])
+        DBPrune(**options).spans([2, 4])
 
 
 @pytest.mark.parametrize("ids", [(), (0,), (0, 1)])
@@ -142,7 +142,7 @@ def test_last_blocks_do_not_decide_alone(ids):
     """Each block does that here, but for the first and the last ones and those that are named."""
     settings = {"Bn_compute_blocks": 2, "Bn_compute_blocks_ids": ids}
     with pytest.raises(InvalidConfig, match="is an option of DBCache alone, leave it out: DBPrune"):
-        DBPruneConfig(**settings)
+        DBPrune(**settings)
     # Also where it comes from the layer of another rule, until it is taken back there.
     resolve(settings)
     with pytest.raises(InvalidConfig, match="name those that always run in non_prune_block_ids"):
@@ -164,4 +164,4 @@ def test_last_blocks_do_not_decide_alone(ids):
 )
 def test_bad_values_are_named(name, value):
     with pytest.raises(InvalidConfig, match=f"{name} must be"):
-        DBPruneConfig(**{name: value})
+        DBPrune(**{name: value})

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
-from dit_cachegraph.policy.dbcache import DBCacheConfig
-from dit_cachegraph.policy.even import EvenSchedule
+from dit_cachegraph.policy.predictors.replay import Replay
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.recorded import Recorded
-from dit_cachegraph.policy.replay import Replay
-from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
+from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.policy.rules.even import EvenSchedule
 from dit_cachegraph.simulate import simulate
 from oracle import EagerOracle
 from running import compile_cached, run_all
@@ -69,14 +69,14 @@ def test_a_simulation_in_closed_form():
     assert [d.hit for d in replayed.decisions] == [False, False, True, True, False, True]
     # The worst sample: 2 and 4 of a stream of 10.
     assert [error or 0.0 for error in replayed.errors] == pytest.approx([0, 0, 0.2, 0.4, 0, 0.2])
-    forecast = simulate(rule, TaylorSeerCalibratorConfig(taylorseer_order=1), straight(6))
+    forecast = simulate(rule, TaylorSeer(taylorseer_order=1), straight(6))
     assert forecast.largest_error == pytest.approx(0.0, abs=1e-6)
     assert (replayed.num_reused, replayed.mean_error) == (3, pytest.approx(0.8 / 3))
 
 
 def test_a_simulated_threshold_compares_with_the_last_computed_step():
     """|s - a| / |a|: 1 at step 1, 1/2 at step 2; then of 3: 1/3, 2/3."""
-    rule = DBCacheConfig(residual_diff_threshold=0.5, max_warmup_steps=0)
+    rule = DBCache(residual_diff_threshold=0.5, max_warmup_steps=0)
     ran = simulate(rule, Replay(), straight(6))
     assert [d.hit for d in ran.decisions] == [False, False, False, True, False, True]
     assert [d.diff for d in ran.decisions[1:]] == [

@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.error_control import ErrorControl
 from dit_cachegraph.policy.rule import Decision, History, Observation, StepResult
+from dit_cachegraph.policy.rules.error_control import ErrorControl
 from running import compile_cached, relative_error, run_all
 from schedule_oracle import ScheduleOracle
 from tiny_models import FLUX, TINY_MODELS, WAN, trajectory

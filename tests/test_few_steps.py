@@ -3,7 +3,7 @@
 import pytest
 
 import dit_cachegraph as dc
-from dit_cachegraph.freeze import why_nothing_gained
+from dit_cachegraph.few_steps import why_nothing_gained
 from dit_cachegraph.policy.presets import PRESETS
 from dit_cachegraph.runtime.step_log import StepReport
 from image_runs import image_of

@@ -1,26 +1,28 @@
 """Which rule and which predictor layers of settings add up to."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.layers import add_layer
+from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS, add_layer
+from dit_cachegraph.policy import predictors, rules
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES
-from dit_cachegraph.policy.dbcache import DBCacheConfig
-from dit_cachegraph.policy.dbprune import DBPruneConfig
-from dit_cachegraph.policy.error_control import ErrorControl
-from dit_cachegraph.policy.even import EvenSchedule
 from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.predictors.replay import Replay
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.presets import PRESETS
-from dit_cachegraph.policy.replay import Replay
 from dit_cachegraph.policy.rule import Decision, Rule, Span
-from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
+from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.policy.rules.dbprune import DBPrune
+from dit_cachegraph.policy.rules.error_control import ErrorControl
+from dit_cachegraph.policy.rules.even import EvenSchedule
 
 BALANCED = (ErrorControl(**{"error_tolerance": PRESETS["balanced"]["error_tolerance"]}),
-            TaylorSeerCalibratorConfig(taylorseer_order=1))  # fmt: skip
+            TaylorSeer(taylorseer_order=1))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,35 +63,35 @@ CASES = [
     ([{"rule": "error_control", "error_tolerance": 0.2}],
      (ErrorControl(error_tolerance=0.2), Replay())),
     ([{"error_tolerance": 0.2}, {"residual_diff_threshold": 0.1}],
-     (DBCacheConfig(residual_diff_threshold=0.1), Replay())),
+     (DBCache(residual_diff_threshold=0.1), Replay())),
     # An option of another rule: its own defaults, and nothing of the preset.
-    ([{"residual_diff_threshold": 0.2}], (DBCacheConfig(residual_diff_threshold=0.2), Replay())),
-    ([{"max_warmup_steps": 3}], (DBCacheConfig(max_warmup_steps=3), Replay())),
+    ([{"residual_diff_threshold": 0.2}], (DBCache(residual_diff_threshold=0.2), Replay())),
+    ([{"max_warmup_steps": 3}], (DBCache(max_warmup_steps=3), Replay())),
     ([{"every": 3}], (EvenSchedule(every=3), Replay())),
     ([{"every": 3, "max_warmup_steps": 5}], (EvenSchedule(every=3, max_warmup_steps=5), Replay())),
-    ([{"non_prune_block_ids": [1]}], (DBPruneConfig(non_prune_block_ids=(1,)), Replay())),
+    ([{"non_prune_block_ids": [1]}], (DBPrune(non_prune_block_ids=(1,)), Replay())),
     # An option of a predictor leaves the rule.
-    ([{"taylorseer_order": 2}], (BALANCED[0], TaylorSeerCalibratorConfig(taylorseer_order=2))),
+    ([{"taylorseer_order": 2}], (BALANCED[0], TaylorSeer(taylorseer_order=2))),
     ([{"predictor": "replay"}], (BALANCED[0], Replay())),
     ([{"calibrator_cache_type": "hidden_states"}],
-     (BALANCED[0], TaylorSeerCalibratorConfig(calibrator_cache_type="hidden_states"))),
+     (BALANCED[0], TaylorSeer(calibrator_cache_type="hidden_states"))),
     ([{"every": 3, "taylorseer_order": 2}], (EvenSchedule(every=3),
-                                             TaylorSeerCalibratorConfig(taylorseer_order=2))),
+                                             TaylorSeer(taylorseer_order=2))),
     # By name, with options of its own.
-    ([{"rule": "dbprune", "max_warmup_steps": 1}], (DBPruneConfig(max_warmup_steps=1), Replay())),
+    ([{"rule": "dbprune", "max_warmup_steps": 1}], (DBPrune(max_warmup_steps=1), Replay())),
     # A later layer.
     ([{"every": 3}, {"max_warmup_steps": 4}],
      (EvenSchedule(every=3, max_warmup_steps=4), Replay())),
     ([{"every": 3, "max_warmup_steps": 4}, {"residual_diff_threshold": 0.2}],
-     (DBCacheConfig(residual_diff_threshold=0.2, max_warmup_steps=4), Replay())),
+     (DBCache(residual_diff_threshold=0.2, max_warmup_steps=4), Replay())),
     ([{"residual_diff_threshold": 0.2, "taylorseer_order": 2}, {"preset": "balanced"}], BALANCED),
     ([{"preset": "fast"}, {"residual_diff_threshold": 0.2}],
-     (DBCacheConfig(residual_diff_threshold=0.2), Replay())),
+     (DBCache(residual_diff_threshold=0.2), Replay())),
     ([{"every": 3}, {"rule": "dbcache"}, {"rule": "even"}], (EvenSchedule(every=3), Replay())),
     ([{"taylorseer_order": 2}, {"predictor": "replay"}], (BALANCED[0], Replay())),
     # Objects: ours can be changed name by name, a user's own not.
-    ([{"rule": DBCacheConfig(max_warmup_steps=1)}, {"residual_diff_threshold": 0.3}],
-     (DBCacheConfig(max_warmup_steps=1, residual_diff_threshold=0.3), Replay())),
+    ([{"rule": DBCache(max_warmup_steps=1)}, {"residual_diff_threshold": 0.3}],
+     (DBCache(max_warmup_steps=1, residual_diff_threshold=0.3), Replay())),
     ([{"rule": Own(), "predictor": OwnPredictor()}], (Own(), OwnPredictor())),
     ([{"rule": Own()}, {"every": 4}], (EvenSchedule(every=4), Replay())),
 ]  # fmt: skip
@@ -105,6 +107,19 @@ def test_layers_add_up_to(layers, expected):
         kept = add_layer(kept, layer)
     settings = resolve(*map(dict, kept))
     assert (settings.rule, settings.predictor) == expected
+
+
+@pytest.mark.parametrize(
+    ("kinds", "folder", "shared"),
+    [(RULE_KINDS, rules, "accumulated"), (PREDICTOR_KINDS, predictors, "calibrator")],
+    ids=["rules", "predictors"],
+)
+def test_a_file_in_its_folder_is_found(kinds, folder, shared):
+    (path,) = folder.__path__
+    files = {file.stem for file in Path(path).glob("*.py")} - {"__init__", shared}
+    found = {kind.__module__ for kind in kinds.by_name.values()}
+    assert found == {f"{folder.__name__}.{name}" for name in files}
+    assert all(issubclass(kind, kinds.base) for kind in kinds.by_name.values())
 
 
 def test_what_a_later_layer_covers_is_not_kept():

@@ -9,7 +9,7 @@ import torch
 
 import dit_cachegraph as dc
 from dit_cachegraph.policy.predictor import Predictor
-from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Span, StepResult
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span, StepResult
 from running import compile_cached, run_all
 from tiny_models import WAN, trajectory
 
@@ -22,8 +22,8 @@ class Growing(Rule):
     first_block: int = 1
 
     @property
-    def needs_diff(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return (Span(self.first_block, sum(list_sizes)),)
@@ -60,6 +60,26 @@ def test_they_run_like_our_own():
     assert dc.summary(compiled).graphs[0].regions == ((2, 4),)
     with pytest.raises(dc.InvalidConfig, match="the blocks 5 to 3 can't be a region"):
         dc.configure(compiled, rule=Growing(first_block=5))
+
+
+def test_the_bases_say_what_is_missing():
+    class Undecided(Rule):
+        name = "undecided"
+
+        def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
+            return (Span(0, sum(list_sizes)),)
+
+    with pytest.raises(TypeError, match="abstract method .?decide"):
+        Undecided()
+    with pytest.raises(TypeError, match="abstract method .?weights"):
+        type("Weightless", (Predictor,), {"name": "weightless"})()
+
+
+def test_what_looks_like_a_rule_and_is_none_is_refused():
+    """By its base, not by its methods."""
+    alike = type("Alike", (), dict(vars(Growing)))
+    with pytest.raises(dc.InvalidConfig, match="rule must be one of .*, or a rule: Alike"):
+        dc.configure(WAN.build(2), rule=object.__new__(alike))
 
 
 @torch.no_grad()

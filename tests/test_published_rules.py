@@ -12,19 +12,20 @@ from hypothesis import strategies as st
 import rule_oracles
 from dit_cachegraph import InvalidConfig, ops
 from dit_cachegraph.config import resolve
-from dit_cachegraph.policy.easycache import EasyCache
-from dit_cachegraph.policy.magcache import MagCache
 from dit_cachegraph.policy.rule import (
     Change,
     Decision,
     History,
+    Need,
     Observation,
     Rule,
     StepResult,
     Sums,
 )
-from dit_cachegraph.policy.seacache import SeaCache
-from dit_cachegraph.policy.teacache import TeaCache
+from dit_cachegraph.policy.rules.easycache import EasyCache
+from dit_cachegraph.policy.rules.magcache import MagCache
+from dit_cachegraph.policy.rules.seacache import SeaCache
+from dit_cachegraph.policy.rules.teacache import TeaCache
 
 TRACES = settings(max_examples=200)
 NAN, INF = math.nan, math.inf
@@ -190,12 +191,11 @@ def test_easycache_waits_until_the_change_of_the_output_is_known():
 def test_what_each_needs():
     ratios = (1.0, 0.9)
     rules = [MagCache(mag_ratios=ratios), EasyCache(), TeaCache(), SeaCache()]
-    told = [(r.needs_diff, r.needs_output, r.needs_error, r.threshold) for r in rules]
-    assert told == [
-        (False, False, False, None),
-        (True, True, False, 0.05),
-        (True, False, False, 0.2),
-        (True, False, False, 0.3),
+    assert [(rule.needs, rule.threshold) for rule in rules] == [
+        (frozenset(), None),
+        ({Need.DIFF, Need.OUTPUT}, 0.05),
+        ({Need.DIFF}, 0.2),
+        ({Need.DIFF}, 0.3),
     ]
     assert {(r.spans((3, 4))[0].start, r.spans((3, 4))[0].stop) for r in rules} == {(0, 7)}
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_cachegraph.policy.error_control import ErrorControl
-from dit_cachegraph.policy.even import EvenSchedule
-from dit_cachegraph.policy.fixed import FixedSchedule
 from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, StepResult
+from dit_cachegraph.policy.rules.error_control import ErrorControl
+from dit_cachegraph.policy.rules.even import EvenSchedule
+from dit_cachegraph.policy.rules.fixed import FixedSchedule
 
 TRACES = settings(max_examples=250)
 num_steps = st.integers(1, 40)

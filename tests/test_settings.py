@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
-from dit_cachegraph.policy.dbcache import DBCacheConfig
+from dit_cachegraph.policy.rules.dbcache import DBCache
 from oracle import EagerOracle
 from running import compile_cached, relative_error, run_all, run_step
 from test_against_oracle import all_defaults, random_settings
@@ -121,7 +121,7 @@ def test_configure_before_the_first_call_and_on_what_compile_returned():
     ("num_blocks", "expected"), [(2, 1), (5, 1), (8, 2), (18, 4), (32, 8), (57, 8)]
 )
 def test_the_default_of_Fn_is_at_most_a_quarter(num_blocks, expected):  # noqa: N802
-    (span,) = DBCacheConfig().spans([num_blocks])
+    (span,) = DBCache().spans([num_blocks])
     assert (span.start, span.stop) == (expected, num_blocks)
 
 

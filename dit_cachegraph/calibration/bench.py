@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dit_cachegraph.api import configure, reset, summary
 from dit_cachegraph.calibration.pictures import Array, as_array, psnr_db, ssim
-from dit_cachegraph.calibration.result import Point
+from dit_cachegraph.calibration.points import Point
 from dit_cachegraph.config import resolve
 from dit_cachegraph.freeze import settings_as_config
 from dit_cachegraph.report import Report

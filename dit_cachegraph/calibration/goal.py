@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dit_cachegraph.calibration.result import Point, Quality
+from dit_cachegraph.calibration.points import Point, Quality
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_number
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from dit_cachegraph.calibration.result import CalibratedConfig, Point, unbeaten
+from dit_cachegraph.calibration.points import Point, Search, unbeaten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ SIZE_INCHES, DPI = (7.0, 4.5), 100
 LABELS = MappingProxyType({"psnr_db": "PSNR against the uncached pictures, dB", "ssim": "SSIM"})
 
 
-def plot_frontier(found: CalibratedConfig, path: str | Path) -> None:
+def plot_frontier(found: Search, path: str | Path) -> None:
     """Work to the right, quality upwards; pale points were tried on fewer pictures, and the dotted
     line has them too."""
     # Optional; the class itself, since pyplot keeps figures in the process and may want a display.
@@ -49,11 +49,11 @@ def plot_frontier(found: CalibratedConfig, path: str | Path) -> None:
 
 
 def _dots(
-    axes: "Axes", found: CalibratedConfig, points: Sequence[Point], color: str, alpha: float = 1.0
+    axes: "Axes", found: Search, points: Sequence[Point], color: str, alpha: float = 1.0
 ) -> None:
     shares = [point.share for point in points]
     axes.scatter(shares, _heights(found, points), s=30, c=color, alpha=alpha, zorder=2)
 
 
-def _heights(found: CalibratedConfig, points: Sequence[Point]) -> list[float]:
+def _heights(found: Search, points: Sequence[Point]) -> list[float]:
     return [point.quality(found.quality) for point in points]

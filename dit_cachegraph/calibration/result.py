@@ -2,42 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
-Quality = Literal["psnr_db", "ssim"]
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One candidate over the `num_inputs` runs that it was tried on: the share of block work that
-    ran, the mean PSNR in dB and SSIM (where that is the goal) against the uncached pictures, and
-    all options of its rule and predictor."""
-
-    share: float
-    psnr_db: float
-    ssim: float | None
-    num_inputs: int
-    settings: Mapping[str, object]
-
-    def quality(self, name: Quality) -> float:
-        """In dB, or the SSIM."""
-        return self.ssim if name == "ssim" and self.ssim is not None else self.psnr_db
-
-    def __str__(self) -> str:
-        also = "" if self.ssim is None else f", SSIM {self.ssim:.3f}"
-        return f"{self.psnr_db:.1f} dB{also} at {self.share:.0%} of the block work"
-
-
-def unbeaten(points: Sequence[Point], quality: Quality) -> tuple[Point, ...]:
-    """Those that no other beats in work and quality, from the cheapest on."""
-    found: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.share, -p.quality(quality))):
-        if not found or point.quality(quality) > found[-1].quality(quality):
-            found.append(point)
-    return tuple(found)
+from dit_cachegraph.calibration.plot_frontier import plot_frontier
+from dit_cachegraph.calibration.points import Point, Quality, Search
 
 
 class CalibratedConfig(Mapping[str, object]):
@@ -65,6 +35,7 @@ class CalibratedConfig(Mapping[str, object]):
         self._settings = MappingProxyType(dict(best.settings))
         self.best, self.holdout, self.tried = best, holdout, tuple(tried)
         self.promise, self.quality = promise, quality
+        self._search = Search(best, holdout, self.tried, quality, promise)
         self.is_found, self.is_reached = is_found, is_reached
         self.num_runs, self.run_cost = num_runs, run_cost
 
@@ -81,8 +52,7 @@ class CalibratedConfig(Mapping[str, object]):
     def frontier(self) -> tuple[Point, ...]:
         """Of those that were tried on most inputs, the ones that no other beats in work and
         quality, from the cheapest on."""
-        most = max(point.num_inputs for point in self.tried)
-        return unbeaten([p for p in self.tried if p.num_inputs == most], self.quality)
+        return self._search.frontier
 
     def __str__(self) -> str:
         met = "reached"
@@ -98,10 +68,7 @@ class CalibratedConfig(Mapping[str, object]):
         Raises:
             ImportError: matplotlib is not installed.
         """
-        # It needs the points of this module.
-        from dit_cachegraph.calibration.plot_frontier import plot_frontier  # noqa: PLC0415
-
-        plot_frontier(self, path)
+        plot_frontier(self._search, path)
 
     def to_json(self) -> str:
         """All of it; `from_json` gives it back."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dit_cachegraph.calibration.bench import Bench
 from dit_cachegraph.calibration.families import Family, Proposals
 from dit_cachegraph.calibration.goal import Goal
-from dit_cachegraph.calibration.result import Point
+from dit_cachegraph.calibration.points import Point
 
 
 class Tried(NamedTuple):

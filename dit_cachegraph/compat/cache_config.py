@@ -2,14 +2,15 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from dit_cachegraph.compat.options import Options
+from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy import dbcache, dbprune
 from dit_cachegraph.policy.rule import Rule
+from dit_cachegraph.policy.rules import dbcache, dbprune
 
 FIRST_BLOCKS = 8
 
@@ -61,7 +62,7 @@ def _defaults(rule: type[Rule], kind: CacheType) -> Mapping[str, object]:
 class BasicCacheConfig(Options):
     """The options of a cache."""
 
-    defaults: ClassVar[Mapping[str, object]] = _defaults(dbcache.DBCacheConfig, CacheType.DBCache)
+    defaults: ClassVar[Mapping[str, object]] = _defaults(dbcache.DBCache, CacheType.DBCache)
 
     @property
     def kind(self) -> CacheType:
@@ -79,6 +80,19 @@ class BasicCacheConfig(Options):
         if self.kind is CacheType.NONE or (self._is_partial and "cache_type" not in self.given()):
             return settings
         return {"rule": RULES[self.kind], **settings}
+
+    def whole_settings(self) -> dict[str, object]:
+        """The same, and DBCache's defaults for what `reset` has left open."""
+        return {**DBCacheConfig().settings(), **self.settings()}
+
+    def by_name(self) -> dict[str, object]:
+        if self.kind is CacheType.NONE:
+            raise InvalidConfig(
+                "cache_type='NONE' is no rule: enabled=False runs every block and keeps nothing"
+            )
+        settings = self.whole_settings()
+        rule = cast(dbcache.DBCache, resolve(settings).rule)
+        return {**settings, **asdict(rule)}
 
     def strify(self) -> str:
         """A short name, for a file."""
@@ -113,4 +127,4 @@ class DBCacheConfig(BasicCacheConfig):
 class DBPruneConfig(BasicCacheConfig):
     """The options of DBPrune, with cache-dit's defaults."""
 
-    defaults: ClassVar[Mapping[str, object]] = _defaults(dbprune.DBPruneConfig, CacheType.DBPrune)
+    defaults: ClassVar[Mapping[str, object]] = _defaults(dbprune.DBPrune, CacheType.DBPrune)

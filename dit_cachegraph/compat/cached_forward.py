@@ -8,7 +8,7 @@ cache. Its segments run as they are, until somebody asks to compile the transfor
 So a `torch.compile` around it compiles nothing of its own, and the blocks are compiled once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,17 +20,17 @@ from dit_cachegraph.compat.block_adapter import Hint, check_hints
 from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.report import report_of
 from dit_cachegraph.runtime.models import REGISTRY
+from dit_cachegraph.targets import Forward, ForwardInPlace
 
 NO_FULLGRAPH = (
     "the cache of enable_cache compiles the transformer itself, so it can't be part of another "
     "graph: leave fullgraph=True out, or, in place of enable_cache, call "
     'torch.compile(transformer, backend="cachedit", fullgraph=True)'
 )
-Forward = Callable[..., object]
 
 
-class CachedForward:
-    """What a transformer's `forward` is while its cache is on. `original`: what it was before.
+class CachedForward(ForwardInPlace):
+    """What a transformer's `forward` is while its cache is on.
 
     A copy of the transformer, also a pickled one, has a copy of this with the same settings.
     """
@@ -43,14 +43,13 @@ class CachedForward:
         "hints",
         "is_on",
         "module",
-        "original",
         "settings",
         "was_on_instance",
     )
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.original: Forward = module.forward
+        self.original = module.forward
         self.was_on_instance = "forward" in module.__dict__
         self.settings: Mapping[str, object] = {}
         self.hints: Sequence[Hint] = ()
@@ -167,12 +166,6 @@ def find_cached_forward(module: nn.Module) -> CachedForward | None:
             return forward
         forward = getattr(forward, "__wrapped__", None)
     return None
-
-
-def uncached_forward(module: nn.Module) -> Forward | None:
-    """What a transformer's forward was before `enable_cache`, where that was called for it."""
-    forward = module.forward
-    return forward.original if isinstance(forward, CachedForward) else None
 
 
 def install(module: nn.Module) -> CachedForward:

@@ -1,13 +1,16 @@
 """cache-dit's calibrators: what is put in the place of skipped blocks, a predictor of ours."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from dit_cachegraph.compat.options import Options
+from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.catalog import PREDICTORS
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
+from dit_cachegraph.policy.predictors.replay import Replay
 
 
 def _defaults(predictor: str, *, is_on: bool = True) -> Mapping[str, object]:
@@ -39,6 +42,11 @@ class CalibratorConfig(Options):
                 "image's alone, can be forecast"
             )
         return {"predictor": kind, **settings} if is_on else {"predictor": "replay"}
+
+    def by_name(self) -> dict[str, object]:
+        settings = self.settings()
+        predictor = cast(Replay | Calibrator, resolve(settings).predictor)
+        return {**settings, **asdict(predictor)}
 
     def strify(self) -> str:
         """A short name, for a file; empty where nothing is forecast."""

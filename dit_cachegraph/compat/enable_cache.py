@@ -9,7 +9,7 @@ from torch import nn
 
 from dit_cachegraph.api import configure, reset
 from dit_cachegraph.compat.block_adapter import BlockAdapter
-from dit_cachegraph.compat.cache_config import BasicCacheConfig, CacheType, DBCacheConfig
+from dit_cachegraph.compat.cache_config import BasicCacheConfig, CacheType
 from dit_cachegraph.compat.cached_forward import install, remove
 from dit_cachegraph.compat.calibrators import CalibratorConfig
 from dit_cachegraph.compat.flat_options import configs_of, settings_given
@@ -78,7 +78,7 @@ def _base_settings(
     cache = flat if cache_config is None else cache_config
     if cache.kind is CacheType.NONE:
         return None
-    settings = {**DBCacheConfig().settings(), **cache.settings()}
+    settings = cache.whole_settings()
     if cache_config is not None:
         settings |= flat.settings()
     calibrator = flat_calibrator or calibrator_config

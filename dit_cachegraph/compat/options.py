@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
 from dit_cachegraph.config import resolve, unknown_option
+from dit_cachegraph.layers import Configuration
 
 Self = TypeVar("Self", bound="Options")
 
 
-class Options:
+class Options(Configuration):
     """Options as attributes. `update` and `reset` change this object and return it.
 
     After `reset`, an option that isn't given again is None, and stands for no change: such an

@@ -1,1 +1,2 @@
-"""When to reuse: one rule a file, each a frozen dataclass of its options with `decide`."""
+"""When to reuse, and what to put in the place of the blocks: the base of both, the rules and
+predictors themselves, and what they share."""

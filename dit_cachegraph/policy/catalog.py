@@ -1,4 +1,4 @@
-"""Every rule and predictor of this folder, by name: a new file is found, and named nowhere else."""
+"""Every file of `rules/` and `predictors/`, by name: a new one is found, and named nowhere else."""
 
 import importlib
 import inspect
@@ -8,7 +8,7 @@ from dataclasses import fields
 from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
-import dit_cachegraph.policy
+from dit_cachegraph.policy import predictors, rules
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Rule
 
@@ -20,24 +20,23 @@ def options_of(kind: type) -> frozenset[str]:
     return frozenset(f.name for f in fields(kind) if not f.name.startswith("_"))
 
 
-def _named(protocol: type[T]) -> Mapping[str, type[T]]:
+def _named(base: type[T], folder: ModuleType) -> Mapping[str, type[T]]:
     found = {
         kind.name: kind  # type: ignore[attr-defined]
-        for module in _modules()
+        for module in _modules(folder)
         for kind in vars(module).values()
         if inspect.isclass(kind)
-        and protocol in kind.__mro__
+        and issubclass(kind, base)
         and "name" in vars(kind)
         and kind.__module__ == module.__name__
     }
     return MappingProxyType(dict(sorted(found.items())))
 
 
-def _modules() -> list[ModuleType]:
-    folder, _, own = __name__.rpartition(".")
-    names = [module.name for module in pkgutil.iter_modules(dit_cachegraph.policy.__path__)]
-    return [importlib.import_module(f"{folder}.{name}") for name in names if name != own]
+def _modules(folder: ModuleType) -> list[ModuleType]:
+    names = [module.name for module in pkgutil.iter_modules(folder.__path__)]
+    return [importlib.import_module(f"{folder.__name__}.{name}") for name in names]
 
 
-RULES = _named(Rule)  # type: ignore[type-abstract]
-PREDICTORS = _named(Predictor)  # type: ignore[type-abstract]
+RULES = _named(Rule, rules)  # type: ignore[type-abstract]
+PREDICTORS = _named(Predictor, predictors)  # type: ignore[type-abstract]

@@ -1,4 +1,4 @@
-"""What to replay: the protocol of a predictor.
+"""What to replay: the base of every predictor.
 
 A computed step keeps the effect of a region on each of its streams, a *snapshot*; a hit puts an
 estimate of the effect in its place. Most are weighted sums of the last few snapshots, and so one
@@ -11,16 +11,18 @@ Weights are worked out on the host from step numbers alone. A snapshot is stored
 stream's dtype, and never written again: a step that fails half-way leaves what was there before.
 """
 
+import abc
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 CacheType = Literal["residual", "hidden_states"]
 
 
-class Predictor(Protocol):
-    """What to replay. A predictor is a frozen dataclass: its fields are its options."""
+class Predictor(abc.ABC):
+    """What to replay: the base of every predictor. Each is a frozen dataclass: its fields are its
+    options."""
 
     name: ClassVar[str]
     """What `predictor=` selects it by."""
@@ -40,10 +42,10 @@ class Predictor(Protocol):
         """False: streams other than the image's are replayed as they were last computed."""
         return True
 
+    @abc.abstractmethod
     def weights(self, steps: Sequence[int], step: int) -> tuple[float, ...]:
         """One weight a snapshot, for the estimate at `step`. `steps` are those of the snapshots,
         ascending and before `step`; there is at least one."""
-        ...
 
     def estimate(
         self, snapshots: Sequence[Tensor], steps: Sequence[int], step: int

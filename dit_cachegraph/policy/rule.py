@@ -1,4 +1,4 @@
-"""When to reuse: what a rule sees and says, as plain frozen data, and the protocol that it fulfils.
+"""When to reuse: what a rule sees and says, as plain frozen data, and the base of every rule.
 
     spans      the blocks behind each guard, in order, and what is compared from step to step
     decide     reuse or compute, for one region of one step
@@ -7,9 +7,10 @@
 Named tuples, since several are made at each step and a frozen dataclass takes three times as long.
 """
 
+import abc
 import enum
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.policy.predictor import Predictor
 
@@ -150,9 +151,28 @@ class StepResult(NamedTuple):
     error: float | None = None
 
 
-class Rule(Protocol):
-    """When to reuse. A rule is a frozen dataclass: its fields are its options, checked where it is
-    built. It holds no state: what it remembers of an image is `history.memory`."""
+class Need(enum.Enum):
+    """What has to be read or measured before a rule can decide."""
+
+    DIFF = "what is compared from step to step"
+    """Left out where nothing is compared, or what is kept of the probe is not looked at: then
+    nothing but the timestep is read from the device, and within `request(key)` nothing."""
+
+    NOISE = "the timestep's place in the noise range"
+
+    CLOCK = "a new image, noticed within `request(key)` as well"
+    """Else the timestep is not read there; nor is it where `num_inference_steps` tells."""
+
+    ERROR = "what a reuse would have missed, at each computed step"
+
+    OUTPUT = "how far the model's input and output moved, at each computed step"
+    """The next one reads that in the copy which it makes anyway, as `Observation.change`."""
+
+
+class Rule(abc.ABC):
+    """When to reuse: the base of every rule. A rule is a frozen dataclass: its fields are its
+    options, checked where it is built. It holds no state: what it remembers of an image is
+    `history.memory`."""
 
     name: ClassVar[str]
     """What `rule=` selects it by."""
@@ -161,42 +181,19 @@ class Rule(Protocol):
     """The option that trades quality for speed, if there is one: more of it reuses more."""
 
     @property
-    def needs_diff(self) -> bool:
-        """False where nothing is compared, or what is kept of the probe is not looked at. Then
-        nothing but the timestep is read from the device, and within `request(key)` nothing."""
-        return True
-
-    @property
-    def needs_noise(self) -> bool:
-        """True where decisions depend on the timestep's place in the noise range."""
-        return False
-
-    @property
-    def needs_clock(self) -> bool:
-        """True where a schedule has to notice a new image within `request(key)` as well. Else the
-        timestep is not read there; nor is it where `num_inference_steps` tells."""
-        return False
-
-    @property
-    def needs_error(self) -> bool:
-        """True where each computed step measures what a reuse would have missed."""
-        return False
-
-    @property
-    def needs_output(self) -> bool:
-        """True where each computed step measures how far the model's input and output moved. The
-        next one reads that in the copy which it makes anyway, as `Observation.change`."""
-        return False
+    def needs(self) -> frozenset[Need]:
+        """What has to be read or measured for it, with these options."""
+        return frozenset({Need.DIFF})
 
     @property
     def threshold(self) -> float | None:
         """What a diff is compared with, for the report; None where nothing is compared."""
         return None
 
+    @abc.abstractmethod
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         """The regions, in order, for block lists of these sizes. Raises `InvalidConfig` where they
         can't be."""
-        ...
 
     def on_trunk(self, list_sizes: Sequence[int]) -> "Rule":
         """The rule for a trunk with these block lists, where it has to know them to decide."""
@@ -214,10 +211,10 @@ class Rule(Protocol):
         range, where that was read."""
         return None
 
+    @abc.abstractmethod
     def decide(self, history: History, observation: Observation) -> Decision:
         """What to do with one region at this step. Asked only where something is kept of it and
         nothing says beforehand that it computes."""
-        ...
 
     def remember(self, history: History, result: StepResult) -> object:
         """The rule's memory after a step; `history` is the one that `decide` saw."""

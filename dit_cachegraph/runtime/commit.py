@@ -9,7 +9,7 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import Decision, StepResult
+from dit_cachegraph.policy.rule import Decision, Need, StepResult
 from dit_cachegraph.requests.retention import begin_image, end_step
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
@@ -79,7 +79,7 @@ def _ends(step: Step) -> InputOutput | None:
     """The model's input and output, and how far they moved since the last computed step, where the
     rule asks for it. That is not read here, so that nothing waits for it."""
     before = None if step.state is None else step.state.ends
-    if not step.plan.rule.needs_output:
+    if Need.OUTPUT not in step.plan.rule.needs:
         return None
     if step.is_hit:
         return None if before is None else before._replace(moved=None)

@@ -1,7 +1,7 @@
 """Reuse or compute, for one region of a step."""
 
 from dit_cachegraph import ops
-from dit_cachegraph.policy.rule import Decision, Observation, Sums
+from dit_cachegraph.policy.rule import Decision, Need, Observation, Sums
 from dit_cachegraph.runtime.agree import agreed_decision, agreed_reason
 from dit_cachegraph.runtime.cached_state import CachedRegion
 from dit_cachegraph.runtime.reading import Probed, StepReader
@@ -19,7 +19,7 @@ def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> Regi
     reason = why_compute(step) or rule.why_compute(step.history, earlier, step.noise)
     reason = agreed_reason(reason or why_nothing)
     sums = step.reading.sums
-    if i > 0 and reason is None and rule.needs_diff:
+    if i > 0 and reason is None and Need.DIFF in rule.needs:
         sums = _further_sums(sums, cached, probed, reader)
     companions, change = step.companions(i), step.reading.change
     seen = Observation(sums.moved, sums.size, earlier, companions, change)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.policy.rule import History
+from dit_cachegraph.policy.rule import History, Need
 from dit_cachegraph.requests.fingerprint import Fingerprint
 from dit_cachegraph.requests.latents import latents_identity, versions_of
 from dit_cachegraph.requests.match import find_track
@@ -76,7 +76,7 @@ class Looker:
         """`state` may be of another shape."""
         assert step.injected is not None
         rule, injected = step.plan.rule, step.injected.moved(state)
-        if probed is None or not rule.needs_diff:
+        if probed is None or Need.DIFF not in rule.needs:
             return Asked(injected=injected, needs_device=not _does_without(step))
         first = None if state is None else state.regions[0]
         ends = None if state is None else state.ends
@@ -112,7 +112,7 @@ class Looker:
 
 def _does_without(step: Step) -> bool:
     """True for a schedule that goes without the device's timestep, within `request(key)`."""
-    rule, num_steps = step.plan.rule, step.plan.settings.common.num_inference_steps
-    is_counted = not rule.needs_clock or num_steps is not None
-    is_schedule = is_counted and not rule.needs_noise and not rule.needs_diff
+    needs, num_steps = step.plan.rule.needs, step.plan.settings.common.num_inference_steps
+    is_counted = Need.CLOCK not in needs or num_steps is not None
+    is_schedule = is_counted and needs.isdisjoint({Need.NOISE, Need.DIFF})
     return step.request is not None and is_schedule

@@ -13,7 +13,7 @@ from torch import nn
 
 import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import load_pipeline
-from dit_cachegraph.policy.taylorseer import TaylorSeerCalibratorConfig
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from peer_runs import (
     Sampling,
     calls_of,
@@ -196,7 +196,7 @@ def test_a_forecast_of_order_two_of_a_parabola(computed):
     gap = computed[-1] - computed[-2]
     wanted = asked**2 - gap
     assert (state.approximate().item() == pytest.approx(wanted)) is (gap == 1)
-    weights = TaylorSeerCalibratorConfig(taylorseer_order=2).weights(computed, asked)
+    weights = TaylorSeer(taylorseer_order=2).weights(computed, asked)
     weighted = (weight * values[s] for weight, s in zip(weights, computed, strict=True))
     assert sum(weighted).item() == pytest.approx(wanted)
 

@@ -10,8 +10,8 @@ from cache_dit.caching.cache_contexts.calibrators.dmd import DMDState
 from cache_dit.caching.cache_contexts.calibrators.foca import FoCaState
 
 import dit_cachegraph as dc
-from dit_cachegraph.policy.dmd import DMDCalibratorConfig
-from dit_cachegraph.policy.foca import FoCaCalibratorConfig
+from dit_cachegraph.policy.predictors.dmd import DMD
+from dit_cachegraph.policy.predictors.foca import FoCa
 
 pytestmark = pytest.mark.peers
 
@@ -21,9 +21,9 @@ def moving_evenly(step):
 
 
 FORECASTS = {
-    "foca over a gap": (FoCaState, FoCaCalibratorConfig, (0, 1, 2, 3, 6), (-2.5, -4.0)),
-    "dmd over a gap": (DMDState, DMDCalibratorConfig, (0, 1, 4, 5), (-2.5, -4.5)),
-    "dmd over no gap": (DMDState, DMDCalibratorConfig, (0, 1, 2), (0.0, -1.0)),
+    "foca over a gap": (FoCaState, FoCa, (0, 1, 2, 3, 6), (-2.5, -4.0)),
+    "dmd over a gap": (DMDState, DMD, (0, 1, 4, 5), (-2.5, -4.5)),
+    "dmd over no gap": (DMDState, DMD, (0, 1, 2), (0.0, -1.0)),
 }
 
 

@@ -18,19 +18,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from dit_cachegraph.policy.accumulated import AddsUp, decide_by_total
 from dit_cachegraph.policy.checks import check_number
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import (
     Change,
     Decision,
     History,
+    Need,
     Observation,
     Probe,
     ProbeKind,
     Span,
     StepResult,
 )
+from dit_cachegraph.policy.rules.accumulated import AddsUp, decide_by_total
 
 
 class Forecast(NamedTuple):
@@ -58,8 +59,8 @@ class EasyCache(AddsUp):
         AddsUp.__post_init__(self)
 
     @property
-    def needs_output(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.DIFF, Need.OUTPUT})
 
     @property
     def threshold(self) -> float:

@@ -15,12 +15,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_cachegraph.policy.calibrator import Calibrator
 from dit_cachegraph.policy.checks import check_int, check_number
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChebyshevConfig(Calibrator):
+class Chebyshev(Calibrator):
     """The options of Spectrum's forecast. Its schedule of growing gaps is a rule's business."""
 
     name: ClassVar[str] = "chebyshev"

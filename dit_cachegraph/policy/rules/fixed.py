@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_mask
-from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Span
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,8 @@ class FixedSchedule(Rule):
             )
 
     @property
-    def needs_diff(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         start, stop = self.fixed_region or (0, sum(list_sizes))

@@ -18,9 +18,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dit_cachegraph.policy.calibrator import Calibrator
 from dit_cachegraph.policy.checks import check_choice, check_int, check_number
-from dit_cachegraph.policy.taylorseer import taylor
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
+from dit_cachegraph.policy.predictors.taylorseer import taylor
 
 Precision = Literal["low", "medium", "high"]
 MIN_SNAPSHOTS = 4
@@ -32,7 +32,7 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DMDCalibratorConfig(Calibrator):
+class DMD(Calibrator):
     """The options of DMD."""
 
     name: ClassVar[str] = "dmd"

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_cachegraph.policy.calibrator import Calibrator
-from dit_cachegraph.policy.taylorseer import taylor
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
+from dit_cachegraph.policy.predictors.taylorseer import taylor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoCaCalibratorConfig(Calibrator):
+class FoCa(Calibrator):
     """The options of FoCa, which has none of its own."""
 
     name: ClassVar[str] = "foca"

@@ -20,14 +20,23 @@ from dit_cachegraph.policy.checks import (
     check_number,
 )
 from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import Decision, History, Observation, Probe, ProbeKind, Rule, Span
+from dit_cachegraph.policy.rule import (
+    Decision,
+    History,
+    Need,
+    Observation,
+    Probe,
+    ProbeKind,
+    Rule,
+    Span,
+)
 
 POLICIES = ("dynamic", "static")
 REFRESH = ("once", "repeat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DBCacheConfig(Rule):
+class DBCache(Rule):
     """The options of DBCache."""
 
     name: ClassVar[str] = "dbcache"
@@ -152,7 +161,12 @@ class DBCacheConfig(Rule):
             check_number(name, value, none_is_ok=True)
 
     @property
-    def needs_diff(self) -> bool:
+    def needs(self) -> frozenset[Need]:
+        known = ((Need.DIFF, self._compares), (Need.NOISE, self._goes_by_noise))
+        return frozenset([need for need, is_needed in known if is_needed])
+
+    @property
+    def _compares(self) -> bool:
         ids, num_last = self.Bn_compute_blocks_ids, self.Bn_compute_blocks
         decide_alone = ids is not None and len(set(ids)) < num_last
         return decide_alone or not self._is_static
@@ -163,7 +177,7 @@ class DBCacheConfig(Rule):
         return self.steps_computation_mask is not None and self.steps_computation_policy == "static"
 
     @property
-    def needs_noise(self) -> bool:
+    def _goes_by_noise(self) -> bool:
         is_mask_over_noise = self.steps_computation_mask is not None and self.mask_over == "noise"
         return is_mask_over_noise or self.warmup_noise_fraction is not None
 

@@ -15,15 +15,15 @@ from typing import ClassVar
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_bool, check_ids, check_number
-from dit_cachegraph.policy.dbcache import DBCacheConfig, by_threshold
 from dit_cachegraph.policy.rule import Decision, History, Observation, Probe, ProbeKind, Span
+from dit_cachegraph.policy.rules.dbcache import DBCache, by_threshold
 
 NUM_DIFFS_AVERAGED = 5
 REDUCED_BY = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DBPruneConfig(DBCacheConfig):
+class DBPrune(DBCache):
     """The options of DBPrune: those of DBCache, and these."""
 
     name: ClassVar[str] = "dbprune"
@@ -47,7 +47,7 @@ class DBPruneConfig(DBCacheConfig):
 
     def __post_init__(self) -> None:
         # A dataclass with slots is made anew, so `super()` would name another class.
-        DBCacheConfig.__post_init__(self)
+        DBCache.__post_init__(self)
         if self.Bn_compute_blocks_ids is not None:
             raise InvalidConfig(
                 "Bn_compute_blocks_ids is an option of DBCache alone, leave it out: DBPrune runs "

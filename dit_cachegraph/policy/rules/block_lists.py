@@ -22,6 +22,7 @@ from dit_cachegraph.policy.rule import (
     Companion,
     Decision,
     History,
+    Need,
     Observation,
     Rule,
     Span,
@@ -54,7 +55,7 @@ class BlockLists(Rule):
         if not self.block_lists:
             raise InvalidConfig("block_lists must be a sequence of settings, one dict a block list")
         for rule in self._rules:
-            if rule.needs_error or rule.needs_output or isinstance(rule, BlockLists):
+            if rule.needs & {Need.ERROR, Need.OUTPUT} or isinstance(rule, BlockLists):
                 raise InvalidConfig(
                     f"the rule {rule.name!r} looks at the whole model and can't be that of one "
                     "block list: name another rule in block_lists"
@@ -65,16 +66,8 @@ class BlockLists(Rule):
         return tuple([part.rule for part in self.block_lists])
 
     @property
-    def needs_diff(self) -> bool:
-        return any(rule.needs_diff for rule in self._rules)
-
-    @property
-    def needs_noise(self) -> bool:
-        return any(rule.needs_noise for rule in self._rules)
-
-    @property
-    def needs_clock(self) -> bool:
-        return any(rule.needs_clock for rule in self._rules)
+    def needs(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*[rule.needs for rule in self._rules])
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return tuple([span for spans in self._spans_of_each(list_sizes) for span in spans])
@@ -144,5 +137,5 @@ class BlockLists(Rule):
 
 def _moved(span: Span, start: int, rule: Rule) -> Span:
     """A span of a list within the trunk. Without a diff nothing is kept to compare with."""
-    probe = span.probe if rule.needs_diff else None
+    probe = span.probe if Need.DIFF in rule.needs else None
     return Span(span.start + start, span.stop + start, probe, span.probe_from + start)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_cachegraph.policy.accumulated import AddsUp
 from dit_cachegraph.policy.checks import check_number, check_numbers
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Observation, Probe, ProbeKind, Span
+from dit_cachegraph.policy.rules.accumulated import AddsUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

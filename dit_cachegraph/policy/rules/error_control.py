@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.policy.checks import check_int, check_number
-from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Span, StepResult
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span, StepResult
 
 AS_THE_OTHER = "as the other guidance branch"
 SAFETY = 0.9
@@ -57,16 +57,8 @@ class ErrorControl(Rule):
         check_int("min_error_steps", self.min_error_steps, at_least=1)
 
     @property
-    def needs_diff(self) -> bool:
-        return False
-
-    @property
-    def needs_clock(self) -> bool:
-        return True
-
-    @property
-    def needs_error(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.CLOCK, Need.ERROR})
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return (Span(0, sum(list_sizes)),)

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.calibrator import Calibrator
 from dit_cachegraph.policy.checks import check_int, check_number
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
 
 MAX_ORDER = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HiCacheConfig(Calibrator):
+class HiCache(Calibrator):
     """The options of HiCache."""
 
     name: ClassVar[str] = "hicache"

@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_int, check_number, check_numbers
-from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Span, StepResult
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span, StepResult
 
 
 class Skipped(NamedTuple):
@@ -66,8 +66,8 @@ class MagCache(Rule):
         check_number("retention_ratio", self.retention_ratio)
 
     @property
-    def needs_diff(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return (Span(0, sum(list_sizes)),)

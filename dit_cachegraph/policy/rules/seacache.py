@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_cachegraph.policy.accumulated import AddsUp
 from dit_cachegraph.policy.checks import check_grid, check_number
 from dit_cachegraph.policy.rule import NoiseFilter, Probe, ProbeKind, Span
+from dit_cachegraph.policy.rules.accumulated import AddsUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_cachegraph.policy.calibrator import Calibrator
 from dit_cachegraph.policy.checks import check_int
+from dit_cachegraph.policy.predictors.calibrator import Calibrator
 
 MAX_ORDER = 4
 # The values of an image's first two steps make a line at most: a bend between pure noise and what
@@ -23,7 +23,7 @@ FIRST_CURVED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaylorSeerCalibratorConfig(Calibrator):
+class TaylorSeer(Calibrator):
     """The options of TaylorSeer."""
 
     name: ClassVar[str] = "taylorseer"

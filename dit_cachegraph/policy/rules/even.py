@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_cachegraph.policy.checks import check_int
-from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Span
+from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,8 @@ class EvenSchedule(Rule):
         check_int("max_warmup_steps", self.max_warmup_steps, at_least=1)
 
     @property
-    def needs_diff(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return (Span(0, sum(list_sizes)),)

@@ -1,0 +1,52 @@
+"""The report's sentence on an image of so few steps that nothing of it was reused."""
+
+from collections.abc import Sequence
+
+from dit_cachegraph.freeze import last_images
+from dit_cachegraph.runtime.step_log import StepReport
+
+FEW_STEPS = 8
+MAX_STRIDES_LEFT = 2.5  # The last strides of a shifted schedule are the longest.
+NUM_TIMESTEPS = 1000.0
+NOT_ASKED = frozenset({"disabled", "dry run", "mask"})  # Reasons of steps that were not to reuse.
+
+
+def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
+    """A sentence where the last image was too short to reuse anything of it, if it was."""
+    images = last_images(steps)
+    image = max(images, key=len, default=[])
+    is_whole = _reaches_the_end(image) if len(image) > 1 else _are_single(steps)
+    if not is_whole or any(step.hit for one in images for step in one):
+        return None
+    reasons = {step.reason for one in images for step in one}
+    if reasons & NOT_ASKED:
+        return None
+    if reasons <= {"warmup", "new image"}:
+        return (
+            f"{len(image)} steps, all within warm-up: nothing to gain in so few, unless a shorter "
+            "warm-up (max_warmup_steps) is good enough"
+        )
+    if len(image) <= FEW_STEPS:
+        return f"{len(image)} steps, none reused: there is little to gain in so few"
+    return None
+
+
+def _are_single(steps: Sequence[StepReport]) -> bool:
+    """True for several images of one step each, one after another."""
+    requests = [step.request for step in steps]
+    return len(set(requests)) < len(requests) and all(step.step == 0 for step in steps)
+
+
+def _reaches_the_end(image: Sequence[StepReport]) -> bool:
+    """True where hardly anything is left of the noise range, as far as timesteps tell.
+
+    Judged of steps that are over, with their mean stride beside the last, and so more is taken for
+    whole than where state is freed by it: a wrong answer here is a sentence too many.
+    """
+    seen = [step.timestep for step in image if step.timestep is not None]
+    if len(seen) < len(image):
+        return True
+    whole, last = seen[0] - seen[-1], seen[-2] - seen[-1]
+    stride = max(abs(whole) / (len(seen) - 1), abs(last))
+    end = 0.0 if whole > 0 else 1.0 if seen[-1] <= 1 else NUM_TIMESTEPS
+    return abs(end - seen[-1]) <= MAX_STRIDES_LEFT * stride

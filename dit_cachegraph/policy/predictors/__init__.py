@@ -1,0 +1,1 @@
+"""What to replay: one predictor a file, each a frozen dataclass of its options with `weights`."""
