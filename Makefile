@@ -34,12 +34,15 @@ endif
 
 # Two workers that each use one thread: more threads only fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+# Rooms that need no model of diffusers.
+QUICK := tests/graph tests/policy tests/requests tests/repo/test_imports.py
 
-.PHONY: help demo test test-all check bench gallery clean host
+.PHONY: help demo quick test test-all check bench gallery clean host
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      draws with and without the cache, into demo_out/'
+	@echo 'make quick     a first answer in under two minutes: rules, what is cut, imports'
 	@echo 'make test      the tests, without the slow ones and those that need a GPU'
 	@echo 'make test-all  all tests but those that need a GPU'
 	@echo 'make check     lint, format and types'
@@ -49,6 +52,9 @@ help:
 
 demo: $(STAMP)
 	$(BIN)/python -m dit_cachegraph demo --out demo_out
+
+quick: $(STAMP)
+	$(PYTEST) -m "not slow and not gpu and not e2e" $(QUICK)
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu"

@@ -1,4 +1,4 @@
-"""Check the zoo in `tests/models/`, and write what came of it to `docs/models.md`, and to the data
+"""Check the zoo in `tests/zoo/`, and write what came of it to `docs/models.md`, and to the data
 of `supported_pipelines`.
 
 python scripts/write_models.py                 all of it, in some five minutes on two cores
@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from models.checks import Result, check
-from models.entry import Entry
-from models.table import SUPPORTED, TABLE, as_json, supported_in, table_of, with_rows
-from models.zoo import ENTRIES
+from zoo.checks import Result, check
+from zoo.entries import ENTRIES
+from zoo.entry import Entry
+from zoo.table import SUPPORTED, TABLE, as_json, supported_in, table_of, with_rows
 
 
 def main(names: list[str]) -> None:

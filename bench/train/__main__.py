@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench._machine import this_machine
+from bench.common.machine import this_machine
 from bench.train.shelf import Figures, kept_in, note_figures, runs_behind
 from bench.train.tasks import TASKS, Task
 from bench.train.trainer import AnotherRun, Plan, Trainer

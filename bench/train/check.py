@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from bench._machine import ROOT
+from bench.common.machine import ROOT
 from bench.train.grid import write_grid
 from bench.train.reader import accuracy, get_reader
 from bench.train.recipes import RECIPES, Recipe

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
-from bench._whole_file import save_whole
+from bench.common.whole_file import save_whole
 from bench.train.optimizers import make_optimizers, rate_share
 from bench.train.shelf import Figures
 from bench.train.tasks import Task

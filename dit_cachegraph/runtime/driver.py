@@ -44,29 +44,29 @@ class CachedModel:
     ) -> None:
         self.compiled, self._called = compiled, called
         self.plans = PlanTable(compiled, options)
-        self._segments = SegmentRunner(compiled)
+        self.segments = SegmentRunner(compiled)
         self._weights = WeightsReader(compiled.roles)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._settled = gatherer(_settled(compiled))
-        self._reader = StepReader(compiled)
-        self._looker = Looker(compiled, self._reader)
+        self.reader = StepReader(compiled)
+        self.looker = Looker(compiled, self.reader)
         self._modulated_input = ModulatedInputReader(compiled)
         self._weightless = ModelState()
 
     def __call__(self, *args: object) -> tuple[object, ...]:
-        step = self._begin(self._segments.values_of(args))
+        step = self.begin(self.segments.values_of(args))
         if step.plan.settings.common.enabled:
             for stage in step.plan.stages:
                 self._run_stage(step, stage)
         else:
             self._run_whole(step)
-        step.latents = tuple(self._looker.latents_of(step))
+        step.latents = tuple(self.looker.latents_of(step))
         step.results = tuple(step.values[slot] for slot in self.compiled.trunk.results)
         commit(step, self.compiled.trunk)
         return step.results
 
-    def _begin(self, values: Values) -> Step:
+    def begin(self, values: Values) -> Step:
         """Whose call this is, and by which settings it goes: read once a step."""
         request = current_request()
         weights = self._weights.read(values)
@@ -82,7 +82,7 @@ class CachedModel:
         expected = tracks[-1] if tracks else None
         step = Step(values, request, model, plan, conditioning, expected, None, handoff, weights)
         if len(tracks) > 1:
-            latents = latents_identity(self._looker.latents_of(step))
+            latents = latents_identity(self.looker.latents_of(step))
             step.partner = find_partner(tracks, model.requests.called_with(latents))
             step.expected = step.partner or expected
         return step
@@ -95,13 +95,13 @@ class CachedModel:
         return found if found is not None else REGISTRY.of_weights(weights.tensors)
 
     def _run_whole(self, step: Step) -> None:
-        self._looker.look_at_clock(step)
-        self._segments.run(step.values, 0, len(self.compiled.trunk.segments))
+        self.looker.look_at_clock(step)
+        self.segments.run(step.values, 0, len(self.compiled.trunk.segments))
         step.regions.append(RegionStep(Decision(False, "disabled")))
 
     def _run_stage(self, step: Step, stage: Stage) -> None:
         if stage.role is Role.RUNS:
-            self._segments.run(step.values, stage.start, stage.stop)
+            self.segments.run(step.values, stage.start, stage.stop)
         elif stage.role is Role.PROBED:
             self._decide(step, stage)
         elif step.regions[-1].decision.hit:
@@ -112,19 +112,19 @@ class CachedModel:
     def _decide(self, step: Step, stage: Stage) -> None:
         """Run up to where a region's probe is complete; look, if it is the first; and decide."""
         if stage.region is None:
-            self._looker.look(step, None)
+            self.looker.look(step, None)
             step.regions.append(RegionStep(Decision(False, EMPTY)))
             return
         probed = self._run_probed(step, stage, stage.region)
         if stage.region == 0:
-            self._looker.look(step, probed)
-        step.regions.append(decide_region(step, probed, self._reader))
+            self.looker.look(step, probed)
+        step.regions.append(decide_region(step, probed, self.reader))
 
     def _run_probed(self, step: Step, stage: Stage, i: int) -> Probed | None:
         region, probe = step.plan.regions[i], step.plan.spans[i].probe
         values = step.values
         hidden_in = None if region.probe_in is None else tensor_at(values, region.probe_in)
-        self._segments.run(values, stage.start, stage.stop)
+        self.segments.run(values, stage.start, stage.stop)
         if probe is not None and probe.kind is ProbeKind.MODULATED_INPUT:
             return Probed(probe, self._modulated_input.read(step, probe.noise_filter), hidden_in)
         if probe is None or region.probe_out is None:
@@ -149,7 +149,7 @@ class CachedModel:
         region, predictor = step.plan.regions[i], step.plan.predictors[i]
         batch_dim, number = self.compiled.trunk.batch_dim, step.history.step
         bases = bases_of(values, region, predictor)
-        self._segments.run(values, stage.start, stage.stop)
+        self.segments.run(values, stage.start, stage.stop)
         if done.cached is not None and step.plan.settings.observes_error:
             estimated = estimates(region, done.cached, bases, predictor, number)
             done.error_sums = error_sums(values, region, estimated, batch_dim)

@@ -42,7 +42,7 @@ class Looker:
         state, why_nothing = self._usable(step.expected, step)
         regions = step.plan.regions
         step.injected = injected_now(step.values, regions, state, self._batch_dim)
-        self._read(step, probed, state)
+        self.identify(step, self._reading(step, probed, state))
         if step.match.track is not step.expected:
             state, why_nothing = self._usable(step.match.track, step)
             if state is not None:
@@ -55,12 +55,10 @@ class Looker:
 
     def look_at_clock(self, step: Step) -> None:
         """For a step that uses nothing and keeps nothing."""
-        self._identify(step, self._reader.read_clock(step.values, step.handoff))
+        self.identify(step, self._reader.read_clock(step.values, step.handoff))
 
-    def _read(self, step: Step, probed: Probed | None, state: CachedState | None) -> None:
-        self._identify(step, self._reading(step, probed, state))
-
-    def _identify(self, step: Step, reading: Reading) -> None:
+    def identify(self, step: Step, reading: Reading) -> None:
+        """Which track goes on, by what was read."""
         table = step.model.requests
         step.reading, step.call = reading, self._fingerprint(step, reading)
         step.match = find_track(step.conditioning.tracks, step.call, table.known, step.partner)

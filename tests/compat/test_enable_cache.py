@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from migration.stand_ins import OwnTransformer, own_loop
-from tiny_pipelines import FAST_PIPELINES
+from support.tiny_pipelines import FAST_PIPELINES
 
 PIPELINES = {tiny.name: tiny for tiny in FAST_PIPELINES}
 ALWAYS = {"residual_diff_threshold": 1.0, "max_warmup_steps": 2}

@@ -5,8 +5,8 @@ import torch
 
 import dit_cachegraph as dc
 from dit_cachegraph import ParamsModifier
-from running import compile_cached, relative_error, run_all
-from tiny_models import FLUX, trajectory
+from support.running import compile_cached, relative_error, run_all
+from support.tiny_models import FLUX, trajectory
 
 DEPTH = 6
 FIRST = {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.3, "max_warmup_steps": 2}

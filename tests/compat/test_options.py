@@ -9,7 +9,7 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph import DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
 from migration.stand_ins import OwnTransformer, own_loop
-from models.table import SUPPORTED, TABLE, as_json, supported_in
+from zoo.table import SUPPORTED, TABLE, as_json, supported_in
 
 
 class TestConfigs:

@@ -9,7 +9,7 @@ from diffusers import FirstBlockCacheConfig
 import dit_cachegraph as dc
 from dit_cachegraph import BlockAdapter, DBCacheConfig, ForwardPattern, ParamsModifier
 from migration.stand_ins import OwnTransformer, load_wan22, own_loop
-from tiny_models import build_flux
+from support.tiny_models import build_flux
 
 
 @pytest.mark.e2e

@@ -4,18 +4,18 @@ import sys
 import pytest
 import torch
 
-from kernel_cases import ROOT, in_main_process
+from support.kernel_cases import ROOT, in_main_process
 
 # The bench is no installed package.
 sys.path.insert(0, str(ROOT))
 
-from bench import kernels
-from bench._kernel_cases import MODELS, OPS, SMALLER_MODELS, Case, Selection, Sizes, cases_of
-from bench._kernel_check import errors_of
-from bench._kernel_device import device_of
-from bench._kernel_forms import CACHE_DIT, EAGER, OP, forms_of, formula_of, make_inputs
-from bench._kernel_results import case_result, results_table, to_json
-from bench._kernel_timing import COPY, make_sets
+from bench.kernels import __main__ as kernels
+from bench.kernels.cases import MODELS, OPS, SMALLER_MODELS, Case, Selection, Sizes, cases_of
+from bench.kernels.check import errors_of
+from bench.kernels.device import device_of
+from bench.kernels.forms import CACHE_DIT, EAGER, OP, forms_of, formula_of, make_inputs
+from bench.kernels.results import case_result, results_table, to_json
+from bench.kernels.timing import COPY, make_sets
 
 pytestmark = in_main_process
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel_cases import (
+from support.kernel_cases import (
     DTYPES,
     EPS32,
     NUM_EXAMPLES,

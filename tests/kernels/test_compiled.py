@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
 from dit_cachegraph_kernels import source_key
-from kernel_cases import OPS, ROOT, fresh, in_main_process, needs_triton
+from support.kernel_cases import OPS, ROOT, fresh, in_main_process, needs_triton
 
 pytestmark = in_main_process
 

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dit_cachegraph_kernels.block_diff import _block_diff_kernel
-from kernel_cases import LAUNCHERS, in_main_process, needs_triton
+from support.kernel_cases import LAUNCHERS, in_main_process, needs_triton
 
 pytestmark = [needs_triton, in_main_process]
 

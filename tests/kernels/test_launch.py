@@ -12,7 +12,7 @@ from dit_cachegraph_kernels import KernelError, residual_apply, residual_diff, r
 from dit_cachegraph_kernels._launch import block_sizes, chunks_of, tiles_of
 from dit_cachegraph_kernels._layout import layout_of
 from dit_cachegraph_kernels.residual_store import launch_residual_store
-from kernel_cases import OPS, ROOT, fresh, in_main_process, needs_triton
+from support.kernel_cases import OPS, ROOT, fresh, in_main_process, needs_triton
 
 pytestmark = in_main_process
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dit_cachegraph_kernels import residual_diff
-from kernel_cases import (
+from support.kernel_cases import (
     DTYPES,
     EPS32,
     NUM_EXAMPLES,

@@ -15,8 +15,8 @@ from diffusers import (
 from torch import Tensor, nn
 
 from dit_cachegraph.demo.flux_scenes import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
-from tiny_models import build_qwen, build_wan
-from tiny_pipelines import DEPTH, FAST_PIPELINES, no_encoders
+from support.tiny_models import build_qwen, build_wan
+from support.tiny_pipelines import DEPTH, FAST_PIPELINES, no_encoders
 
 NUM_STEPS = 20
 _TINY = {tiny.name: tiny for tiny in FAST_PIPELINES}

@@ -14,7 +14,7 @@ from torch import nn
 import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import load_pipeline
 from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
-from peer_runs import (
+from support.peer_runs import (
     Sampling,
     calls_of,
     our_pipeline,

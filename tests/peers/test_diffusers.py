@@ -16,9 +16,9 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig
 # The bench is no installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from bench._quality_draw import Artist, Drawn, artist_for, by_ours, by_pipeline
-from bench._quality_models import MODELS
-from bench._quality_peers import mag_ratios
+from bench.quality.draw import Artist, Drawn, artist_for, by_ours, by_pipeline
+from bench.quality.models import MODELS
+from bench.quality.peers import mag_ratios
 
 pytestmark = [pytest.mark.peers, pytest.mark.e2e]
 

@@ -11,10 +11,10 @@ import cache_dit
 import torch
 
 import dit_cachegraph as dc
-from peer_runs import FluxPeerPipeline, relative_error
-from tiny_pipelines import FAST_PIPELINES
-from toy_dits import CrossDiT, ToyDiT, TwoListDiT, gated_dit, toy_inputs
-from toy_runs import compile_toy, toy_steps
+from support.peer_runs import FluxPeerPipeline, relative_error
+from support.tiny_pipelines import FAST_PIPELINES
+from support.toy_dits import CrossDiT, ToyDiT, TwoListDiT, gated_dit, toy_inputs
+from support.toy_runs import compile_toy, toy_steps
 
 pytestmark = [pytest.mark.peers, pytest.mark.e2e]
 

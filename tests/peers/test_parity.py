@@ -14,7 +14,7 @@ pytest.importorskip("cache_dit", reason='cache-dit is not installed: pip install
 import cache_dit
 
 import dit_cachegraph as dc
-from peer_runs import Ran, Sampling, our_pipeline, relative_error, run_ours, run_peer
+from support.peer_runs import Ran, Sampling, our_pipeline, relative_error, run_ours, run_peer
 
 pytestmark = [pytest.mark.peers, pytest.mark.e2e]
 

@@ -1,0 +1,1 @@
+"""What the methods draw, side by side on one page."""

@@ -1,0 +1,1 @@
+"""Each op of the kernels against its rivals."""

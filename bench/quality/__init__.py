@@ -1,0 +1,1 @@
+"""How far methods move what is drawn, and what they save."""

@@ -1,0 +1,1 @@
+"""Speed and compile time of our cache, of plain torch.compile and of eager."""

@@ -1,0 +1,282 @@
+"""Calibration: the best mask against every mask there is, and promises kept on pictures that the
+search has not seen."""
+
+import itertools
+import json
+import math
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+
+import dit_cachegraph as dc
+from dit_cachegraph.calibration.find_mask import find_masks, reuse_costs
+from dit_cachegraph.calibration.pictures import as_array, psnr_db, ssim
+from dit_cachegraph.calibration.result import CalibratedConfig
+from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
+from dit_cachegraph.policy.recorded import Recorded
+from dit_cachegraph.runtime.models import REGISTRY
+from support.toy_dits import CrossDiT, toy_inputs
+
+ORDER_1 = TaylorSeer(taylorseer_order=1)
+
+
+def recording(num_steps: int, seed: int) -> list[Recorded]:
+    generator = torch.Generator().manual_seed(seed)
+    effects = torch.randn(num_steps, 2, 8, generator=generator).cumsum(0)
+    out = torch.full((2, 8), 4.0)
+    return [Recorded(None, (effect,), (out,)) for effect in effects]
+
+
+def cost_of(mask: tuple[int, ...], recordings: list[list[Recorded]]) -> float:
+    """The squared errors of a mask's reused steps, added up: straight lines through the last two
+    computed values."""
+    total = 0.0
+    for s, computes in enumerate(mask):
+        if computes:
+            continue
+        i, j = [k for k in range(s) if mask[k]][-2:]
+        errors = []
+        for steps in recordings:
+            a, b, now = (steps[k].effects[0] for k in (i, j, s))
+            line = b + (b - a) / (j - i) * (s - j)
+            errors.append(float((now - line).abs().sum() / steps[s].outs[0].abs().sum()) ** 2)
+        total += sum(errors) / len(errors)
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_masks_are_the_best_of_all_there_are(seed):
+    num_steps = 9
+    recordings = [recording(num_steps, seed), recording(num_steps, 100 + seed)]
+    masks = find_masks(reuse_costs(recordings, ORDER_1))
+    assert set(masks) == set(range(2, num_steps + 1))
+    for count, mask in masks.items():
+        every = [
+            (1, 1, *rest)
+            for rest in itertools.product((0, 1), repeat=num_steps - 2)
+            if sum(rest) == count - 2
+        ]
+        best = min(cost_of(other, recordings) for other in every)
+        assert sum(mask) == count
+        assert cost_of(mask, recordings) == pytest.approx(best, rel=1e-5, abs=1e-9)
+
+
+def test_masks_of_next_to_no_steps():
+    assert find_masks(np.full((2, 2, 2), math.inf)) == {2: (1, 1)}
+
+
+def test_a_run_of_reused_steps_is_bounded():
+    masks = find_masks(reuse_costs([recording(16, 0)], ORDER_1))
+    assert all("0" * 9 not in "".join(map(str, mask)) for mask in masks.values())
+    assert min(masks) > 2
+
+
+@pytest.mark.parametrize(
+    ("drawn", "reference", "expected"),
+    [
+        (np.full((2, 2), 0.5), np.full((2, 2), 0.6), 20.0),
+        (np.array([0.0, 4.0]), np.array([-1.0, 3.0]), 20 * math.log10(4)),
+        (np.ones(3), np.ones(3), math.inf),
+    ],
+)
+def test_psnr(drawn, reference, expected):
+    assert psnr_db(drawn, reference) == pytest.approx(expected)
+
+
+def test_pictures_of_any_kind():
+    array = np.array([[0, 255], [51, 102]], np.uint8)
+    for drawn in (array, [array], torch.tensor([[0.0, 1.0], [0.2, 0.4]], dtype=torch.float16)):
+        np.testing.assert_allclose(as_array(drawn).reshape(2, 2), [[0, 1], [0.2, 0.4]], atol=1e-3)
+    with pytest.raises(ValueError, match=r"pictures of \(2,\) and \(3,\) can't be compared"):
+        psnr_db(np.ones(2), np.ones(3))
+
+
+@pytest.mark.parametrize("size", [(16, 11, 3), (2, 3, 12, 20), (1, 24, 24), (3, 16, 16, 1)])
+def test_ssim_is_that_of_scikit_image(size):
+    rng = np.random.default_rng(0)
+    a = rng.uniform(size=size)
+    b = np.clip(a + 0.2 * rng.normal(size=size), 0, 1)
+    last = size[-1] in (1, 3, 4)
+    planes = [np.moveaxis(x, -1, 0) if last else x for x in (a, b)]
+    planes = [x.reshape(-1, *x.shape[-2:]) for x in planes]
+    expected = [
+        structural_similarity(
+            x, y, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        for x, y in zip(*planes, strict=True)
+    ]
+    assert ssim(b, a) == pytest.approx(np.mean(expected), rel=1e-6)
+    assert ssim(a, a) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sentence"),
+    [
+        (((12, 12), (12, 13)), r"pictures of \(12, 12\) and \(12, 13\) can't be compared"),
+        (((3, 10, 20), (3, 10, 20)), r"pictures of \(3, 10, 20\) have 10 x 20"),
+        (((40,), (40,)), "SSIM needs pictures with two sides"),
+    ],
+)
+def test_no_ssim(shapes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ssim(*(np.ones(shape) for shape in shapes))
+
+
+class Drawing:
+    """The demo's pipeline, compiled, and a run that draws two small pictures of a seed."""
+
+    def __init__(self) -> None:
+        self.pipe = load_pipeline()
+        self.pipe.transformer.compile(backend="cachedit", options={"inner_backend": "eager"})
+        self.embeddings = embed(shipped_prompts())
+        self.drawn: list[int] = []
+        self.plain: dict[int, np.ndarray] = {}
+
+    def run(self, seed: int) -> torch.Tensor:
+        self.drawn.append(seed)
+        pictures = draw(self.pipe, self.embeddings[2 * seed : 2 * seed + 2], num_steps=14)
+        return (pictures.clamp(-1, 1) + 1) / 2
+
+    def psnr_of(self, seeds, settings) -> float:
+        """By hand, the mean over the seeds against the uncached pictures."""
+        dc.configure(self.pipe, enabled=False)
+        for seed in seeds:
+            if seed not in self.plain:
+                self.plain[seed] = as_array(self.run(seed))
+        dc.configure(self.pipe, enabled=True, **settings)
+        found = []
+        for seed in seeds:
+            dc.reset(self.pipe)
+            found.append(psnr_db(as_array(self.run(seed)), self.plain[seed]))
+        return sum(found) / len(found)
+
+
+def test_a_quality_is_kept_on_pictures_not_seen_before(tmp_path):
+    drawing = Drawing()
+    found = dc.calibrate(drawing.pipe, drawing.run, target_psnr=30.0, inputs=(0, 1), holdout=(5, 6))
+    assert len(drawing.drawn) == found.num_runs <= 40
+    assert {0, 1} < set(drawing.drawn) and set(drawing.drawn[-4:]) == {5, 6}
+    assert found.is_found and found.best.psnr_db >= 30.0 and found.best.num_inputs == 2
+    whole = [point for point in found.tried if point.num_inputs == 2 and point.psnr_db >= 30]
+    assert found.best.share == min(point.share for point in whole)
+    assert found.holdout.psnr_db > 29 and found.holdout.share < 0.5
+    # What it returns is what it measured: by hand on the holdout.
+    said = json.loads(json.dumps(dict(found)))
+    assert drawing.psnr_of((5, 6), said) == pytest.approx(found.holdout.psnr_db, abs=0.05)
+    again = CalibratedConfig.from_json(found.to_json())
+    assert (dict(again), again.holdout, again.frontier, str(again)) == (
+        dict(found), found.holdout, found.frontier, str(found)
+    )  # fmt: skip
+    shares = [point.share for point in found.frontier]
+    heights = [point.psnr_db for point in found.frontier]
+    assert shares == sorted(set(shares)) and heights == sorted(set(heights))
+    assert found.best in found.frontier
+    found.plot(tmp_path / "frontier.png")
+    pixels = matplotlib.image.imread(tmp_path / "frontier.png")[..., :3]
+    assert pixels.shape[:2] == (450, 700)
+    # The star of the best.
+    assert np.abs(pixels - np.array([0x1A, 0x7F, 0x37]) / 255).max(-1).min() < 0.02
+
+
+def test_no_preset_mask_is_better_at_the_same_compute():
+    """On the pictures that were searched on, and on others, by either predictor."""
+    drawing = Drawing()
+    mask = dc.steps_mask(total_steps=14, mask_policy="medium")
+    budget = sum(mask) / 14
+    found = dc.calibrate(
+        drawing.pipe, drawing.run, compute_budget=budget, inputs=(0, 1), holdout=(5, 6)
+    )
+    assert len(drawing.drawn) <= 40 and found.is_reached and found.holdout.share <= budget
+    assert str(found).startswith("at most 57% of the block work: reached. On pictures not seen")
+    predictors = {"predictor": "replay"}, {"predictor": "taylorseer", "taylorseer_order": 1}
+    for policy in ("medium", "fast", "ultra"):
+        mask = dc.steps_mask(total_steps=14, mask_policy=policy)
+        for predictor in predictors:
+            settings = {"rule": "fixed", "compute_mask": mask, "fixed_region": None, **predictor}
+            for seeds, point in (((0, 1), found.best), ((5, 6), found.holdout)):
+                assert point.psnr_db >= drawing.psnr_of(seeds, settings), (policy, predictor, seeds)
+
+
+def test_a_goal_out_of_reach_is_admitted():
+    drawing = Drawing()
+    found = dc.calibrate(drawing.pipe, drawing.run, compute_budget=0.05, inputs=(0,), holdout=(5,))
+    assert not found.is_found and not found.is_reached and len(drawing.drawn) <= 40
+    assert "NOT reached; this is the best that was found" in str(found)
+    assert found.best.share == min(point.share for point in found.tried)
+
+
+class Failing:
+    """A toy, and a run that draws an image of eight steps, but fails the `fails_at`-th time."""
+
+    def __init__(self, fails_at: int, error: type[BaseException]) -> None:
+        options = {"inner_backend": "eager"}
+        self.compiled = torch.compile(CrossDiT(1, 4), backend="cachedit", options=options)
+        self.num_calls_left, self.error = fails_at, error
+
+    @torch.no_grad()
+    def run(self, seed: int) -> torch.Tensor:
+        self.num_calls_left -= 1
+        if self.num_calls_left == 0:
+            raise self.error
+        inputs = toy_inputs(0.0, seed=seed, batch=1)
+        for i in range(8):
+            timestep = torch.full((1,), 90.0 - 10 * i)
+            moved = self.compiled(**{**inputs, "timestep": timestep})
+            inputs["hidden_states"] = inputs["hidden_states"] - 0.05 * moved
+        return inputs["hidden_states"]
+
+    def hits(self) -> list[bool]:
+        self.run(77)
+        return [step.hit for step in dc.summary(self.compiled).steps[-8:]]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("fails_at", [1, 2, 4, 7], ids=["first", "uncached", "try", "later_try"])
+def test_a_run_that_raises_leaves_what_was_configured(fails_at, error):
+    failing = Failing(fails_at, error)
+    dc.configure(failing.compiled, rule="even", every=2)
+    with pytest.raises(error):
+        dc.calibrate(failing.compiled, failing.run, target_psnr=35.0)
+    assert failing.num_calls_left == 0
+    assert failing.hits() == [False, False, True, False, True, False, True, False]
+
+
+def test_a_model_without_blocks_is_left_as_it_was():
+    linear = torch.nn.Linear(4, 4)
+    model = torch.compile(linear, backend="cachedit", options={"inner_backend": "eager"})
+    dc.configure(model, rule="even")
+    before = REGISTRY.of_module(linear).overrides
+    with pytest.raises(dc.InvalidConfig, match="nothing of this model is cached"):
+        dc.calibrate(model, torch.no_grad()(lambda _: model(torch.ones(8, 4))), target_psnr=35.0)
+    assert REGISTRY.of_module(linear).overrides == before
+
+
+@pytest.mark.slow
+def test_an_ssim_is_kept():
+    drawing = Drawing()
+    found = dc.calibrate(drawing.pipe, drawing.run, target_ssim=0.95, inputs=(0,), holdout=(5, 6))
+    assert found.is_found and found.best.ssim >= 0.95 and len(drawing.drawn) <= 40
+    assert found.holdout.ssim > 0.9 and found.holdout.share < 0.7
+    assert str(found).startswith("an SSIM of at least 0.95: reached")
+    assert all(point.ssim is not None for point in found.tried)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({}, "one of target_psnr, target_ssim and compute_budget"),
+        ({"target_psnr": 30.0, "compute_budget": 0.5}, "one of target_psnr, target_ssim and"),
+        ({"target_ssim": 30.0}, "target_ssim must be at most 1, got 30"),
+        ({"compute_budget": 50}, "compute_budget must be at most 1, got 50"),
+        ({"target_psnr": 30.0, "inputs": range(10)}, "10 and 2 of them would take 44 runs at lea"),
+        ({"target_psnr": 30.0, "holdout": ()}, "needs one input and one of the holdout or more"),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_is_checked(asked, sentence):
+    with pytest.raises(dc.InvalidConfig, match=sentence):
+        dc.calibrate(torch.nn.Linear(1, 1), lambda _: None, **asked)

@@ -1,0 +1,147 @@
+"""Graphs that break, and sizes that depend on data: what is cached, what is said of the rest."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config
+
+import dit_cachegraph as dc
+from support.toy_dits import DIM, GatedBlock, ToyDiT, toy_inputs
+from support.toy_runs import assert_cached, assert_refused, compile_toy, run, toy_steps
+
+
+class Refiner(nn.Module):
+    """Blocks of its own, over the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(GatedBlock() for _ in range(2))
+
+    def forward(self, e: Tensor, temb: Tensor) -> Tensor:
+        for layer in self.layers:
+            e = layer(e, temb)
+        return e
+
+
+class BreakingBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = GatedBlock(8 * DIM)
+
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return self.block(h, temb, e)
+
+
+class RefinedDiT(ToyDiT):
+    """A module of its own refines the text; the graph breaks in every block, or before them."""
+
+    def __init__(self, breaks_in_blocks: bool) -> None:
+        torch.manual_seed(0)
+        make = BreakingBlock if breaks_in_blocks else lambda: GatedBlock(8 * DIM)
+        super().__init__([make() for _ in range(3)])
+        self.refiner = Refiner()
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        e = self.refiner(e, temb)
+        torch._dynamo.graph_break()
+        for block in self.blocks:
+            h = block(h, temb, e)
+        return h
+
+
+def reports_of(model: nn.Module) -> dc.report.Report:
+    compiled = compile_toy(model, residual_diff_threshold=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.NotCachedWarning)
+        for inputs in toy_steps([90.0, 80.0, 70.0]):
+            expected = run(model, inputs)
+            actual = run(compiled, inputs)
+            if dc.summary(compiled).num_hits == 0:
+                torch.testing.assert_close(actual, expected)
+    return dc.summary(compiled)
+
+
+def test_refiner_is_not_cached_where_the_blocks_are_in_other_graphs() -> None:
+    report = reports_of(RefinedDiT(breaks_in_blocks=True))
+    assert all(graph.refusals for graph in report.graphs)
+    (said,) = [r for r in report.refusals if "`blocks`, are not in this graph" in r]
+    assert said.startswith("not cached: the blocks of RefinedDiT, ")
+    assert "a graph break put them into others" in said
+
+
+def test_refiner_in_a_fragment_of_its_own_leaves_the_blocks_cached() -> None:
+    report = reports_of(RefinedDiT(breaks_in_blocks=False))
+    (cached,) = [graph for graph in report.graphs if not graph.refusals]
+    assert [(found.name, found.num_blocks) for found in cached.block_lists] == [("blocks", 3)]
+    (said,) = [r for r in report.refusals if "are not in this graph" in r]
+    assert "(at test_broken_graphs.py:" in said
+    assert report.num_hits == 2
+
+
+class BranchingDiT(ToyDiT):
+    """Branches on the value of a tensor between two blocks."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            if i == 1 and h.sum() > 1e9:
+                h = h / 2
+            h = block(h, temb)
+        return h
+
+
+def gated_blocks(num_blocks: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [GatedBlock() for _ in range(num_blocks)]
+
+
+def test_place_and_reason_of_a_break() -> None:
+    sentence = (
+        r"have kept them out of it \(at test_broken_graphs.py:\d+: [Dd]ata-dependent branching"
+    )
+    assert_refused(BranchingDiT(gated_blocks(2)), sentence)
+
+
+class RoutingBlock(nn.Module):
+    """Works on the tokens that a router picks, whatever their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.expert = nn.Linear(DIM, 1), nn.Linear(DIM, DIM)
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        flat = h.reshape(-1, DIM)
+        picked = (self.router(flat)[:, 0] > 0).nonzero()[:, 0]
+        worked = torch.tanh(self.expert(flat[picked]))
+        return h + temb * torch.zeros_like(flat).index_add(0, picked, worked).view_as(h)
+
+
+def test_sizes_that_depend_on_data_inside_a_block() -> None:
+    torch.manual_seed(0)
+    with config.patch(capture_dynamic_output_shape_ops=True):
+        graph = assert_cached(ToyDiT([RoutingBlock() for _ in range(4)]))
+    assert (graph.num_blocks, graph.num_compiled) == (4, 3)
+
+
+class UnpaddedDiT(ToyDiT):
+    """Drops the padding of the text before the blocks: their text has any length."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        e = e[:, (e[0].sum(dim=-1) > 0).nonzero()[:, 0]]
+        for block in self.blocks:
+            h = block(h, temb, e)
+        return h
+
+
+def test_size_that_depends_on_data_between_segments() -> None:
+    sentence = "made in prologue and used in blocks.0, has a size that depends on data"
+    with config.patch(capture_dynamic_output_shape_ops=True):
+        assert_refused(UnpaddedDiT(gated_blocks(3)), sentence)
+
+
+def test_explain_says_that_only_a_side_list_is_whole() -> None:
+    inputs = toy_inputs(90.0)
+    explanation = dc.explain(RefinedDiT(breaks_in_blocks=True), **inputs)
+    assert all(graph.refusals for graph in explanation.graphs)
+    assert "the blocks of RefinedDiT, `blocks`, are not in this graph" in str(explanation)

@@ -1,0 +1,83 @@
+"""Models of few steps: the defaults do no harm, and the report says where there is no gain."""
+
+import pytest
+
+import dit_cachegraph as dc
+from dit_cachegraph.few_steps import why_nothing_gained
+from dit_cachegraph.policy.presets import PRESETS
+from dit_cachegraph.runtime.step_log import StepReport
+from support.image_runs import image_of
+from support.running import compile_cached, relative_error, run_all
+from support.tiny_models import FLUX, WAN
+
+DEFAULTS = [{}, *({"preset": name} for name in PRESETS), {"rule": "dbcache"}, {"rule": "dbprune"}]
+
+
+@pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda tiny: tiny.name)
+def test_up_to_three_steps_are_all_computed(tiny):
+    """Whatever default: the outputs are those of eager mode."""
+    model = tiny.build(4)
+    compiled = compile_cached(model)
+    for num_steps in (1, 2, 3):
+        for i, settings in enumerate(DEFAULTS):
+            dc.configure(compiled, preset="balanced")
+            dc.configure(compiled, **settings)
+            image = image_of(model, tiny, seed=i, size=3, num_steps=num_steps)
+            for ran, kwargs in zip(run_all(compiled, image), image, strict=True):
+                assert not ran.hit
+                assert relative_error(ran.output, model(**kwargs)[0]) < 1e-5
+    assert dc.summary(compiled).num_hits == 0
+
+
+def test_cache_dits_default_computes_eight():
+    model = WAN.build(4)
+    compiled = compile_cached(model, rule="dbcache", residual_diff_threshold=2.0)
+    image = image_of(model, WAN, size=3, num_steps=8)
+    assert not any(ran.hit for ran in run_all(compiled, image))
+    assert (
+        "8 steps, all within warm-up: nothing to gain in so few, unless a shorter warm-up "
+        "(max_warmup_steps) is good enough"
+    ) in str(dc.summary(compiled)).splitlines()
+    # The neighbour: the ninth step is reused, and nothing is to be said.
+    image = image_of(model, WAN, seed=1, size=3, num_steps=9)
+    assert [ran.hit for ran in run_all(compiled, image)] == [False] * 8 + [True]
+    assert "to gain" not in str(dc.summary(compiled))
+
+
+def steps_of(reason: str, timesteps: list[float | None], hits: int = 0) -> list[StepReport]:
+    num = len(timesteps)
+    return [
+        StepReport(i, t, i >= num - hits, "new image" if i == 0 else reason, None, "1")
+        for i, t in enumerate(timesteps)
+    ]
+
+
+FOUR = [1.0, 0.9, 0.75, 0.5]  # As FLUX schnell's, with a shift of 3.
+SAID = [
+    (steps_of("due after 1", FOUR), "4 steps, none reused: there is little to gain in so few"),
+    (steps_of("warmup", FOUR), "4 steps, all within warm-up: nothing to gain"),
+    (steps_of("warmup", [1000.0 - 50 * i for i in range(20)]), "20 steps, all within warm-up"),
+    (steps_of("warmup", [None] * 4), "4 steps, all within warm-up"),
+    (steps_of("due", [0.0, 0.3, 0.6]), "3 steps, none reused"),
+    (steps_of("due", [1.0]) * 2, "1 steps, all within warm-up"),
+]  # fmt: skip
+SILENT = [
+    [],
+    steps_of("due", [1.0]),
+    steps_of("due after 1 steps", FOUR, hits=1),
+    steps_of("warmup", [1.0, 0.97, 0.94, 0.91]),  # Under way.
+    steps_of("diff 0.3 >= 0.1", [1000.0 - 50 * i for i in range(20)]),
+    steps_of("disabled", FOUR),
+    steps_of("dry run", FOUR),
+    steps_of("mask", FOUR),
+]
+
+
+@pytest.mark.parametrize(("steps", "sentence"), SAID, ids=lambda x: str(x)[-40:])
+def test_what_is_said(steps, sentence):
+    assert why_nothing_gained(steps).startswith(sentence)
+
+
+@pytest.mark.parametrize("steps", SILENT, ids=lambda x: str(x)[-40:])
+def test_nothing_is_said(steps):
+    assert why_nothing_gained(steps) is None

@@ -1,0 +1,212 @@
+"""Any interleaving of requests decides and gives what each request does alone; and the explorer
+that says so finds what it should, shown by rules that are broken on purpose."""
+
+import itertools
+from collections import Counter
+from dataclasses import asdict, fields
+
+import dit_cachegraph.runtime.cached_model as cached_model
+import dit_cachegraph.runtime.find_image as find_image
+import pytest
+import torch
+from dit_cachegraph.runtime.cached_model import CachedModel
+from dit_cachegraph.runtime.commit_step import commit_step
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
+
+from oracles.dbcache import EagerOracle
+from support.explorer.asks import NUM_WORDS, SETTINGS, Ask
+from support.explorer.dit import DIM, ExploredDiT
+from support.explorer.lone_request import LoneImage, Rules
+from support.explorer.referee import Disagreement
+from support.explorer.requests import Image, Request, condition
+from support.explorer.state_explorer import StateExplorer
+
+NUM_EVENTS = 16
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_dynamo():
+    """All tests of this file share what Dynamo compiles, one graph for each kind of request: that
+    would be most of the time."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+        yield
+    torch._dynamo.reset()
+
+
+def explore(num_schedules, phases=(Phase.generate, Phase.shrink), before_each=None):
+    """Returns how many steps were hits or computed, and by which excuse."""
+    masters, tally = [ExploredDiT(seed) for seed in range(2)], Counter()
+
+    def begin():
+        if before_each is not None:
+            before_each()
+        return StateExplorer(masters, tally)
+
+    run_state_machine_as_test(
+        begin,
+        settings=settings(
+            max_examples=num_schedules, stateful_step_count=NUM_EVENTS, phases=phases
+        ),
+    )
+    return tally
+
+
+def assert_says_much(tally, num_schedules):
+    """Most calls have no excuse, and decide both ways."""
+    assert tally["hit, no excuse"] > num_schedules
+    assert tally["computed, no excuse"] > num_schedules
+    without = tally["hit, no excuse"] + tally["computed, no excuse"]
+    assert without > tally.total() / 2
+
+
+def test_a_hundred_schedules():
+    assert_says_much(explore(100), 100)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_thousand_schedules():
+    assert_says_much(explore(2000), 2000)
+
+
+def key_without_the_model(monkeypatch):
+    """The models of a schedule share their branches: those of the first that is called."""
+    whose, shared = CachedModel._model, {}
+
+    def model(self, values, weights):
+        state = whose(self, values, weights)
+        state.branches = shared.setdefault("branches", state.branches)
+        return state
+
+    monkeypatch.setattr(CachedModel, "_model", model)
+    return shared.clear
+
+
+def no_check_of_the_region(monkeypatch):
+    """What is kept is used for any region."""
+    usable = CachedModel._usable
+
+    def use(self, image, now):
+        kept, reason = usable(self, image, now)
+        return (image.kept, None) if reason == "region changed" else (kept, reason)
+
+    monkeypatch.setattr(CachedModel, "_usable", use)
+
+
+def state_committed_early(monkeypatch):
+    """A step is counted when it is decided on, before its blocks have run."""
+    decide, before = CachedModel._decide, {}
+
+    def decide_and_count(self, values, now, look, done, *probed):
+        decided = decide(self, values, now, look, done, *probed)
+        image = look.match.image
+        if image is not None:
+            before[image] = image.history
+            image.history = look.history.after([decided.decision])
+        return decided
+
+    def commit(now, outcome, *others):
+        image = outcome.match.image
+        if image in before:
+            image.history = before.pop(image)
+        commit_step(now, outcome, *others)
+
+    monkeypatch.setattr(CachedModel, "_decide", decide_and_count)
+    monkeypatch.setattr(cached_model, "commit_step", commit)
+
+
+def repeated_first_timestep_as_heun(monkeypatch):
+    """A second call at the first timestep is taken for a further step."""
+    advance = find_image.advance
+
+    def go_on(before, clock, *others):
+        if before.num_calls == 1 and clock == before.last:
+            before = before._replace(num_calls=2)
+        return advance(before, clock, *others)
+
+    monkeypatch.setattr(find_image, "advance", go_on)
+    monkeypatch.setattr(find_image, "_is_at_the_first_timestep", lambda image, sight: False)
+
+
+FAULTS = [
+    key_without_the_model,
+    no_check_of_the_region,
+    state_committed_early,
+    repeated_first_timestep_as_heun,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(fault, monkeypatch):
+    before_each = fault(monkeypatch)
+    with pytest.raises(Disagreement):
+        explore(4000, [Phase.generate], before_each)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_schedule_that_is_printed_is_short(fault, monkeypatch):
+    """It begins with `start`, and ends with the event that fails."""
+    before_each = fault(monkeypatch)
+    with pytest.raises(Disagreement) as caught:
+        explore(1000, before_each=before_each)
+    events = [
+        line
+        for line in "".join(caught.value.__notes__).split("\n")
+        if " = state." in line or line.startswith("state.")
+    ]
+    assert 3 <= len(events) <= 7, events
+
+
+def image_of(seed=1, **ask):
+    """An image of a request of its own, which nothing else knows of."""
+    texts = {"cond": condition(seed, (1, NUM_WORDS, DIM))}
+    ids = condition(0, (24, DIM))
+    request = Request("A", Ask(num_steps=10, **ask), texts, ids, torch.full((1,), 3.5))
+    return Image("1", request, seed, ascends=False)
+
+
+def all_inputs(image):
+    return [image.inputs(call) for call in image.calls]
+
+
+@given(SETTINGS, st.sampled_from(["even", "Heun"]))
+def test_alone_is_what_the_other_oracle_says(settings, pace):
+    """Both are written from the rules, one for this model and one for any."""
+    names = {f.name for f in fields(Rules)} - {"enabled"}
+    settings = {name: value for name, value in settings.items() if name in names}
+    model, lone, rules = ExploredDiT(0), LoneImage(), Rules(**settings)
+    options = {**asdict(rules), **settings}
+    other = EagerOracle(model, ["blocks"], {"blocks": ("hidden_states",)}, **options)
+    with torch.no_grad():
+        for inputs in all_inputs(image_of(pace=pace)):
+            verdict = lone.look(model, inputs, rules)
+            expected = other.step(**inputs, return_dict=False)
+            assert verdict.hit == expected.hit, (verdict, expected.reason)
+            torch.testing.assert_close(lone.settle(verdict.hit), expected.output)
+
+
+@torch.no_grad()
+def test_the_residual_of_another_image_or_step_shows_in_the_output():
+    model = ExploredDiT(0)
+    residuals = [
+        residual_of(model, inputs)
+        for image in (image_of(seed=1), image_of(seed=2))
+        for inputs in all_inputs(image)
+    ]
+    for one, other in itertools.combinations(residuals, 2):
+        assert (one - other).norm() > 1e-2 * one.norm()
+
+
+def residual_of(model, inputs):
+    """What all blocks but the first add to the stream."""
+    h, temb = model.enter(inputs["hidden_states"], inputs["timestep"], inputs["guidance"])
+    text, position_ids = inputs["encoder_hidden_states"], inputs["position_ids"]
+    h = first = model.blocks[0](h, temb, text, position_ids)
+    for block in model.blocks[1:]:
+        h = block(h, temb, text, position_ids)
+    return h - first

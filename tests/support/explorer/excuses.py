@@ -1,0 +1,134 @@
+"""Where a step may be decided otherwise than alone, since nobody could know better.
+
+ANYTHING      the step may count otherwise; a hit must still replay what this very image kept
+MAY_COMPUTE   it may compute where alone it would be a hit
+"""
+
+import enum
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from support.explorer.lone_request import LoneImage
+from support.explorer.requests import Call, Image
+
+NUM_TO_KNOW = 3  # Timesteps of one image after which the direction of the schedule is known.
+NUM_NEAR_END = 3  # So few points before its end, an image that is left may look whole.
+
+
+class Excuse(enum.Enum):
+    NONE = "no excuse"
+    MAY_COMPUTE = "may compute"
+    ANYTHING = "anything"
+
+
+@dataclass
+class _Past:
+    """What happened to an image so far. A place is a model and a branch."""
+
+    turns: dict[int, int] = field(default_factory=dict)
+    overtaken_on: set[int] = field(default_factory=set)
+    is_crowded: bool = False
+    lost_on: set[int] = field(default_factory=set)
+    unrecognised_at: set[tuple[int, str]] = field(default_factory=set)
+    timesteps: dict[tuple[int, str], set[float]] = field(default_factory=dict)
+    computed_at: dict[tuple[int, str], int] = field(default_factory=dict)
+    stands_at: dict[tuple[int, str], tuple[int, float]] = field(default_factory=dict)
+
+
+@dataclass
+class _Model:
+    """What a model can know from the calls that it had. `last_bounded` is its last call under a
+    bound in bytes; `ends`, where images were left so late that they look whole; `begun`, the seeds
+    of images that were left after their first step."""
+
+    is_direction_known: bool = False
+    has_recognised_rebuilt: bool = False
+    last_bounded: int = -1
+    ends: set[tuple[int, float]] = field(default_factory=set)
+    begun: set[int] = field(default_factory=set)
+
+
+class Excuses:
+    """Follows all calls, and says for each what may be otherwise than alone."""
+
+    def __init__(self, num_models: int, ascends: bool) -> None:
+        self._ascends = ascends
+        self._models = [_Model() for _ in range(num_models)]
+        self._pasts: weakref.WeakKeyDictionary[Image, _Past] = weakref.WeakKeyDictionary()
+        self._turn = 0
+
+    def before(self, image: Image, call: Call, others: Iterable[Image]) -> None:
+        """An image is called while `others` are under way."""
+        past, on = self._past(image), call.model
+        if on not in past.turns and self._ascends and not self._models[on].is_direction_known:
+            past.lost_on.add(on)
+        for other in others:
+            theirs = self._past(other)
+            if other is image or on not in theirs.turns or not image.looks_like(other):
+                continue
+            # Both were called, in turns, and nothing but their latents tells them apart.
+            if on in past.overtaken_on and theirs.turns[on] > past.turns[on]:
+                theirs.is_crowded = True
+            theirs.overtaken_on.add(on)
+        past.is_crowded |= on in past.overtaken_on
+        past.overtaken_on.discard(on)
+        self._turn += 1
+        past.turns[on] = self._turn
+
+    def after(
+        self, image: Image, call: Call, lone: LoneImage, hit: bool, settings: Mapping[str, object]
+    ) -> None:
+        past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
+        if not hit:
+            past.computed_at[place] = self._turn
+        timestep = image.points[call.point][0]
+        past.stands_at[place] = (lone.step, timestep)
+        if settings.get("max_state_bytes") is not None:
+            model.last_bounded = self._turn
+        if image.request.is_rebuilt and lone.step == 1 and not model.has_recognised_rebuilt:
+            past.unrecognised_at.add(place)
+        model.has_recognised_rebuilt |= image.request.is_rebuilt and lone.step > 1
+        if not image.request.ask.reads_no_clock:
+            timesteps = past.timesteps.setdefault(place, set())
+            timesteps.add(timestep)
+            model.is_direction_known |= len(timesteps) >= NUM_TO_KNOW
+
+    def excuse(
+        self, image: Image, call: Call, lone: LoneImage, settings: Mapping[str, object]
+    ) -> Excuse:
+        past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
+        if past.is_crowded or call.model in past.lost_on:
+            return Excuse.ANYTHING
+        # The first request that rebuilds its conditioning is known for one at its second step.
+        is_unrecognised = place in past.unrecognised_at and lone.step == 1
+        is_evicted = past.computed_at.get(place, self._turn) <= model.last_bounded
+        is_past_end = lone.step == settings.get("num_inference_steps")
+        is_past_end |= past.stands_at.get(place) in model.ends
+        # A first step that is made twice may be two passes of guidance; the third call tells.
+        may_be_passes = lone.step == 1 and image.seed in model.begun
+        if is_unrecognised or is_evicted or is_past_end or may_be_passes:
+            return Excuse.MAY_COMPUTE
+        return Excuse.NONE
+
+    def leave(self, image: Image) -> None:
+        """An image is aborted."""
+        last_timesteps = {timestep for timestep, _ in image.points[-NUM_NEAR_END:]}
+        for (on, _), stand in self._past(image).stands_at.items():
+            if stand[1] in last_timesteps:
+                self._models[on].ends.add(stand)
+            if stand[0] == 1:
+                self._models[on].begun.add(image.seed)
+
+    def lose(self, image: Image, index: int) -> None:
+        """What is kept of an image on a model was dropped."""
+        past = self._past(image)
+        past.lost_on.add(index)
+        past.timesteps = {at: seen for at, seen in past.timesteps.items() if at[0] != index}
+
+    def reset(self, index: int) -> None:
+        """All that a model knows was dropped."""
+        self._models[index] = _Model()
+
+    def _past(self, image: Image) -> _Past:
+        return self._pasts.setdefault(image, _Past())

@@ -1,0 +1,91 @@
+"""Hand-written models in shapes that diffusers has none of; each beside a neighbour, nearly the
+same, that must be refused."""
+
+import pytest
+
+from zoo.checks import check
+from zoo.entry import TOKENS, Draw, Entry, Inputs
+from zoo.own_dits import (
+    DictDiT,
+    ExpertsDiT,
+    FunctionsDiT,
+    OwnDiT,
+    PairDiT,
+    ParallelDiT,
+    PreNormDiT,
+    TowersDiT,
+    TwiceDiT,
+    UShapedDiT,
+)
+
+NO_CHAIN = "no list of at least two blocks of which each feeds the next"
+
+
+def text(draw: Draw) -> Inputs:
+    return {"encoder_hidden_states": draw.text()}
+
+
+def own(
+    name: str,
+    model: type[OwnDiT],
+    *trunk: str,
+    depth: int = 4,
+    refusal: str | None = None,
+) -> Entry:
+    config = {"is_sound": refusal is None}
+    return Entry(
+        name,
+        model,
+        config,
+        {"num_layers": depth},
+        trunk,
+        TOKENS,
+        text,
+        refusal=refusal,
+    )
+
+
+SOUND = (
+    own("pre_norm", PreNormDiT, "blocks"),
+    own("parallel", ParallelDiT, "blocks"),
+    own("u_shaped", UShapedDiT, "down", "up"),
+    own("experts", ExpertsDiT, "blocks"),
+    own("towers", TowersDiT, "image_blocks", "text_blocks"),
+    own("twice", TwiceDiT, "blocks"),
+    own("pair", PairDiT, "blocks", depth=2),
+    own("dictionary", DictDiT, "blocks"),
+    own("functions", FunctionsDiT, "weights"),
+)
+REFUSED = (
+    own("writes", PreNormDiT, "blocks", refusal="writes in place (`add_` at own_dits.py:"),
+    own("side_by_side", ParallelDiT, "blocks", refusal=NO_CHAIN),
+    own("widening", UShapedDiT, "down", refusal="hands on nothing that it was given"),
+    own("picked_tokens", ExpertsDiT, "blocks", refusal="has a size that depends on data"),
+    own(
+        "context_around",
+        TowersDiT,
+        "image_blocks",
+        "text_blocks",
+        refusal="a context manager around several blocks",
+    ),
+    own("once", TwiceDiT, "blocks", refusal=NO_CHAIN),
+    own("unlike_pair", PairDiT, "blocks", depth=2, refusal=NO_CHAIN),
+    own("unchained_dictionary", DictDiT, "blocks", refusal=NO_CHAIN),
+    own(
+        "unlike_functions",
+        FunctionsDiT,
+        "weights",
+        depth=2,
+        refusal="this graph calls no module of a list",
+    ),
+)
+
+
+@pytest.mark.parametrize("entry", SOUND, ids=str)
+def test_own_models(entry: Entry) -> None:
+    check(entry)
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=str)
+def test_their_neighbours_are_refused(entry: Entry) -> None:
+    check(entry)
