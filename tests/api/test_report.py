@@ -290,7 +290,7 @@ class TestLog:
 
 
 def test_a_descent_after_a_first_ascent_is_counted_as_an_image_of_its_own():
-    """The first call was an abort, or the second was: nothing tells, and nothing is decided later."""
+    """The first call was an abort, or the second: nothing tells, and nothing is decided later."""
     compiled = compile_toy(adding_dit(1, 2), residual_diff_threshold=0.0)
     for inputs in toy_steps([60.0, FAR, 60.0, NEAR]):
         run(compiled, inputs)
