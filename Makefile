@@ -35,7 +35,7 @@ endif
 # Two workers that each use one thread: more threads only fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 # Rooms that need no model of diffusers.
-QUICK := tests/graph tests/policy tests/requests tests/repo/test_imports.py
+QUICK := tests/graph tests/repo/test_imports.py $(addprefix tests/policy/test_,dbcache.py predictors.py published_rules.py step_mask.py)
 
 .PHONY: help demo quick test test-all check bench gallery clean host
 .DEFAULT_GOAL := help

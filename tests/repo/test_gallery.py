@@ -111,6 +111,16 @@ def test_the_page_says_share_and_decibels():
     assert html.count("<title>up to 0.25</title>") == 2
 
 
+def test_a_column_says_the_mean_over_the_pictures_that_differ():
+    flat = torch.full((2, 3, 16, 16), 0.5)
+    drawn = flat.clone()
+    drawn[0] += 0.1
+    columns = [Column("uncached", Drawn(flat, 1.0)), Column("half", Drawn(drawn, 0.5))]
+    html = page([Table("a model", ["one", "two"], columns)], "x")
+    assert "<small>50% of the blocks, 20.0 dB</small>" in html
+    assert "<small>20.0 dB</small>" in html and "<small>equal</small>" in html
+
+
 def test_a_difference_is_enlarged_and_bounded():
     one, other = torch.tensor([0.5, 0.5, 1.0]), torch.tensor([0.5, 0.4, 0.0])
     assert difference(one, other).tolist() == pytest.approx([0.0, 0.5, 1.0])
