@@ -34,8 +34,8 @@ endif
 
 # Two workers that each use one thread: more threads only fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
-# Rooms that need no model of diffusers.
-QUICK := tests/graph tests/repo/test_imports.py $(addprefix tests/policy/test_,dbcache.py predictors.py published_rules.py step_mask.py)
+# Files that need no model of diffusers.
+QUICK := $(wildcard tests/graph/test_find_*.py) tests/repo/test_imports.py $(addprefix tests/policy/test_,dbcache.py published_rules.py step_mask.py)
 
 .PHONY: help demo quick test test-all check bench gallery clean host
 .DEFAULT_GOAL := help
