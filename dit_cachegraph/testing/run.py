@@ -21,11 +21,15 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def again(inputs: Inputs, other_step: Inputs) -> Inputs:
-    """The same inputs once more, as a sampler would have them: what moves from step to step is an
-    equal copy. The very same latents would be those of another guidance pass."""
+    """The same step once more, as a sampler has it that evaluates a step at two places: the latents
+    differ in their last bit. The very same latents would be those of another guidance pass."""
     staying = {id(leaf): leaf for leaf in tree_leaves(dict(other_step))}
     # A deep copy keeps strides, as a clone of a view does not, and what stands at two places.
-    return copy.deepcopy(dict(inputs), staying)
+    repeated = copy.deepcopy(dict(inputs), dict(staying))
+    moving = [t for t in tree_leaves(repeated) if isinstance(t, Tensor) and id(t) not in staying]
+    latents = max((t for t in moving if t.is_floating_point()), key=Tensor.numel)
+    latents.mul_(1 - torch.finfo(latents.dtype).eps)
+    return repeated
 
 
 def tensors_in(value: object) -> Iterable[Tensor]:
