@@ -134,9 +134,10 @@ def eager(model, kwargs):
 def assert_replay_equals_computing(compiled, steps) -> None:
     dc.reset(compiled)
     dc.configure(compiled, residual_diff_threshold=0.5, max_warmup_steps=2)
-    # The last step again: the same input, so the same output.
+    # The last step again, but for the last bit of its latents: the same output.
     computed, replayed = run_all(compiled, [*steps[:2], again(steps[1], steps[0])])[1:]
-    assert (computed.hit, replayed.hit, replayed.diff) == (False, True, 0.0)
+    assert (computed.hit, replayed.hit) == (False, True)
+    assert replayed.diff < 1e-6
     assert relative_error(replayed.output, computed.output) < 1e-5
 
 
