@@ -13,8 +13,14 @@ from dataclasses import dataclass
 from torch import fx
 
 from dit_cachegraph.graph.assign_nodes import Assignment
-from dit_cachegraph.graph.fx_utils import is_size_arithmetic, is_weight, target_name
+from dit_cachegraph.graph.fx_utils import (
+    is_size_arithmetic,
+    is_weight,
+    storages_of,
+    target_name,
+)
 from dit_cachegraph.graph.match_pattern import Pattern
+from dit_cachegraph.graph.node_effects import is_context, written_by
 from dit_cachegraph.plan import ArgumentRoles
 
 PRODUCTS = frozenset(
@@ -50,9 +56,10 @@ def modulated_input_graph(
     name = assignment.blocks[0].path
     stream, block = pattern.probe.at[0], assignment.nodes_of(1)
     assert stream is not None
-    modulated_input = _first_operand(block, stream)
-    if modulated_input is None:
+    first_product = _first_product(block, stream)
+    if first_product is None:
         return f"{name} has no matrix product on its stream, so that there is no modulated input"
+    product, modulated_input = first_product
     carried = {s.at[0] for s in pattern.streams}
     if not _is_modulated(modulated_input, carried, assignment, pattern.roles):
         return (
@@ -60,21 +67,21 @@ def modulated_input_graph(
             "choose a rule that compares something else"
         )
     inner = _inner_nodes(modulated_input, assignment)
-    for node in block[: block.index(modulated_input)]:
-        if node not in inner and _acts_on(node, inner):
+    for node in block[: block.index(product)]:
+        if node not in inner and _acts_on(node, modulated_input, inner, assignment):
             return f"`{node.name}` in {name} acts on what leads to its modulated input"
     return _build(gm, modulated_input, [n for n in assignment.nodes if n in inner])
 
 
-def _first_operand(block: Sequence[fx.Node], stream: fx.Node) -> fx.Node | None:
-    """What the first matrix product on the stream reads of it."""
+def _first_product(block: Sequence[fx.Node], stream: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The first matrix product on the stream, and what it reads of it."""
     moving = {stream}
     for node in block:
         operands = [arg for arg in node.all_input_nodes if arg in moving]
         if operands and target_name(node) in PRODUCTS:
-            return operands[0]
+            return node, operands[0]
         if operands:
-            moving.add(node)
+            moving.update((node, *written_by(node)))
     return None
 
 
@@ -115,13 +122,20 @@ def _inner_nodes(modulated_input: fx.Node, assignment: Assignment) -> set[fx.Nod
     return inner
 
 
-def _acts_on(node: fx.Node, inner: set[fx.Node]) -> bool:
-    """True for a node whose effect the others feel, although none reads it: a write to one of them,
-    or a context around them."""
-    name = target_name(node)
-    writes = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
-    opens = not node.all_input_nodes and name.startswith("_enter_")
-    return opens or (writes and any(arg in inner for arg in node.all_input_nodes))
+def _acts_on(
+    node: fx.Node, modulated_input: fx.Node, inner: set[fx.Node], assignment: Assignment
+) -> bool:
+    """True for a node before the product whose effect on the modulated input is not seen by reading
+    it: a context around the others, or a write to the storage of one of them. What is written after
+    the modulated input was made is felt only if the two share a storage."""
+    is_before = assignment.nodes.index(node) < assignment.nodes.index(modulated_input)
+    if is_context(node):
+        return is_before
+    written = {storage for argument in written_by(node) for storage in storages_of(argument)}
+    felt = {modulated_input}
+    if is_before:
+        felt = inner.union(*(n.all_input_nodes for n in inner))
+    return any(written & storages_of(n) for n in felt)
 
 
 def _build(

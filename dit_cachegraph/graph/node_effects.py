@@ -212,10 +212,20 @@ def _is_random(node: fx.Node) -> bool:
         argument, position, default = _RANDOM_IF[name]
         told = node.args[position] if len(node.args) > position else node.kwargs.get(argument)
         told = default if told is None else told
-        return bool(told) and _probability(node) != 0
+        return _is_nonzero(told) and _is_nonzero(_probability(node))
     tags = {tag for overload in _operator_of(node) for tag in overload.tags}
     return name in _RANDOM or torch.Tag.nondeterministic_seeded in tags
 
 
 def _probability(node: fx.Node) -> object:
     return node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+
+
+def _is_nonzero(number: object) -> bool:
+    """Whether a number, or the number that a node is, differs from zero: Dynamo hands over even the
+    default of a keyword as a node under `dynamic=True`. What is not known counts as different."""
+    value = value_of(number) if isinstance(number, fx.Node) else number
+    if isinstance(value, torch.SymInt | torch.SymFloat):
+        # To be asked is to be guarded: a number that changes from or to zero is compiled anew.
+        return value.node.hint is None or bool(value != 0)
+    return value != 0 if isinstance(value, int | float) else True

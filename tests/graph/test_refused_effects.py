@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import dit_cachegraph as dc
 from support.toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT, writing_dit
-from support.toy_runs import assert_cached, assert_refused
+from support.toy_runs import assert_cached, assert_refused, compile_toy, run, toy_steps
 
 Draw = Callable[[Tensor, bool], Tensor]
 
@@ -80,6 +81,56 @@ def test_random_numbers_of_other_operators(draw: Draw) -> None:
 @pytest.mark.parametrize("draw", named(*DRAWS, *MISSED_DRAWS))
 def test_no_random_numbers_in_eval(draw: Draw) -> None:
     assert assert_cached(dropping_dit(draw).eval()).num_blocks == 3
+
+
+def attend(x: Tensor, dropout_p: float = 0.0) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=dropout_p)
+
+
+def attend_with_dropout(x: Tensor, dropout_p: float = 0.5) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=dropout_p)
+
+
+def dropout_of_default(x: Tensor, training: bool, p: float = 0.0) -> Tensor:
+    return F.dropout(x, p, True)
+
+
+def attention_by_default(x: Tensor, training: bool) -> Tensor:
+    return attend_with_dropout(x) if training else attend(x)
+
+
+@pytest.mark.parametrize("draw", named(dropout_of_default, attention_by_default))
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_probability_that_is_zero_by_default(draw: Draw, dynamic: bool | None) -> None:
+    assert assert_cached(dropping_dit(draw).eval(), dynamic).num_blocks == 3
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_probability_that_is_not_zero_by_default(dynamic: bool | None) -> None:
+    assert_refused(dropping_dit(attention_by_default).train(), DRAWS_SENTENCE, dynamic)
+
+
+class GivenDropoutDiT(ToyDiT):
+    """The probability is an attribute that the caller may set between two calls."""
+
+    dropout_p = 0.0
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            h = block(h, temb) + 0.1 * attend(h, self.dropout_p)
+        return h
+
+
+def test_probability_that_is_zero_no_more() -> None:
+    model = GivenDropoutDiT([GatedBlock() for _ in range(3)])
+    compiled = compile_toy(model, dynamic=True)
+    first, second = toy_steps([90.0, 60.0])
+    run(compiled, first)
+    assert dc.summary(compiled).refusals == ()
+    model.dropout_p = 0.5
+    with pytest.warns(dc.NotCachedWarning, match="draws random numbers"):
+        actual = run(compiled, second)
+    torch.testing.assert_close(actual, run(model, second))
 
 
 class NoisyLatentsDiT(ToyDiT):

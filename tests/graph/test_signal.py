@@ -21,8 +21,8 @@ MODELS = [FLUX, SD3, SD35, WAN, QWEN, DIT]
 def kept_signal(model):
     """What the last step left for the next one to compare with."""
     (state,) = REGISTRY.states_of([model])
-    (branch,) = state.branches._branches.values()
-    return branch.images[-1].kept.regions[0].probe
+    (conditioning,) = state.requests._alive.values()
+    return conditioning.tracks[-1].state.regions[0].probe
 
 
 @pytest.mark.parametrize("tiny", MODELS, ids=lambda tiny: tiny.name)
@@ -48,6 +48,44 @@ class WrittenBlock(GatedBlock):
         x.mul_(1 + scale)
         x = x + shift
         return h + gate * self.down(torch.tanh(self.up(x)))
+
+
+class NormWritingBlock(GatedBlock):
+    """`write` is done to the normalised stream, before it is modulated or after, and the result of
+    it is not read."""
+
+    def __init__(self, write, when):
+        super().__init__()
+        self.write, self.when = write, when
+
+    def forward(self, h, temb, e=None):
+        shift, scale, gate = self.modulation(temb).chunk(3, dim=-1)
+        x = self.norm(h)
+        if self.when == "before":
+            self.write(x)
+        x = x * (1 + scale) + shift
+        if self.when == "after":
+            self.write(x)
+        return h + gate * self.down(torch.tanh(self.up(x)))
+
+
+def writing_block_dit(write, when):
+    return ToyDiT([NormWritingBlock(write, when) for _ in range(3)])
+
+
+def mul_method(x):
+    x.mul_(3)
+
+
+def mul_out(x):
+    torch.mul(x, 3, out=x)
+
+
+def mul_of_view(x):
+    x.view(-1).mul_(3)
+
+
+relu_module = nn.ReLU(inplace=True)
 
 
 class PlainBlock(GatedBlock):
@@ -92,6 +130,37 @@ def test_where_there_is_none_the_rule_is_refused_and_others_run(build, sentence,
     for inputs in steps:
         run(compiled, inputs)
     assert [s.hit for s in dc.summary(compiled).steps] == [False, True, False]
+
+
+WRITES = (mul_method, mul_out, mul_of_view, relu_module)
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_written_before_the_first_product_is_never_left_out(write, when):
+    """Either the value that the product reads is what is measured, or the rule is refused."""
+    model, (inputs,) = writing_block_dit(write, when), toy_steps([90.0])
+    compiled = compiled_toy(model, rule="teacache")
+    with pytest.raises(dc.InvalidConfig, match="acts on what leads to its modulated input"):
+        run(compiled, inputs)
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_write_to_something_else_before_the_first_product_is_no_matter(write, when):
+    model, (inputs,) = writing_block_dit(lambda x: write(x + 1), when), toy_steps([90.0])
+    compiled = compiled_toy(model, rule="teacache")
+    run(compiled, inputs)
+    torch.testing.assert_close(kept_signal(model), read_by_first_product(model, inputs))
+
+
+def read_by_first_product(model, inputs):
+    """What the first linear layer of block 0 is given by the eager model."""
+    read = []
+    handle = model.blocks[0].up.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    run(model, inputs)
+    handle.remove()
+    return read[0]
 
 
 def test_a_toy_whose_signal_is_known_in_closed_form():

@@ -59,8 +59,8 @@ def fed_to_products(entry, model: nn.Module, inputs) -> list[Tensor]:
 
 def kept_signals(model: nn.Module) -> list[Tensor]:
     (state,) = REGISTRY.states_of([model])
-    images = [i for branch in state.branches._branches.values() for i in branch.images]
-    return [image.kept.regions[0].probe for image in images if image.kept is not None]
+    tracks = [t for conditioning in state.requests._alive.values() for t in conditioning.tracks]
+    return [track.state.regions[0].probe for track in tracks if track.state is not None]
 
 
 def is_same(fed: Tensor, signal: Tensor) -> bool:
