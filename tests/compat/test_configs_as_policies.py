@@ -5,8 +5,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from running import compile_cached, run_all
-from tiny_models import WAN, trajectory
 
 import dit_cachegraph as dc
 from dit_cachegraph import DBCacheConfig, DBPruneConfig, TaylorSeerCalibratorConfig
@@ -16,6 +14,8 @@ from dit_cachegraph.policy.predictors.replay import Replay
 from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.rules.dbcache import DBCache
 from dit_cachegraph.policy.rules.dbprune import DBPrune
+from support.running import compile_cached, run_all
+from support.tiny_models import WAN, trajectory
 
 CACHE_DITS = {"Fn_compute_blocks": 8, "shrinks_to_fit": True, "batch_rule": "mean"}
 
