@@ -51,7 +51,8 @@ def explorer_seed():
 
 
 def explore(num_schedules, phases=(Phase.generate, Phase.shrink), before_each=None, number=None):
-    """`number` seeds what is drawn. Returns how many steps were hits or computed, and by which excuse."""
+    """Returns how many steps were hits or computed, and by which excuse. `number` seeds what is
+    drawn."""
     masters, tally = [ExploredDiT(seed) for seed in range(2)], Counter()
 
     def begin():
