@@ -122,7 +122,8 @@ class Referee:
         may_be_skipped = verdict.hit or verdict.is_close or excuse is Excuse.ANYTHING
         if block in rules.region and may_be_skipped:
             return
-        lane = model.module.blocks[block].lane
+        # Torch doesn't count writes through `.data`: no weight is seen to change.
+        lane = model.module.blocks[block].lane.data
         lane.fill_(OUT_OF_RANGE)
         try:
             self._run(image, call, inputs)
