@@ -39,6 +39,14 @@ def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return model(**{**inputs, "hidden_states": inputs["hidden_states"].clone()})
 
 
+def once_more(inputs: dict[str, object]) -> dict[str, object]:
+    """The inputs of a step that is evaluated a second time: its latents differ in their last bit.
+    The very same latents would be those of another guidance pass."""
+    latents = inputs["hidden_states"]
+    assert isinstance(latents, torch.Tensor)
+    return {**inputs, "hidden_states": latents * (1 - torch.finfo(latents.dtype).eps)}
+
+
 def assert_cached(model: nn.Module, dynamic: bool | None = None, **settings: object) -> GraphReport:
     """`model` is cut and not refused; with threshold 0 it gives what eager gives; a hit on inputs
     that did not change gives what computing them gave. Returns the report of its one graph."""
@@ -51,9 +59,7 @@ def assert_cached(model: nn.Module, dynamic: bool | None = None, **settings: obj
     dc.reset(compiled)
     dc.configure(compiled, residual_diff_threshold=0.01)
     # The first repeat of a first timestep would begin a new image, so the second step is repeated.
-    # The very same latents would be those of another guidance pass: they differ in their last bit.
-    latents = steps[1]["hidden_states"]
-    repeated = {**steps[1], "hidden_states": latents * (1 - torch.finfo(latents.dtype).eps)}
+    repeated = once_more(steps[1])
     for inputs in (steps[0], steps[1], repeated):
         actual = run(compiled, inputs)
     report = dc.summary(compiled)
