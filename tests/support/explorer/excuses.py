@@ -8,9 +8,10 @@ import enum
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from support.explorer.lone_request import LoneImage
-from support.explorer.requests import Call, Image
+from support.explorer.requests import Call, Conditioning, Image
 
 NUM_TO_KNOW = 3  # Timesteps of one image after which the direction of the schedule is known.
 NUM_NEAR_END = 3  # So few points before its end, an image that is left may look whole.
@@ -20,6 +21,39 @@ class Excuse(enum.Enum):
     NONE = "no excuse"
     MAY_COMPUTE = "may compute"
     ANYTHING = "anything"
+
+
+class _Trace(NamedTuple):
+    """Conditioning that may be gone; then what has its content goes on with its images."""
+
+    conditioning: "weakref.ref[Conditioning]"
+    content: int
+
+    def fits(self, now: Conditioning) -> bool:
+        own = self.conditioning()
+        return self.content == now.content if own is None else own.looks_like(now)
+
+
+class _First(NamedTuple):
+    """The first step of an image at a place, the only one so far. What begins later in the schedule
+    may be its second step: some samplers forget the latents of the first."""
+
+    look: tuple[object, ...]
+    text: _Trace
+    ids: _Trace
+    timestep: float
+    is_enabled: bool
+
+    def may_be_followed_by(self, image: Image, call: Call, ascends: bool) -> bool:
+        timestep = image.points[call.point][0]
+        is_later = timestep > self.timestep if ascends else timestep < self.timestep
+        texts, ids = image.request.texts, image.request.ids
+        is_alike = self.text.fits(texts[call.branch]) and self.ids.fits(ids)
+        return is_later and is_alike and self.look == _look(image)
+
+
+def _look(image: Image) -> tuple[object, ...]:
+    return (image.key, image.kind.num_tokens, image.kind.batch)
 
 
 @dataclass
@@ -34,19 +68,24 @@ class _Past:
     timesteps: dict[tuple[int, str], set[float]] = field(default_factory=dict)
     computed_at: dict[tuple[int, str], int] = field(default_factory=dict)
     stands_at: dict[tuple[int, str], tuple[int, float]] = field(default_factory=dict)
+    first_at: dict[tuple[int, str], _First] = field(default_factory=dict)
+    counts_on_at: set[tuple[int, str]] = field(default_factory=set)
 
 
 @dataclass
 class _Model:
     """What a model can know from the calls that it had. `last_bounded` is its last call under a
     bound in bytes; `ends`, where images were left so late that they look whole; `begun`, the seeds
-    of images that were left after their first step."""
+    of images that were left after their first step; `firsts`, the images with one step; and
+    `keeps_start`, that the latents of a first step were near those of the second."""
 
     is_direction_known: bool = False
     has_recognised_rebuilt: bool = False
     last_bounded: int = -1
     ends: set[tuple[int, float]] = field(default_factory=set)
     begun: set[int] = field(default_factory=set)
+    firsts: list[_First] = field(default_factory=list)
+    keeps_start: bool = False
 
 
 class Excuses:
@@ -63,6 +102,7 @@ class Excuses:
         past, on = self._past(image), call.model
         if on not in past.turns and self._ascends and not self._models[on].is_direction_known:
             past.lost_on.add(on)
+        self._begin(image, call)
         for other in others:
             theirs = self._past(other)
             if other is image or on not in theirs.turns or not image.looks_like(other):
@@ -76,6 +116,34 @@ class Excuses:
         self._turn += 1
         past.turns[on] = self._turn
 
+    def _begin(self, image: Image, call: Call) -> None:
+        """The first step of an image may be counted as the second one of another."""
+        past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
+        if place in past.stands_at or model.keeps_start:
+            return
+        followed = [f for f in model.firsts if f.may_be_followed_by(image, call, self._ascends)]
+        if followed:
+            past.counts_on_at.add(place)
+        if len(followed) == 1:
+            model.firsts.remove(followed[0])
+
+    def _follow_first(self, image: Image, call: Call, step: int, is_enabled: bool) -> None:
+        """An image has made a step, the first at its place or a further one."""
+        past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
+        if step == 1 and place not in past.counts_on_at:
+            request, timestep = image.request, image.points[call.point][0]
+            text, ids = (
+                _Trace(weakref.ref(c), c.content) for c in (request.texts[call.branch], request.ids)
+            )
+            first = _First(_look(image), text, ids, timestep, is_enabled)
+            past.first_at[place] = first
+            model.firsts.append(first)
+        elif (known := past.first_at.pop(place, None)) is not None:
+            model.firsts = [other for other in model.firsts if other is not known]
+            is_known = not past.is_crowded and call.model not in past.lost_on
+            is_read = is_enabled and known.is_enabled and not image.request.ask.reads_no_clock
+            model.keeps_start |= is_known and is_read and place not in past.counts_on_at
+
     def after(
         self, image: Image, call: Call, lone: LoneImage, hit: bool, settings: Mapping[str, object]
     ) -> None:
@@ -83,6 +151,7 @@ class Excuses:
         if not hit:
             past.computed_at[place] = self._turn
         timestep = image.points[call.point][0]
+        self._follow_first(image, call, lone.step, settings.get("enabled") is not False)
         past.stands_at[place] = (lone.step, timestep)
         if settings.get("max_state_bytes") is not None:
             model.last_bounded = self._turn
@@ -98,7 +167,7 @@ class Excuses:
         self, image: Image, call: Call, lone: LoneImage, settings: Mapping[str, object]
     ) -> Excuse:
         past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
-        if past.is_crowded or call.model in past.lost_on:
+        if past.is_crowded or call.model in past.lost_on or place in past.counts_on_at:
             return Excuse.ANYTHING
         # The first request that rebuilds its conditioning is known for one at its second step.
         is_unrecognised = place in past.unrecognised_at and lone.step == 1
@@ -124,11 +193,13 @@ class Excuses:
         """What is kept of an image on a model was dropped."""
         past = self._past(image)
         past.lost_on.add(index)
+        model = self._models[index]
+        model.firsts = [first for first in model.firsts if first.look[0] != image.key]
         past.timesteps = {at: seen for at, seen in past.timesteps.items() if at[0] != index}
 
     def reset(self, index: int) -> None:
-        """All that a model knows was dropped."""
-        self._models[index] = _Model()
+        """All that a model keeps was dropped."""
+        self._models[index] = _Model(keeps_start=self._models[index].keeps_start)
 
     def _past(self, image: Image) -> _Past:
         return self._pasts.setdefault(image, _Past())
