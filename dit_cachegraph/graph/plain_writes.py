@@ -35,6 +35,7 @@ from dit_cachegraph.graph.node_effects import (
     has_effect,
     random_node,
     writes_of,
+    written_by,
 )
 from dit_cachegraph.graph.plain_twin import Twin, plain_twin
 
@@ -156,22 +157,25 @@ def _write_to_copy(write: _Write, aliases: _Aliases) -> None:
     if views is None or not is_alike or _fills_its_own(write):
         return
     graph, anew = root.graph, dict[fx.Node, fx.Node]()
+    # The last write's own result, where it is the whole: so dataflow shows what was written.
+    latest = [n for n in (root, *views) if _is_same_place(n, root)][-1]
     with graph.inserting_before(write.node):
-        anew[root] = graph.call_method("clone", (root,))
+        anew[root] = graph.call_method("clone", (latest,))
         for view in views:
-            anew[view] = graph.node_copy(view, lambda n: anew.get(n, n))
+            if (returned := _returned_by(view)) is not None:
+                anew[view] = anew[returned]
+            else:
+                anew[view] = graph.node_copy(view, lambda n: anew.get(n, n))
     for old, new in anew.items():
         new.meta = {**write.node.meta, "example_value": None}
         aliases.set_value(new, value if old is root else _moved(value_of(old), value))
-        old.replace_all_uses_with(
-            new, delete_user_cb=lambda user: user >= write.node and user not in anew.values()
-        )
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user >= write.node)
     _move(write.following(), value, aliases)
 
 
 def _views_read(write: _Write) -> list[fx.Node] | None:
     """The older views of the root that are read from the write on, each after what it is taken of;
-    None if one of them is more than a view."""
+    None if one of them is neither a view nor the result of a write."""
     found: list[fx.Node] = []
     for node in reversed(write.sharing[1:]):
         if node < write.node and (
@@ -179,9 +183,27 @@ def _views_read(write: _Write) -> list[fx.Node] | None:
         ):
             found.append(node)
     sources = {write.root, *found}
-    if any(has_effect(n) or sources.isdisjoint(n.all_input_nodes) for n in found):
-        return None
+    for node in found:
+        is_view = not has_effect(node) and not sources.isdisjoint(node.all_input_nodes)
+        if not is_view and _returned_by(node) not in sources:
+            return None
     return found[::-1]
+
+
+def _returned_by(node: fx.Node) -> fx.Node | None:
+    """What a node writes to, if that is what it returns."""
+    return next((n for n in written_by(node) if _is_same_place(n, node)), None)
+
+
+def _is_same_place(one: fx.Node, other: fx.Node) -> bool:
+    a, b = value_of(one), value_of(other)
+    return (
+        isinstance(a, torch.Tensor)
+        and isinstance(b, torch.Tensor)
+        and layout_key(a) == layout_key(b)
+        and bool(a.storage_offset() == b.storage_offset())
+        and storages_of(one) == storages_of(other)
+    )
 
 
 def _fills_its_own(write: _Write) -> bool:
