@@ -23,6 +23,7 @@ from dit_cachegraph.graph.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.fx_utils import weight_arguments
 from dit_cachegraph.graph.match_pattern import Pattern, match_pattern
 from dit_cachegraph.graph.move_numbers import move_numbers
+from dit_cachegraph.graph.plain_writes import plain_writes
 from dit_cachegraph.graph.segment_graph import Cut, segment_graph
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
@@ -65,6 +66,7 @@ def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
     """Find the blocks of a graph and cut it along them: all stages but the compilation."""
     try:
         move_numbers(gm)
+        plain_writes(gm)
         assignment, pattern = _understand(gm)
         if copy_streams(gm, assignment, pattern.streams):
             assignment, pattern = _understand(gm)

@@ -96,6 +96,11 @@ def random_node(node: fx.Node) -> fx.Node | None:
     return next((found for found in inside if found is not None), None)
 
 
+def changes_layout(node: fx.Node) -> bool:
+    """True for what changes the sizes or strides of a value, or its storage, and no element."""
+    return any(torch.Tag.inplace_view in overload.tags for overload in _operator_of(node))
+
+
 def _bodies(node: fx.Node) -> Iterator[fx.GraphModule]:
     """The graphs that a higher-order operator is given to run."""
     owner = node.graph.owning_module
