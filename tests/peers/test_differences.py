@@ -270,7 +270,8 @@ def test_blocks_that_write_to_their_input_for_cache_dit(in_place):
 def test_blocks_that_write_to_their_input_for_ours():
     in_place, plain = Blocks(True), Blocks(False)
     compiled = torch.compile(in_place, backend="cachedit", options={"inner_backend": "eager"})
-    with torch.no_grad(), pytest.warns(dc.NotCachedWarning, match="writes in place"):
+    dc.configure(compiled, residual_diff_threshold=0.0)
+    with torch.no_grad():
         got = [compiled(*step) for step in BLOCK_STEPS]
     assert worst_error(got, [plain(*step) for step in BLOCK_STEPS]) < SAME_OUTPUT
-    assert "writes in place" in str(dc.summary(in_place))
+    assert dc.summary(in_place).refusals == ()

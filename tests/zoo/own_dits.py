@@ -81,17 +81,20 @@ class PreNormBlock(nn.Module):
         self.norm = nn.LayerNorm(WIDTH, elementwise_affine=False)
         self.modulation = nn.Linear(WIDTH, 6 * WIDTH)
         self.attention, self.mlp, self.is_sound = Attention(), Mlp(), is_sound
+        self.register_buffer("seen", torch.zeros(1))
 
     def forward(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(temb).chunk(6, dim=-1)
         x = self.norm(h) * (1 + scale1) + shift1
         update = gate1 * self.attention(x, torch.cat([x, e], dim=1))
-        h = h + update if self.is_sound else h.add_(update)
+        h.add_(update)
+        if not self.is_sound:
+            self.seen.add_(update.mean())
         return h + gate2 * self.mlp(self.norm(h) * (1 + scale2) + shift2)
 
 
 class PreNormDiT(OwnDiT):
-    """The neighbour writes into the stream that it was given."""
+    """The blocks write into the stream that they are given; the neighbour's to a buffer as well."""
 
     def make_blocks(self, num_layers: int) -> None:
         self.blocks = nn.ModuleList(PreNormBlock(self.is_sound) for _ in range(num_layers))
