@@ -9,22 +9,22 @@ from torch import fx, nn
 
 from dit_cachegraph.config import split_options
 from dit_cachegraph.exc import CannotCut, NotCachedWarning
-from dit_cachegraph.graph.assign_nodes import Assignment, assign_nodes
-from dit_cachegraph.graph.check_effects import check_effects
-from dit_cachegraph.graph.check_fragment import check_fragment, model_being_called
-from dit_cachegraph.graph.compile_segments import (
+from dit_cachegraph.graph.cut.compile_segments import (
     InnerCompiler,
     compile_segments,
     inner_compiler,
 )
-from dit_cachegraph.graph.copy_streams import copy_streams
-from dit_cachegraph.graph.find_blocks import find_blocks
-from dit_cachegraph.graph.find_fragment_roles import find_fragment_roles
+from dit_cachegraph.graph.cut.copy_streams import copy_streams
+from dit_cachegraph.graph.cut.segment_graph import Cut, segment_graph
+from dit_cachegraph.graph.find.check_fragment import check_fragment, model_being_called
+from dit_cachegraph.graph.find.find_blocks import find_blocks
 from dit_cachegraph.graph.fx_utils import weight_arguments
-from dit_cachegraph.graph.match_pattern import Pattern, match_pattern
-from dit_cachegraph.graph.move_numbers import move_numbers
-from dit_cachegraph.graph.plain_writes import plain_writes
-from dit_cachegraph.graph.segment_graph import Cut, segment_graph
+from dit_cachegraph.graph.prepare.move_numbers import move_numbers
+from dit_cachegraph.graph.prepare.plain_writes import plain_writes
+from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
+from dit_cachegraph.graph.understand.check_effects import check_effects
+from dit_cachegraph.graph.understand.find_fragment_roles import find_fragment_roles
+from dit_cachegraph.graph.understand.match_pattern import Pattern, match_pattern
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.uncached import UncachedModel

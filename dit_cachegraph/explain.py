@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from dit_cachegraph.backend import cut_graph
 from dit_cachegraph.config import resolve
-from dit_cachegraph.graph.first_break import GraphBreak, first_break
+from dit_cachegraph.graph.find.first_break import GraphBreak, first_break
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.report import GraphReport, graph_report, refused

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dit_cachegraph as dc
 from dit_cachegraph.explain import Explanation
-from dit_cachegraph.graph.first_break import GraphBreak
+from dit_cachegraph.graph.find.first_break import GraphBreak
 from support.toy_dits import GatedBlock, ToyDiT, toy_inputs
 from zoo.entries import ENTRIES
 from zoo.entry import Inputs

@@ -15,7 +15,7 @@ KERNELS = ROOT / "kernels"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import those before its own group. `graph` and `runtime` are on one level, and so
-# never import each other; inside of a folder there is no order.
+# never import each other; inside of a folder there is no order but that of `GRAPH_ORDER`.
 ORDER = (
     ("exc", "plan"),
     ("ops",),
@@ -38,6 +38,8 @@ ORDER = (
     ("cli",),
     ("__main__",),
 )
+# The folders of `graph`, as the stages follow each other; modules beside them are read by all.
+GRAPH_ORDER = ("prepare", "find", "understand", "cut")
 LEVELS = {name: level for level, names in enumerate(ORDER) for name in names}
 
 
@@ -78,6 +80,20 @@ def test_imports_point_one_way(path):
     for name in imported(tree_of(path)):
         if name.split(".")[0] == "dit_cachegraph" and part_of(name) != own:
             assert LEVELS[part_of(name)] < LEVELS[own], f"{module_name(path)} imports {name}"
+
+
+def graph_level(module: str) -> int:
+    """`dit_cachegraph.graph.find.join_lists` -> 1, `dit_cachegraph.graph.structure` -> -1."""
+    folder = module.split(".")[2]
+    return GRAPH_ORDER.index(folder) if folder in GRAPH_ORDER else -1
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "graph").rglob("*.py")), ids=module_name)
+def test_the_stages_of_the_graph_import_those_before_them(path):
+    own = graph_level(module_name(path) + ".")
+    for name in imported(tree_of(path)):
+        if name.startswith("dit_cachegraph.graph."):
+            assert graph_level(name) <= own, f"{module_name(path)} imports {name}"
 
 
 def circle_in(imports: Mapping[str, set[str]]) -> list[str]:

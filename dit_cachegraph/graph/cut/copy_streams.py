@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.assign_nodes import Assignment
-from dit_cachegraph.graph.borders import contiguous_fake
-from dit_cachegraph.graph.find_streams import StreamNodes
+from dit_cachegraph.graph.cut.borders import contiguous_fake
 from dit_cachegraph.graph.fx_utils import layout_key, value_of
+from dit_cachegraph.graph.understand.assign_nodes import Assignment
+from dit_cachegraph.graph.understand.find_streams import StreamNodes
 
 
 def copy_streams(

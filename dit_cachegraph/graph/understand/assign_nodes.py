@@ -22,8 +22,8 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.fx_utils import line_of, shape_key, target_name, value_of
-from dit_cachegraph.graph.move_numbers import is_number
 from dit_cachegraph.graph.node_effects import is_context
+from dit_cachegraph.graph.prepare.move_numbers import is_number
 from dit_cachegraph.plan import Block, BlockSequence
 
 ARGUMENT = -1

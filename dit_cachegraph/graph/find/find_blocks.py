@@ -15,10 +15,10 @@ from collections import defaultdict
 from torch import fx
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.check_fragment import where_it_broke
-from dit_cachegraph.graph.find_repeats import find_repeats
+from dit_cachegraph.graph.find.check_fragment import where_it_broke
+from dit_cachegraph.graph.find.find_repeats import find_repeats
+from dit_cachegraph.graph.find.join_lists import has_repeats, is_chained, join_lists
 from dit_cachegraph.graph.fx_utils import call_of, module_stack, num_elements_hint, value_of
-from dit_cachegraph.graph.join_lists import has_repeats, is_chained, join_lists
 from dit_cachegraph.plan import Block, BlockSequence
 
 

@@ -11,10 +11,10 @@ no control.
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.assign_nodes import Assignment
-from dit_cachegraph.graph.find_roles import Behind
 from dit_cachegraph.graph.fx_utils import is_parameter, is_weight, value_of
-from dit_cachegraph.graph.match_pattern import Pattern
+from dit_cachegraph.graph.understand.assign_nodes import Assignment
+from dit_cachegraph.graph.understand.find_roles import Behind
+from dit_cachegraph.graph.understand.match_pattern import Pattern
 
 
 def find_injected(assignment: Assignment, pattern: Pattern) -> dict[fx.Node, tuple[int, ...]]:

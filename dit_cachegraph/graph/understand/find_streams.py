@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.fx_utils import is_weight, shape_key, target_name, value_of
 from dit_cachegraph.graph.structure import structure_of
+from dit_cachegraph.graph.understand.assign_nodes import Assignment
 from dit_cachegraph.plan import Block
 
 

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor
 
 from dit_cachegraph.config import CompileOptions
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.graph.segment_graph import Cut
+from dit_cachegraph.graph.cut.segment_graph import Cut
 from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
 
 log = logging.getLogger("dit_cachegraph")

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
-from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import (
     is_number_of_module,
     is_parameter,
@@ -28,6 +26,8 @@ from dit_cachegraph.graph.fx_utils import (
     value_of,
 )
 from dit_cachegraph.graph.node_effects import written_by
+from dit_cachegraph.graph.understand.assign_nodes import ARGUMENT, Assignment
+from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.plan import ArgumentRoles
 
 _PERIODIC = frozenset(("sin", "cos", "polar"))

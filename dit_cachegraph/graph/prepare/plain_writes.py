@@ -37,7 +37,7 @@ from dit_cachegraph.graph.node_effects import (
     writes_of,
     written_by,
 )
-from dit_cachegraph.graph.plain_twin import Twin, plain_twin
+from dit_cachegraph.graph.prepare.plain_twin import Twin, plain_twin
 
 
 def plain_writes(gm: fx.GraphModule) -> None:

@@ -17,10 +17,13 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.assign_nodes import Assignment, segment_name
-from dit_cachegraph.graph.borders import Borders, SegmentGraph, size_arguments
-from dit_cachegraph.graph.find_injected import find_injected
-from dit_cachegraph.graph.find_streams import StreamNodes
+from dit_cachegraph.graph.cut.borders import Borders, SegmentGraph, size_arguments
+from dit_cachegraph.graph.cut.measure_graph import batch_dim_of, measure_graph
+from dit_cachegraph.graph.cut.modulated_input_graph import (
+    ModulatedInputGraph,
+    modulated_input_graph,
+)
+from dit_cachegraph.graph.cut.share_segments import Piece, Shared, share_segments, signature_of
 from dit_cachegraph.graph.fx_utils import (
     is_size_argument,
     is_size_arithmetic,
@@ -29,11 +32,11 @@ from dit_cachegraph.graph.fx_utils import (
     size_expression,
     value_of,
 )
-from dit_cachegraph.graph.match_pattern import Pattern
-from dit_cachegraph.graph.measure_graph import batch_dim_of, measure_graph
-from dit_cachegraph.graph.modulated_input_graph import ModulatedInputGraph, modulated_input_graph
-from dit_cachegraph.graph.share_segments import Piece, Shared, share_segments, signature_of
 from dit_cachegraph.graph.structure import structure_of
+from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_name
+from dit_cachegraph.graph.understand.find_injected import find_injected
+from dit_cachegraph.graph.understand.find_streams import StreamNodes
+from dit_cachegraph.graph.understand.match_pattern import Pattern
 from dit_cachegraph.plan import (
     ArgumentRoles,
     InjectedResidual,

@@ -12,10 +12,10 @@ from torch import fx
 from torch.fx.proxy import GraphAppendingTracer
 
 from dit_cachegraph import ops
-from dit_cachegraph.graph.assign_nodes import Assignment
-from dit_cachegraph.graph.borders import Borders, SegmentGraph, size_arguments
-from dit_cachegraph.graph.find_streams import StreamNodes
+from dit_cachegraph.graph.cut.borders import Borders, SegmentGraph, size_arguments
 from dit_cachegraph.graph.fx_utils import value_of
+from dit_cachegraph.graph.understand.assign_nodes import Assignment
+from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.plan import ArgumentRoles
 
 

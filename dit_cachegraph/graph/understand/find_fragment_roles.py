@@ -12,8 +12,8 @@ conditioning  the rest
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.find_roles import is_embedded_by_sinusoid
 from dit_cachegraph.graph.fx_utils import is_parameter, value_of
+from dit_cachegraph.graph.understand.find_roles import is_embedded_by_sinusoid
 from dit_cachegraph.plan import FragmentRoles
 
 

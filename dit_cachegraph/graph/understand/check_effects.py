@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment, segment_name
 from dit_cachegraph.graph.fx_utils import is_weight, line_of, storages_of, target_name
 from dit_cachegraph.graph.node_effects import random_node, writes_of
+from dit_cachegraph.graph.understand.assign_nodes import ARGUMENT, Assignment, segment_name
 
 
 def check_effects(assignment: Assignment) -> None:

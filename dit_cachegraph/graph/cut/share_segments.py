@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.fx_utils import tensors_in, value_of
 from dit_cachegraph.graph.node_effects import has_effect
 from dit_cachegraph.graph.structure import Structure
+from dit_cachegraph.graph.understand.assign_nodes import Assignment
 
 
 @dataclass(frozen=True, slots=True)

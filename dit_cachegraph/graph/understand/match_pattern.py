@@ -11,12 +11,12 @@ import torch
 from torch import fx
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.assign_nodes import Assignment
-from dit_cachegraph.graph.block_source import return_order
-from dit_cachegraph.graph.find_roles import choose_probe, find_roles
-from dit_cachegraph.graph.find_streams import StreamNodes, find_streams
 from dit_cachegraph.graph.fx_utils import call_of, is_weight, target_name, value_of
 from dit_cachegraph.graph.structure import structure_of
+from dit_cachegraph.graph.understand.assign_nodes import Assignment
+from dit_cachegraph.graph.understand.block_source import return_order
+from dit_cachegraph.graph.understand.find_roles import choose_probe, find_roles
+from dit_cachegraph.graph.understand.find_streams import StreamNodes, find_streams
 from dit_cachegraph.plan import ArgumentRoles, BlockListReport, BlockSequence
 
 _UNPACKING = frozenset(("getitem", "chunk", "flatten", "unbind", "split"))

@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.assign_nodes import ARGUMENT, Assignment
-from dit_cachegraph.graph.find_streams import StreamNodes
 from dit_cachegraph.graph.fx_utils import free_symbols, is_size_argument, value_of
+from dit_cachegraph.graph.understand.assign_nodes import ARGUMENT, Assignment
+from dit_cachegraph.graph.understand.find_streams import StreamNodes
 
 
 @dataclass(frozen=True, slots=True)

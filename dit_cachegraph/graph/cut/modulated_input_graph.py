@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from dit_cachegraph.graph.assign_nodes import Assignment
 from dit_cachegraph.graph.fx_utils import (
     is_size_arithmetic,
     is_weight,
     storages_of,
     target_name,
 )
-from dit_cachegraph.graph.match_pattern import Pattern
 from dit_cachegraph.graph.node_effects import is_context, written_by
+from dit_cachegraph.graph.understand.assign_nodes import Assignment
+from dit_cachegraph.graph.understand.match_pattern import Pattern
 from dit_cachegraph.plan import ArgumentRoles
 
 PRODUCTS = frozenset(
