@@ -15,9 +15,9 @@ from dit_cachegraph.config import resolve
 from dit_cachegraph.graph.find.first_break import GraphBreak, first_break
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.plan import Uncacheable
+from dit_cachegraph.planning.step_plan import make_plan
 from dit_cachegraph.report import GraphReport, graph_report, refused
 from dit_cachegraph.runtime.models import REGISTRY
-from dit_cachegraph.runtime.region import plan_regions
 from dit_cachegraph.targets import as_module, modules_in, uncached_forward
 
 
@@ -88,10 +88,8 @@ def _explain_graph(gm: fx.GraphModule, overrides: Layers) -> tuple[GraphReport, 
     cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
         return refused(str(cut)), ""
-    spans = resolve(*map(dict, overrides)).rule.spans(cut.trunk.list_sizes)
-    regions = tuple(
-        (region.start, region.stop) for region in plan_regions(cut.trunk, cut.roles, spans)
-    )
+    plan = make_plan(resolve(*map(dict, overrides)), cut.trunk, cut.roles)
+    regions = tuple((region.start, region.stop) for region in plan.regions)
     report = graph_report(cut.trunk, num_distinct=len(cut.graphs), regions=regions)
     return report, cut.to_text()
 

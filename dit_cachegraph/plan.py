@@ -171,32 +171,3 @@ class CompiledTrunk:
     modulated_input: CompiledSegment | None
     num_compiled: int
     compile_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, for a
-    mask and with no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that
-    is probed."""
-
-    live_out: int
-    live_in: int | None
-    is_hidden: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """The blocks `start..stop-1` behind one guard, with what a hit has to remake. `probe_out` is
-    what is compared, at boundary `probe_boundary`; what it was at boundary `probe_from`,
-    `probe_in`, is subtracted. Both are None where nothing is, or where that is the modulated input.
-    `injected` are those that its blocks read."""
-
-    start: int
-    stop: int
-    probe_from: int
-    probe_boundary: int
-    probe_in: int | None
-    probe_out: int | None
-    effects: tuple[Effect, ...]
-    dead_on_hit: tuple[int, ...]
-    injected: tuple[InjectedResidual, ...] = ()

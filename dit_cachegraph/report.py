@@ -9,10 +9,10 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.few_steps import why_nothing_gained
 from dit_cachegraph.freeze import frozen_config, settings_as_config
 from dit_cachegraph.plan import BlockListReport, Trunk
+from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.models import ModelState
 from dit_cachegraph.runtime.step_log import StepReport
-from dit_cachegraph.runtime.step_plan import StepPlan
 from dit_cachegraph.runtime.uncached import UncachedModel
 
 NUM_STEPS_SHOWN = 60
@@ -141,10 +141,10 @@ def report_of(states: Sequence[ModelState], notes: Sequence[str]) -> Report:
     return Report(
         graphs=tuple(_graph(g, state) for state in states for g in list(state.graphs.values())),
         steps=tuple(step for state in states for step in list(state.log.steps)),
-        num_hits=sum(state.log.num_hits for state in states),
-        num_computed=sum(state.log.num_computed for state in states),
-        num_blocks=sum(state.log.num_blocks for state in states),
-        num_blocks_run=sum(state.log.num_blocks_run for state in states),
+        num_hits=sum(state.log.tally.num_hits for state in states),
+        num_computed=sum(state.log.tally.num_computed for state in states),
+        num_blocks=sum(state.log.tally.num_blocks for state in states),
+        num_blocks_run=sum(state.log.tally.num_blocks_run for state in states),
         state_nbytes=sum(state.requests.nbytes for state in states),
         num_branches=sum(len(state.requests) for state in states),
         settings=tuple(settings_as_config(plan.settings) for _, plan in plans),

@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,36 +20,19 @@ from dit_cachegraph import ops
 T = TypeVar("T")
 
 
-class Given(NamedTuple):
-    """The conditioning of one call, under the key of its request if that has a name. `versions`
-    count the writes to it, None where nobody counts them."""
-
-    request_key: Hashable | None
-    tensors: tuple[Tensor, ...]
-    versions: tuple[int, ...] | None
-
-    @property
-    def identity(self) -> tuple[Hashable, ...]:
-        """Equal for the very same objects, good while their storages live. Its first entry is the
-        request's key."""
-        places = [(id(t.untyped_storage()), t.storage_offset(), t.shape) for t in self.tensors]
-        return (self.request_key, *places)
-
-
-def given(
-    request_key: Hashable | None, values: Sequence[object], versions: tuple[int, ...] | None = None
-) -> Given:
-    return Given(request_key, tuple([v for v in values if isinstance(v, Tensor)]), versions)
+def identity_of(request_key: Hashable | None, tensors: Sequence[Tensor]) -> tuple[Hashable, ...]:
+    """Equal for the very same objects, good while their storages live. Its first entry is the
+    request's key."""
+    return (request_key, *[(id(t.untyped_storage()), t.storage_offset(), t.shape) for t in tensors])
 
 
 class Content:
     """What conditioning says: two sums over each tensor, [2] float64, left on its device until they
     are compared, so that a request whose conditioning lives on waits for nothing."""
 
-    def __init__(self, given: Given) -> None:
-        kinds = tuple((tensor.shape, tensor.dtype) for tensor in given.tensors)
-        self._kind = (given.request_key, kinds)
-        self._sums = [ops.content(tensor) for tensor in given.tensors]
+    def __init__(self, request_key: Hashable | None, tensors: Sequence[Tensor]) -> None:
+        self._kind = (request_key, [(tensor.shape, tensor.dtype) for tensor in tensors])
+        self._sums = [ops.content(tensor) for tensor in tensors]
         self._numbers: tuple[float, ...] | None = None
 
     def is_that_of(self, other: "Content") -> bool:
@@ -77,11 +60,11 @@ class Conditioning(Generic[T]):
     call, they are what lives as long as the request.
     """
 
-    label: str
     request_key: Hashable | None
     identity: tuple[Hashable, ...]
     versions: tuple[int, ...] | None
     content: Content
+    label: str = ""
     tracks: list[T] = field(default_factory=list)
     num_calls: int = 0
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()

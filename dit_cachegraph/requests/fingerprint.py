@@ -2,21 +2,19 @@
 
 from typing import NamedTuple
 
-from dit_cachegraph.requests.latents import LatentsIdentity, LatentsSample, is_same
+from dit_cachegraph.requests.latents import LatentsSample, Objects, is_same
 from dit_cachegraph.requests.schedule import Clock, Shape
 
 
 class Fingerprint(NamedTuple):
     """`clock` is that of its timesteps, None where none was read; `sample` is of its latents,
-    `shape` theirs, `latents` the objects, and `latents_versions` count the writes to them, None
-    where nobody counts those. `signature` is that of the trunk that was called."""
+    `shape` theirs, `latents` the objects. `signature` is that of the trunk that was called."""
 
     clock: Clock | None
     sample: LatentsSample | None
     shape: Shape
-    latents: LatentsIdentity | None
+    latents: Objects
     signature: int
-    latents_versions: tuple[int, ...] | None = None
 
     @property
     def timestep(self) -> Clock:
@@ -31,6 +29,6 @@ class Fingerprint(NamedTuple):
         if other is None or self.signature != other.signature or self.timestep != other.timestep:
             return False
         if self.sample is None or other.sample is None:
-            is_same_object = self.latents is not None and self.latents.is_that_of(other.latents)
-            return is_same_object and self.latents_versions == other.latents_versions
+            is_unwritten = self.latents.versions == other.latents.versions
+            return is_unwritten and self.latents.are_those_of(other.latents)
         return is_same(self.sample, other.sample)

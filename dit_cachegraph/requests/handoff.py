@@ -23,33 +23,24 @@ class CallHandoff(NamedTuple):
     conditioning: tuple[Tensor, ...]
 
 
-class _Left(NamedTuple):
-    model: type[nn.Module] | None
-    timesteps: tuple["weakref.ref[Tensor]", ...]
-    latents: tuple["weakref.ref[Tensor]", ...]
-    conditioning: tuple["weakref.ref[Tensor]", ...]
-
-
-_left: ContextVar[_Left | None] = ContextVar("dit_cachegraph_handoff", default=None)
+_Refs = tuple["weakref.ref[Tensor]", ...]
+_left: ContextVar[tuple[type[nn.Module] | None, list[_Refs]] | None] = ContextVar(
+    "dit_cachegraph_handoff", default=None
+)
 
 
 def hand_on(model: type[nn.Module] | None, roles: FragmentRoles, args: Sequence[object]) -> None:
     """Hand on the arguments of a fragment of `model`. They are held weakly: the caller has them
     until it is given the result."""
-
-    def refs(indices: Sequence[int]) -> tuple["weakref.ref[Tensor]", ...]:
-        return tuple(weakref.ref(a) for i in indices if isinstance(a := args[i], Tensor))
-
-    noted = (refs(roles.timesteps), refs(roles.latents), refs(roles.conditioning))
-    _left.set(_Left(model, *noted))
+    by_role = (roles.timesteps, roles.latents, roles.conditioning)
+    given = [[a for i in indices if isinstance(a := args[i], Tensor)] for indices in by_role]
+    _left.set((model, [tuple(map(weakref.ref, of_role)) for of_role in given]))
 
 
 def current_handoff(model: type[nn.Module] | None) -> CallHandoff | None:
     """What was handed on in this call of `model`; None where nothing was, or it is gone."""
     left = _left.get()
-    if left is None or left.model is not model:
+    if left is None or left[0] is not model:
         return None
-    found = [[ref() for ref in refs] for refs in left[1:]]
-    if any(tensor is None for tensors in found for tensor in tensors):
-        return None
-    return CallHandoff(*(tuple(t for t in tensors if t is not None) for tensors in found))
+    found = [tuple([tensor for ref in refs if (tensor := ref()) is not None]) for refs in left[1]]
+    return CallHandoff(*found) if list(map(len, found)) == list(map(len, left[1])) else None

@@ -12,6 +12,7 @@ says nothing, so only the elements that changed are compared.
 """
 
 import math
+import operator
 import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -67,48 +68,35 @@ def is_same(now: LatentsSample | None, before: LatentsSample | None) -> bool:
     return now is not None and before is not None and np.array_equal(now, before)
 
 
-class LatentsIdentity(NamedTuple):
-    """The objects that a call took, as latents or for an injected residual. The passes of guidance
-    share their latents within a step."""
+class Objects(NamedTuple):
+    """The tensors that a call took, as latents or for an injected residual, and how often each was
+    written to: None where nobody counts that. The passes of guidance share their latents within a
+    step."""
 
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...]
     places: tuple[tuple[int | torch.SymInt, torch.Size], ...]
+    versions: tuple[int, ...] | None
 
-    def is_that_of(self, other: "LatentsIdentity | None") -> bool:
-        if other is None or self.places != other.places:
+    def are_those_of(self, other: "Objects") -> bool:
+        """True for the very same objects, if there are any."""
+        if self.places != other.places or not self.places:
             return False
         mine = [storage() for storage in self.storages]
         others = [storage() for storage in other.storages]
-        pairs = zip(mine, others, strict=True)
-        return all(a is b and a is not None for a, b in pairs)
+        return None not in mine and all(map(operator.is_, mine, others))
+
+    def are_unwritten_since(self, other: "Objects") -> bool:
+        """True for the very same objects, which nobody is known to have written to."""
+        is_counted = self.versions is not None and self.versions == other.versions
+        return is_counted and self.are_those_of(other)
 
 
-def latents_identity(latents: Sequence[object]) -> LatentsIdentity | None:
-    """The objects that a call took as latents: all of them, since one may stand still for ever."""
-    tensors = [value for value in latents if isinstance(value, Tensor)]
-    if not tensors:
-        return None
-    storages = tuple(weakref.ref(tensor.untyped_storage()) for tensor in tensors)
-    return LatentsIdentity(storages, tuple((t.storage_offset(), t.shape) for t in tensors))
-
-
-class Sources(NamedTuple):
-    """The objects that a caller gave for an injected residual, and how often each was written to:
-    None where nobody counts that (under `torch.inference_mode`)."""
-
-    objects: LatentsIdentity | None
-    versions: tuple[int, ...] | None
-
-    def is_that_of(self, other: "Sources") -> bool:
-        """True for the very same objects, unwritten since."""
-        if self.objects is None or self.versions is None or self.versions != other.versions:
-            return False
-        return self.objects.is_that_of(other.objects)
-
-
-def sources_of(values: Sequence[object]) -> Sources:
-    """What was given for an injected residual, as it is now."""
-    return Sources(latents_identity(values), versions_of(values))
+def objects_of(values: Sequence[object]) -> Objects:
+    """What a call took. Of its latents that is all of them, since one may stand still for ever."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    storages = tuple([weakref.ref(tensor.untyped_storage()) for tensor in tensors])
+    places = tuple([(tensor.storage_offset(), tensor.shape) for tensor in tensors])
+    return Objects(storages, places, versions_of(tensors))
 
 
 def versions_of(values: Sequence[object]) -> tuple[int, ...] | None:

@@ -35,11 +35,7 @@ class Match(NamedTuple):
     is_shared: bool = False
 
 
-class _Fit(NamedTuple):
-    track: Track
-    step: StepMatch
-    close: float | None
-    is_again: bool
+_Fit = tuple[Track, StepMatch]
 
 
 def find_track(
@@ -47,8 +43,9 @@ def find_track(
 ) -> Match:
     """The track of a call. `partner` is that of the pass of guidance that was called with the same
     latents object, if there was one."""
-    fits = [fit for track in reversed(tracks) if (fit := _fit(track, call, known, partner))]
-    fits = [fit for fit in fits if not _is_last_resort(fit)] or fits
+    matches = [(track, _step(track, call, known, partner)) for track in reversed(tracks)]
+    fits = [(track, step) for track, step in matches if step is not None]
+    fits = [fit for fit in fits if not _is_last_resort(fit[0], call)] or fits
     if not fits:
         is_again = any(call.repeats(track.last_call) for track in tracks)
         step = begin(call.clock, call.shape, known)
@@ -59,7 +56,7 @@ def find_track(
 
 def _doubted(fit: _Fit, call: Fingerprint, *, is_clear: bool) -> Match:
     """With a doubt where the call, or the one before it, may be another pass of guidance."""
-    track, step = fit.track, fit.step
+    track, step = fit
     is_again = call.repeats(track.last_call)
     is_shared = track.is_shared or (is_again and track.repeated_at not in (None, call.timestep))
     last = None if track.last_call is None else track.last_call.timestep
@@ -76,26 +73,30 @@ def find_partner(tracks: Sequence[Track], others: Iterable[Track]) -> Track | No
     return next((track for track in tracks if id(track) in companions), None)
 
 
-def _fit(track: Track, call: Fingerprint, known: Known, partner: Track | None) -> _Fit | None:
-    if track.is_complete and call.clock is None:
-        return None
+def _step(track: Track, call: Fingerprint, known: Known, partner: Track | None) -> StepMatch | None:
+    """The step that a call is of a track; None where it can't be one."""
     last = track.last_call
-    is_unmoved = last is not None and is_same(call.sample, last.sample)
-    is_again = is_unmoved and call.clock == track.trajectory.last
-    if is_again and last is not None and last.signature != call.signature:
+    if last is None or (track.is_complete and call.clock is None):
+        return None
+    if _is_again(track, call) and last.signature != call.signature:
         return None  # Another trunk on the same latents: a guidance branch of its own.
-    if is_unmoved and _is_at_the_first_timestep(track, call):
+    if is_same(call.sample, last.sample) and _is_at_the_first_timestep(track, call):
         return None  # The same seed again, with another guidance scale.
-    close = None if last is None else closeness(call.sample, last.sample)
-    step = advance(
-        track.trajectory, call.clock, call.shape, known, None if track is partner else close
-    )
-    return None if step.is_new_image else _Fit(track, step, close, is_again)
+    close = closeness(call.sample, last.sample)
+    near = None if track is partner else close
+    step = advance(track.trajectory, call.clock, call.shape, known, near)
+    return None if step.is_new_image else step._replace(close=close)
 
 
-def _is_last_resort(fit: _Fit) -> bool:
+def _is_again(track: Track, call: Fingerprint) -> bool:
+    """True for the track's last latents at its last clock."""
+    is_unmoved = track.last_call is not None and is_same(call.sample, track.last_call.sample)
+    return is_unmoved and call.clock == track.trajectory.last
+
+
+def _is_last_resort(track: Track, call: Fingerprint) -> bool:
     """True for a track that is at this very point, at its end, or most likely given up."""
-    return fit.is_again or fit.track.is_complete or fit.track.lost == NEXT_BEGAN
+    return _is_again(track, call) or track.is_complete or track.lost == NEXT_BEGAN
 
 
 def _is_at_the_first_timestep(track: Track, call: Fingerprint) -> bool:
@@ -109,19 +110,19 @@ def _choose(fits: Sequence[_Fit], call: Fingerprint, partner: Track | None) -> t
     if len(fits) == 1:
         return fits[0], True
     for fit in fits:
-        if fit.track is partner:
+        if fit[0] is partner:
             return fit, True
-    if any(fit.close is None for fit in fits):
+    if any(step.close is None for _, step in fits):
         return fits[0], False
-    ranked = sorted(fits, key=lambda fit: -(fit.close or 0.0))
-    rivals = [f for f in ranked[1:] if not is_clearly_nearer(ranked[0].close or 0, f.close or 0)]
+    best, *others = sorted(fits, key=lambda fit: -(fit[1].close or 0.0))
+    close = best[1].close or 0.0
+    rivals = [fit for fit in others if not is_clearly_nearer(close, fit[1].close or 0.0)]
     if not rivals:
-        return ranked[0], True
-    tied = [ranked[0], *rivals]
-    if all(are_twins(ranked[0].track, rival.track) for rival in rivals):
-        own = [fit for fit in tied if _signature(fit.track) == call.signature]
-        return (own or tied)[0], True
-    return ranked[0], False
+        return best, True
+    if all(are_twins(best[0], rival) for rival, _ in rivals):
+        own = [fit for fit in (best, *rivals) if _signature(fit[0]) == call.signature]
+        return (own or [best])[0], True
+    return best, False
 
 
 def _signature(track: Track) -> int | None:

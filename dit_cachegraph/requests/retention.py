@@ -14,7 +14,6 @@ from dit_cachegraph.requests.conditioning import Conditioning
 from dit_cachegraph.requests.match import NEXT_BEGAN, are_twins
 from dit_cachegraph.requests.schedule import looks_whole
 from dit_cachegraph.requests.table import RequestTable
-from dit_cachegraph.requests.tally import log_image
 from dit_cachegraph.requests.track import Track
 
 MAX_TRACKS = 16
@@ -34,8 +33,9 @@ def begin_image(table: RequestTable, track: Track) -> None:
             complete(earlier)
     _end_namesakes(table, conditioning)
     track.first_number = table.next_number()
-    latents = None if track.last_call is None else track.last_call.latents
-    others = [other for other in table.called_with(latents) if _are_of_one_step(track, other)]
+    assert track.last_call is not None
+    called = table.called_with(track.last_call.latents)
+    others = [other for other in called if _are_of_one_step(track, other)]
     track.passes = others[0].passes if others else []
     track.passes.append(track)
     conditioning.tracks.append(track)
@@ -76,7 +76,7 @@ def _are_of_one_step(track: Track, other: Track) -> bool:
 def _free_earlier(conditioning: Conditioning[Track]) -> None:
     for earlier in conditioning.tracks[:-1]:
         if earlier.state is not None and not _is_of_another_request(earlier):
-            log_image(earlier)
+            earlier.log_image()
             earlier.free(NEXT_BEGAN)
 
 
@@ -115,7 +115,7 @@ def _remove_twins(table: RequestTable, track: Track) -> None:
 
 def complete(track: Track) -> None:
     """The image is over, as far as one knows."""
-    log_image(track)
+    track.log_image()
     track.is_complete = True
     track.free(OVER)
 

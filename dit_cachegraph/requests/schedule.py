@@ -13,7 +13,6 @@ Nothing is decided later: where a call may or may not be the next step, it is ta
 what was kept is forgotten, so that it computes.
 """
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dit_cachegraph.requests.latents import MIN_CORRELATION
@@ -52,12 +51,14 @@ class Trajectory(NamedTuple):
 
 class StepMatch(NamedTuple):
     """What one call is. `known` is what is known of the model now; `doubt` says why the call
-    computes whatever the rule says, and forgets what was kept."""
+    computes whatever the rule says, and forgets what was kept. `close` is how near its latents are
+    to the last ones of the track, None where that wasn't read."""
 
     trajectory: Trajectory
     known: Known
     is_new_image: bool = False
     doubt: str | None = None
+    close: float | None = None
 
 
 def advance(
@@ -118,11 +119,11 @@ def looks_whole(trajectory: Trajectory) -> bool:
     return False
 
 
-@dataclass(eq=False, slots=True)
 class Ends:
     """How images of a model ended: the number of their calls, and the last clock."""
 
-    clocks: dict[int, Clock] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.clocks: dict[int, Clock] = {}
 
     def learn(self, trajectory: Trajectory) -> None:
         """Remember the end of an image that is over, if it ran its whole schedule."""

@@ -12,15 +12,15 @@ What was written to says something else, most likely, and is treated as new obje
 
 import itertools
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from dit_cachegraph.requests.conditioning import Conditioning, Content, Given
-from dit_cachegraph.requests.latents import LatentsIdentity
+from dit_cachegraph.requests.conditioning import Conditioning, Content, identity_of
+from dit_cachegraph.requests.latents import Objects
 from dit_cachegraph.requests.schedule import Ends, Known
-from dit_cachegraph.requests.tally import log_image
 from dit_cachegraph.requests.track import Track
 
 T = TypeVar("T")
@@ -43,28 +43,34 @@ class RequestTable:
         self._labels = itertools.count(1)
         self._numbers = itertools.count(1)
 
-    def find(self, given: Given) -> Conditioning[Track]:
-        """That of a call, with its tracks; a new one without any if it isn't known."""
-        identity = given.identity
+    def find(
+        self,
+        request_key: Hashable | None,
+        tensors: Sequence[Tensor],
+        versions: tuple[int, ...] | None = None,
+    ) -> Conditioning[Track]:
+        """That of a call, with its tracks; a new one without any if it isn't known. `versions`
+        count the writes to its tensors, None where nobody counts them."""
+        identity = identity_of(request_key, tensors)
         found = self._alive.get(identity)
-        if found is None or found.versions != given.versions:
-            content = Content(given)
+        if found is None or found.versions != versions:
+            content = Content(request_key, tensors)
             if found is not None and not content.is_that_of(found.content):
                 self._forget(found, ends_request=found.num_calls > 1)
                 found = None
-            found = found or self._enter(given, identity, content)
-            found.versions = given.versions
+            if found is None:
+                new = Conditioning[Track](request_key, identity, versions, content)
+                found = self._enter(new, [tensor.untyped_storage() for tensor in tensors])
+            found.versions = versions
         found.num_calls += 1
         return found
 
     def _enter(
-        self, given: Given, identity: tuple[Hashable, ...], content: Content
+        self, new: Conditioning[Track], storages: Sequence[torch.UntypedStorage]
     ) -> Conditioning[Track]:
         """New conditioning, with the tracks of what was set aside if that says the same."""
-        storages = [tensor.untyped_storage() for tensor in given.tensors]
-        before = self._take_over(content)
-        label = self._label(given.request_key) if before is None else before.label
-        new = Conditioning[Track](label, given.request_key, identity, given.versions, content)
+        before = self._take_over(new.content)
+        new.label = self._label(new.request_key) if before is None else before.label
         if before is not None:
             new.tracks, before.tracks = before.tracks, []
             new.lasting = before.shares(storages)
@@ -76,7 +82,7 @@ class RequestTable:
             weakref.ref(storage, _forgetter(weakref.ref(self), new, i))
             for i, storage in enumerate(storages)
         )
-        new = self._alive.setdefault(identity, new)
+        new = self._alive.setdefault(new.identity, new)
         self._bound(new)
         return new
 
@@ -152,7 +158,7 @@ class RequestTable:
 
     def remove(self, track: Track) -> None:
         """The image is over."""
-        log_image(track)
+        track.log_image()
         self.ends.learn(track.trajectory)
         track.free(OVER)
         _take(track.passes, track)
@@ -172,12 +178,11 @@ class RequestTable:
         for conditioning in [*self._alive.values(), *self._set_aside]:
             yield from list(conditioning.tracks)
 
-    def called_with(self, latents: LatentsIdentity | None) -> Iterator[Track]:
-        """The tracks whose last call took this very latents object."""
-        if latents is not None:
-            for track in self.tracks():
-                if track.last_call is not None and latents.is_that_of(track.last_call.latents):
-                    yield track
+    def called_with(self, latents: Objects) -> Iterator[Track]:
+        """The tracks whose last call took these very latents."""
+        for track in self.tracks():
+            if track.last_call is not None and latents.are_those_of(track.last_call.latents):
+                yield track
 
     def next_number(self) -> int:
         """A number for a call, larger than all before."""

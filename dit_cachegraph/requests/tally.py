@@ -1,23 +1,40 @@
-"""The line about an image: it tells a user, unasked, whether the cache did anything."""
+"""Steps and block work, counted: of a model for ever, of an image until it is over. Its line tells
+a user, unasked, whether the cache did anything."""
 
-import logging
-
-from dit_cachegraph.requests.track import Tally, Track
-
-log = logging.getLogger("dit_cachegraph")
+from dataclasses import dataclass
 
 
-def log_image(track: Track) -> None:
-    """At the last step of an image where that is known, else when its state goes, or the next image
-    begins."""
-    tally = track.tally
-    num_steps = tally.num_hits + tally.num_computed
-    if num_steps == 0:
-        return
-    share = tally.num_blocks_run / max(tally.num_blocks, 1)
-    track.tally = Tally()
-    text = f"image of request {track.label}: {tally.num_hits} of {num_steps} steps reused, "
-    text += f"{share:.0%} of the block work run"
-    if tally.num_hits == 0 and tally.smallest_diff is not None and tally.threshold is not None:
-        text += f"; smallest diff {tally.smallest_diff:.3g}, threshold {tally.threshold:g}"
-    log.info("%s", text)
+@dataclass(slots=True)
+class Tally:
+    """`smallest_diff` is that of all regions and steps, beside the `threshold` it was held to."""
+
+    num_hits: int = 0
+    num_computed: int = 0
+    num_blocks: int = 0
+    num_blocks_run: int = 0
+    smallest_diff: float | None = None
+    threshold: float | None = None
+
+    def add(self, *, is_hit: bool, num_blocks: int, num_skipped: int) -> None:
+        """Count a step of a trunk of so many blocks."""
+        self.num_hits += is_hit
+        self.num_computed += not is_hit
+        self.num_blocks += num_blocks
+        self.num_blocks_run += num_blocks - num_skipped
+
+    def absorb(self, other: "Tally") -> None:
+        """Count what another one counted as well."""
+        self.num_hits += other.num_hits
+        self.num_computed += other.num_computed
+        self.num_blocks += other.num_blocks
+        self.num_blocks_run += other.num_blocks_run
+
+    def line(self, label: str) -> str:
+        """What is said of an image."""
+        num_steps = self.num_hits + self.num_computed
+        share = self.num_blocks_run / max(self.num_blocks, 1)
+        text = f"image of request {label}: {self.num_hits} of {num_steps} steps reused, "
+        text += f"{share:.0%} of the block work run"
+        if self.num_hits == 0 and self.smallest_diff is not None and self.threshold is not None:
+            text += f"; smallest diff {self.smallest_diff:.3g}, threshold {self.threshold:g}"
+        return text

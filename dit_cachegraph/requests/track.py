@@ -8,6 +8,7 @@ that a server encodes once, or one prompt drawn with several seeds at a time.
 """
 
 import abc
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from dit_cachegraph.policy.rule import Decision, History
 from dit_cachegraph.requests.conditioning import Conditioning
 from dit_cachegraph.requests.fingerprint import Fingerprint
 from dit_cachegraph.requests.schedule import Clock, Trajectory
+from dit_cachegraph.requests.tally import Tally
+
+log = logging.getLogger("dit_cachegraph")
 
 
 class HeldState(abc.ABC):
@@ -26,18 +30,6 @@ class HeldState(abc.ABC):
     @abc.abstractmethod
     def tensors(self) -> Iterator[Tensor]:
         """All tensors that it holds."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the line about an image says."""
-
-    num_hits: int = 0
-    num_computed: int = 0
-    num_blocks_run: int = 0
-    num_blocks: int = 0
-    smallest_diff: float | None = None
-    threshold: float | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -82,3 +74,10 @@ class Track:
         if self.state is not None:
             self.state = None
             self.lost = why
+
+    def log_image(self) -> None:
+        """At the last step of an image where that is known, else when its state goes, or the next
+        image begins."""
+        tally, self.tally = self.tally, Tally()
+        if tally.num_blocks:
+            log.info("%s", tally.line(self.label))

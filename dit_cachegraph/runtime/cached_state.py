@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dit_cachegraph.policy.predictor import Predictor
-from dit_cachegraph.policy.rule import Span
-from dit_cachegraph.requests.latents import Sources
+from dit_cachegraph.planning.step_plan import StepPlan
+from dit_cachegraph.requests.latents import Objects
 from dit_cachegraph.requests.track import HeldState
 from dit_cachegraph.runtime.weights import WeightsNote
 
@@ -24,7 +23,7 @@ class InjectedSample(NamedTuple):
     """An injected residual of a computed step: the objects that it was made of, and a sample of it,
     [B, n]."""
 
-    sources: Sources
+    sources: Objects
     sample: Tensor
 
 
@@ -59,13 +58,12 @@ class InputOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CachedState(HeldState):
-    """What is held of all regions. `signature` is that of the trunk: another trunk, other spans or
-    other predictors can't use it, nor can other weights. `ends` are the model's, where the rule
-    asks for them."""
+    """What is held of all regions. `signature` is that of the trunk: another trunk, a plan of other
+    spans or predictors, or other weights can't use it. `ends` are the model's, where the rule asks
+    for them."""
 
     signature: int
-    spans: tuple[Span, ...]
-    predictors: tuple[Predictor, ...]
+    plan: StepPlan
     weights: WeightsNote
     regions: tuple[CachedRegion | None, ...]
     ends: InputOutput | None = None

@@ -11,6 +11,7 @@ from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, Need, StepResult
 from dit_cachegraph.requests.retention import begin_image, end_step
+from dit_cachegraph.requests.tally import Tally
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
 from dit_cachegraph.runtime.reading import read_sums
@@ -35,8 +36,9 @@ def commit(step: Step, trunk: Trunk) -> None:
     if known is None:
         begin_image(table, track)
     _record(step, track)
-    model.log.add(_report(step, error), trunk.num_blocks)
-    _tally(step, track, trunk.num_blocks)
+    model.log.steps.append(_report(step, error))
+    _count(step, model.log.tally, trunk.num_blocks)
+    _count(step, track.tally, trunk.num_blocks)
     common = step.plan.settings.common
     end_step(table, track, common.num_inference_steps, common.max_state_bytes)
 
@@ -61,7 +63,7 @@ def _state(step: Step, signature: int) -> CachedState | None:
     regions = tuple([region.cached for region in step.regions])
     weights = step.weights.note() if before is None else before.weights
     ends = _ends(step)
-    return CachedState(signature, plan.spans, plan.predictors, weights, regions, ends)
+    return CachedState(signature, plan, weights, regions, ends)
 
 
 def _error(step: Step) -> float | None:
@@ -134,14 +136,10 @@ def _reason(decisions: Sequence[Decision]) -> str:
     return f"{first}; {num_hits} of {len(decisions)} regions reused"
 
 
-def _tally(step: Step, track: Track, num_blocks: int) -> None:
+def _count(step: Step, tally: Tally, num_blocks: int) -> None:
     spans = zip(step.plan.spans, step.decisions, strict=False)
     num_skipped = sum(span.stop - span.start for span, decision in spans if decision.hit)
-    tally = track.tally
-    tally.num_hits += step.is_hit
-    tally.num_computed += not step.is_hit
-    tally.num_blocks += num_blocks
-    tally.num_blocks_run += num_blocks - num_skipped
+    tally.add(is_hit=step.is_hit, num_blocks=num_blocks, num_skipped=num_skipped)
     tally.threshold = step.plan.rule.threshold
     for decision in step.decisions:
         if decision.diff is not None and math.isfinite(decision.diff):

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from torch import nn
 
 from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.planning.region import Region
+from dit_cachegraph.planning.stages import Role, Stage
+from dit_cachegraph.planning.step_plan import PlanTable
 from dit_cachegraph.policy.rule import Decision, ProbeKind
-from dit_cachegraph.requests.conditioning import given
 from dit_cachegraph.requests.handoff import current_handoff
-from dit_cachegraph.requests.latents import latents_identity, versions_of
+from dit_cachegraph.requests.latents import objects_of, versions_of
 from dit_cachegraph.requests.match import find_partner
 from dit_cachegraph.requests.request import current_request
 from dit_cachegraph.runtime.commit import commit
@@ -23,13 +25,18 @@ from dit_cachegraph.runtime.look import Looker
 from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
 from dit_cachegraph.runtime.reading import Probed, StepReader
-from dit_cachegraph.runtime.recording import record
-from dit_cachegraph.runtime.replay import bases_of, error_sums, estimates, held_after, put
+from dit_cachegraph.runtime.recording import record, sampled
+from dit_cachegraph.runtime.replay import (
+    bases_of,
+    error_sums,
+    estimates,
+    joined,
+    put,
+    snapshots_of,
+)
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
-from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at
-from dit_cachegraph.runtime.stages import Role, Stage
+from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
 from dit_cachegraph.runtime.step import RegionStep, Step
-from dit_cachegraph.runtime.step_plan import PlanTable
 from dit_cachegraph.runtime.weights import Weights, WeightsReader
 
 
@@ -43,7 +50,7 @@ class CachedModel:
         called: type[nn.Module] | None,
     ) -> None:
         self.compiled, self._called = compiled, called
-        self.plans = PlanTable(compiled, options)
+        self.plans = PlanTable(compiled.trunk, compiled.roles, options)
         self.segments = SegmentRunner(compiled)
         self._weights = WeightsReader(compiled.roles)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
@@ -52,6 +59,7 @@ class CachedModel:
         self.reader = StepReader(compiled)
         self.looker = Looker(compiled, self.reader)
         self._modulated_input = ModulatedInputReader(compiled)
+        self._batch_dim = compiled.trunk.batch_dim
         self._weightless = ModelState()
 
     def __call__(self, *args: object) -> tuple[object, ...]:
@@ -74,15 +82,15 @@ class CachedModel:
         model.graphs.setdefault(id(self), self)
         handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self._called)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
-        tensors = self._conditioning(values) if handoff is None else handoff.conditioning
-        versions = versions_of(self._settled(values) if handoff is None else tensors)
+        given = self._conditioning(values) if handoff is None else handoff.conditioning
+        versions = versions_of(self._settled(values) if handoff is None else given)
         key = None if request is None else request.key
-        conditioning = model.requests.find(given(key, tensors, versions))
+        conditioning = model.requests.find(key, tensors(given), versions)
         tracks = conditioning.tracks
         expected = tracks[-1] if tracks else None
         step = Step(values, request, model, plan, conditioning, expected, None, handoff, weights)
         if len(tracks) > 1:
-            latents = latents_identity(self.looker.latents_of(step))
+            latents = objects_of(self.looker.latents_of(step))
             step.partner = find_partner(tracks, model.requests.called_with(latents))
             step.expected = step.partner or expected
         return step
@@ -105,7 +113,7 @@ class CachedModel:
         elif stage.role is Role.PROBED:
             self._decide(step, stage)
         elif step.regions[-1].decision.hit:
-            self._reuse(step)
+            _reuse(step, step.plan.regions[len(step.regions) - 1])
         else:
             self._compute(step, stage)
 
@@ -115,14 +123,14 @@ class CachedModel:
             self.looker.look(step, None)
             step.regions.append(RegionStep(Decision(False, EMPTY)))
             return
-        probed = self._run_probed(step, stage, stage.region)
+        region = step.plan.regions[stage.region]
+        probed = self._run_probed(step, stage, region)
         if stage.region == 0:
             self.looker.look(step, probed)
         step.regions.append(decide_region(step, probed, self.reader))
 
-    def _run_probed(self, step: Step, stage: Stage, i: int) -> Probed | None:
-        region, probe = step.plan.regions[i], step.plan.spans[i].probe
-        values = step.values
+    def _run_probed(self, step: Step, stage: Stage, region: Region) -> Probed | None:
+        values, probe = step.values, region.probe
         hidden_in = None if region.probe_in is None else tensor_at(values, region.probe_in)
         self.segments.run(values, stage.start, stage.stop)
         if probe is not None and probe.kind is ProbeKind.MODULATED_INPUT:
@@ -131,34 +139,32 @@ class CachedModel:
             return None
         return Probed(probe, tensor_at(values, region.probe_out), hidden_in)
 
-    def _reuse(self, step: Step) -> None:
-        """Put the estimate of a region in its place."""
-        i, done = len(step.regions) - 1, step.regions[-1]
-        region, predictor = step.plan.regions[i], step.plan.predictors[i]
-        assert done.cached is not None
-        bases = bases_of(step.values, region, predictor)
-        put(
-            step.values, region, estimates(region, done.cached, bases, predictor, step.history.step)
-        )
-        if done.probe is not None:
-            done.cached = done.cached._replace(probe=done.probe)
-
     def _compute(self, step: Step, stage: Stage) -> None:
         """Run a region, and hold what it did."""
         i, done, values = len(step.regions) - 1, step.regions[-1], step.values
-        region, predictor = step.plan.regions[i], step.plan.predictors[i]
-        batch_dim, number = self.compiled.trunk.batch_dim, step.history.step
-        bases = bases_of(values, region, predictor)
+        region, batch_dim, number = step.plan.regions[i], self._batch_dim, step.history.step
+        bases = bases_of(values, region)
         self.segments.run(values, stage.start, stage.stop)
         if done.cached is not None and step.plan.settings.observes_error:
-            estimated = estimates(region, done.cached, bases, predictor, number)
+            estimated = estimates(region, done.cached, bases, number)
             done.error_sums = error_sums(values, region, estimated, batch_dim)
         if step.plan.settings.common.dry_run is not None:
-            recorded = record(values, region, bases, done.probe, batch_dim)
-            done.recorded = recorded._replace(noise=step.noise)
+            probe = None if done.probe is None else sampled(done.probe, batch_dim)
+            recorded = record(values, region, bases, batch_dim)
+            done.recorded = recorded._replace(probe=probe, noise=step.noise)
         assert step.injected is not None
-        held = held_after(values, region, bases, done.cached, predictor, number)
+        held = joined(region, done.cached, snapshots_of(values, region, bases), number)
         done.cached = held._replace(probe=done.probe, injected=step.injected.of(region))
+
+
+def _reuse(step: Step, region: Region) -> None:
+    """Put the estimate of a region in its place."""
+    done, values = step.regions[-1], step.values
+    assert done.cached is not None
+    bases = bases_of(values, region)
+    put(values, region, estimates(region, done.cached, bases, step.history.step))
+    if done.probe is not None:
+        done.cached = done.cached._replace(probe=done.probe)
 
 
 def _settled(compiled: CompiledTrunk) -> tuple[int, ...]:

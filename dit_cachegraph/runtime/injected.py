@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dit_cachegraph import ops
-from dit_cachegraph.plan import Region
-from dit_cachegraph.requests.latents import sources_of
+from dit_cachegraph.planning.region import Region
+from dit_cachegraph.requests.latents import objects_of
 from dit_cachegraph.runtime.cached_state import CachedState, InjectedSample
 from dit_cachegraph.runtime.slots import Values
 
@@ -45,7 +45,9 @@ class Injected(NamedTuple):
         # Several regions may have read one control.
         for slot, before in {(s, id(b)): (s, b) for s, b in _pairs(self.regions, kept)}.values():
             sources, sample = self.by_slot[slot]
-            if sample.shape == before.sample.shape and not sources.is_that_of(before.sources):
+            if sample.shape == before.sample.shape and not sources.are_unwritten_since(
+                before.sources
+            ):
                 key = (sample.shape, sample.dtype, before.sample.dtype)
                 groups[key].append((sample, before.sample))
         sums = [ops.distances(*zip(*pairs, strict=True)) for pairs in groups.values()]
@@ -84,8 +86,8 @@ def injected_now(
     for slot, before in _pairs(regions, kept):
         known[slot].append(before)
     for slot, arguments in {r.slot: r.sources for of in regions for r in of.injected}.items():
-        sources = sources_of([values[i] for i in arguments])
-        same = next((b for b in known[slot] if sources.is_that_of(b.sources)), None)
+        sources = objects_of([values[i] for i in arguments])
+        same = next((b for b in known[slot] if sources.are_unwritten_since(b.sources)), None)
         found[slot] = same or InjectedSample(sources, _sampled(values[slot], batch_dim))
     return Injected(regions, found)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.policy.rule import History, Need
 from dit_cachegraph.requests.fingerprint import Fingerprint
-from dit_cachegraph.requests.latents import latents_identity, versions_of
+from dit_cachegraph.requests.latents import objects_of
 from dit_cachegraph.requests.match import find_track
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.agree import agreed_reading
@@ -84,16 +84,14 @@ class Looker:
     def _fingerprint(self, step: Step, reading: Reading) -> Fingerprint:
         latents = self.latents_of(step)
         shape = tuple([t.shape for t in latents if isinstance(t, Tensor)])
-        identity, versions = latents_identity(latents), versions_of(latents)
-        return Fingerprint(
-            reading.clock, reading.sample, shape, identity, self._signature, versions
-        )
+        taken = objects_of(latents)
+        return Fingerprint(reading.clock, reading.sample, shape, taken, self._signature)
 
     def _usable(self, track: Track | None, step: Step) -> tuple[CachedState | None, str | None]:
         """What is held of a track, if this step can use it; else why not."""
         if track is None:
             return None, "new image"
-        state, plan = track.state, step.plan
+        state = track.state
         if state is None:
             return None, track.lost or "nothing kept"
         assert isinstance(state, CachedState)
@@ -101,11 +99,8 @@ class Looker:
             return None, "the graph changed"
         if not step.weights.are_those_of(state.weights):
             return None, "the weights changed"
-        if state.spans != plan.spans:
-            return None, "region changed"
-        if state.predictors != plan.predictors:
-            return None, "predictor changed"
-        return state, None
+        unlike = step.plan.why_unlike(state.plan)
+        return (state, None) if unlike is None else (None, unlike)
 
 
 def _does_without(step: Step) -> bool:

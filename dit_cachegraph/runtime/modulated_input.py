@@ -7,8 +7,8 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.planning.region import DIMS_WITH_A_GRID, NO_GRID
 from dit_cachegraph.policy.rule import NoiseFilter
-from dit_cachegraph.runtime.region import DIMS_WITH_A_GRID, NO_GRID
 from dit_cachegraph.runtime.slots import gatherer
 from dit_cachegraph.runtime.step import Step
 

@@ -21,7 +21,7 @@ from dit_cachegraph.policy.rule import Change, Probe, ProbeKind, Sums
 from dit_cachegraph.requests.handoff import CallHandoff
 from dit_cachegraph.requests.latents import LatentsSample
 from dit_cachegraph.requests.schedule import Clock
-from dit_cachegraph.runtime.slots import Values, gatherer
+from dit_cachegraph.runtime.slots import Values, gatherer, tensors
 
 NO_SUMS = Sums((), ())
 
@@ -57,6 +57,14 @@ class Asked(NamedTuple):
     injected: Tensor | None = None
     needs_device: bool = True
 
+    @property
+    def is_residual_alone(self) -> bool:
+        """True for what one compiled pass makes with the clock: the diff of a whole residual."""
+        probed = self.probed
+        if probed is None or (probed.anchor is not None and self.moved is not None):
+            return False
+        return probed.hidden_in is not None and probed.probe == Probe(ProbeKind.RESIDUAL)
+
 
 class Reading(NamedTuple):
     """`clock` is None where there is no timestep or it was not read; `sums` are those of the probe,
@@ -68,15 +76,6 @@ class Reading(NamedTuple):
     sums: Sums = NO_SUMS
     change: Change | None = None
     injected: tuple[float, ...] = ()
-
-
-class _Layout(NamedTuple):
-    """How many numbers each part of the vector has: of the clocks, of each table of sums, of the
-    latents sample."""
-
-    num_clock: int
-    num_sums: tuple[int, ...]
-    num_sample: int
 
 
 class StepReader:
@@ -100,56 +99,47 @@ class StepReader:
     def read(self, values: Values, handoff: CallHandoff | None, asked: Asked) -> Reading:
         """Timestep, latents sample, and what else is asked, in one copy. What was handed on by an
         earlier fragment may lie elsewhere, and is read by itself."""
-        if asked.probed is None:
-            return self._read_schedule(values, handoff, asked)
-        reading = self._read_probe(values, asked.probed, asked)
-        if handoff is None:
-            return reading
-        own = _read_clock(handoff.timesteps, handoff.latents)
+        if handoff is None or not asked.needs_device:
+            return self._read(values, asked)
+        floats = [t for t in handoff.latents if t.is_floating_point()]
+        clocks, samples = map(ops.clock, handoff.timesteps), map(ops.latents_sample, floats[:1])
+        own = _split([*clocks, *samples], (2 * len(handoff.timesteps),), len(floats[:1]), ())
+        reading = self._read(values, asked._replace(needs_device=asked.probed is not None))
         return reading._replace(clock=own.clock, sample=own.sample)
 
-    def _read_schedule(self, values: Values, handoff: CallHandoff | None, asked: Asked) -> Reading:
-        if not asked.needs_device:
-            reading = Reading(self._host_clock(values) or None)
-        elif handoff is not None:
-            reading = _read_clock(handoff.timesteps, handoff.latents)
+    def _read(self, values: Values, asked: Asked) -> Reading:
+        timesteps = tensors(self._timesteps(values)) if asked.needs_device else []
+        latents = _joined(tensors(self._sampled(values))) if asked.needs_device else []
+        num_clock, probed = 2 * len(timesteps), asked.probed
+        if probed is not None and asked.is_residual_alone:
+            parts = [self._measured(values, probed, (*timesteps, *latents))]
+            num_sample = ops.LATENTS_SAMPLE_SIZE * len(latents)
+            num_sums = [len(parts[0]) - num_clock - num_sample]
         else:
-            return self._read_parts(values, (), asked.injected)
-        if asked.injected is None:
-            return reading
-        return reading._replace(injected=read_numbers(asked.injected))
+            tables = [table.reshape(-1) for table in self._tables(asked)]
+            num_sums = [len(table) for table in tables]
+            clocks, samples = map(ops.clock, timesteps), map(ops.latents_sample, latents)
+            parts = [*clocks, *tables, *samples]
+        if asked.injected is not None:
+            parts.append(asked.injected)
+        # On another device than the stream: reading them waits for nothing.
+        host = [n for t in tensors(self._host_timesteps(values)) for n in ops.clock(t).tolist()]
+        return _split(parts, (num_clock, *num_sums), len(latents), host)
 
-    def _read_probe(self, values: Values, probed: Probed, asked: Asked) -> Reading:
-        is_measured = probed.hidden_in is not None and probed.probe == Probe(ProbeKind.RESIDUAL)
-        if probed.anchor is not None and asked.moved is not None:
-            moved = (self._sums(probed), *asked.moved)
-            return self._read_parts(values, moved, asked.injected)
-        if is_measured:
-            return self._read_measured(values, probed, asked.injected)
-        tables = () if probed.anchor is None else (self._sums(probed),)
-        return self._read_parts(values, tables, asked.injected)
-
-    def _read_measured(self, values: Values, probed: Probed, injected: Tensor | None) -> Reading:
-        """One compiled pass. With nothing to compare with, what comes back as the diff is not
-        looked at."""
+    def _measured(self, values: Values, probed: Probed, others: Sequence[Tensor]) -> Tensor:
+        """Clock, sums and latents sample by one compiled pass. With nothing to compare with, what
+        comes back as the diff is not looked at."""
         previous = probed.hidden if probed.anchor is None else probed.anchor
-        inputs = [*self._sizes(values), probed.hidden, probed.hidden_in, previous]
-        latents = self._joined_latents(values)
-        (measured,) = self._measure([*inputs, *self._timesteps(values), *latents])
+        inputs = [*self._sizes(values), probed.hidden, probed.hidden_in, previous, *others]
+        (measured,) = self._measure(inputs)
         assert isinstance(measured, Tensor)
-        num_clock = 2 * len(self._timesteps(values))
-        num_sample = ops.LATENTS_SAMPLE_SIZE * len(latents)
-        layout = _Layout(num_clock, (len(measured) - num_clock - num_sample,), num_sample)
-        parts = [measured] if injected is None else [measured, injected]
-        return _split(parts, layout, self._host_clock(values))
+        return measured
 
-    def _read_parts(
-        self, values: Values, tables: Sequence[Tensor], injected: Tensor | None
-    ) -> Reading:
-        """Sums [B, 2] that were made by passes of their own, each a table."""
-        latents = self._joined_latents(values)
-        parts = _Parts(_clocks(self._timesteps(values)), tables, latents, injected)
-        return _read(parts, self._host_clock(values))
+    def _tables(self, asked: Asked) -> Sequence[Tensor]:
+        """Sums [B, 2] that are made by passes of their own."""
+        if asked.probed is None or asked.probed.anchor is None:
+            return ()
+        return (self._sums(asked.probed), *(asked.moved or ()))
 
     def read_region(self, probed: Probed) -> Sums:
         """The diff of a further region."""
@@ -167,59 +157,28 @@ class StepReader:
             downsample_factor, important,
         )  # fmt: skip
 
-    def _joined_latents(self, values: Values) -> Sequence[Tensor]:
-        """Latents as their sample is taken of them: several as one flat tensor."""
-        latents = [t for t in self._sampled(values) if isinstance(t, Tensor)]
-        return [torch.cat([t.reshape(-1) for t in latents])] if len(latents) > 1 else latents
 
-    def _host_clock(self, values: Values) -> Clock:
-        """Timesteps on another device than the stream: reading them waits for nothing."""
-        host = self._host_timesteps(values)
-        return tuple([n for t in host if isinstance(t, Tensor) for n in ops.clock(t).tolist()])
+def _joined(latents: list[Tensor]) -> list[Tensor]:
+    """Latents as their sample is taken of them: several as one flat tensor."""
+    return [torch.cat([t.reshape(-1) for t in latents])] if len(latents) > 1 else latents
 
 
-class _Parts(NamedTuple):
-    clocks: Sequence[Tensor]
-    tables: Sequence[Tensor]
-    latents: Sequence[Tensor]
-    injected: Tensor | None = None
-
-
-def _clocks(timesteps: Sequence[object]) -> list[Tensor]:
-    return [ops.clock(t) for t in timesteps if isinstance(t, Tensor)]
-
-
-def _read_clock(timesteps: Sequence[object], latents: Sequence[object]) -> Reading:
-    """Of tensors that were handed on: all timesteps, and the first latents."""
-    floats = [t for t in latents if isinstance(t, Tensor) and t.is_floating_point()]
-    return _read(_Parts(_clocks(timesteps), (), floats[:1]), ())
-
-
-def _read(parts: _Parts, host_clock: Clock) -> Reading:
-    num_sums = tuple(table.numel() for table in parts.tables)
-    num_sample = ops.LATENTS_SAMPLE_SIZE * len(parts.latents)
-    layout = _Layout(2 * len(parts.clocks), num_sums, num_sample)
-    tables = [table.reshape(-1) for table in parts.tables]
-    vector = [*parts.clocks, *tables, *map(ops.latents_sample, parts.latents)]
-    if parts.injected is not None:
-        vector.append(parts.injected)
-    return _split(vector, layout, host_clock)
-
-
-def _split(parts: Sequence[Tensor], layout: _Layout, host_clock: Clock) -> Reading:
-    """Copy the vector to the host, and take it apart: the one place that knows its order."""
+def _split(
+    parts: Sequence[Tensor], lengths: Sequence[int], num_samples: int, host_clock: Sequence[float]
+) -> Reading:
+    """Copy the parts to the host as one vector, and take that apart: the one place that knows its
+    order. `lengths` are those of the clocks, and of each table of sums."""
     if not parts:
-        return Reading(host_clock or None)
+        return Reading(tuple(host_clock) or None)
     vector = ops.to_host(parts[0] if len(parts) == 1 else torch.cat(list(parts)))
-    lengths = (layout.num_clock, *layout.num_sums, layout.num_sample)
-    ends = list(accumulate(lengths, initial=0))
-    numbers = vector[: ends[-2]].tolist()
-    clock = (*host_clock, *numbers[: layout.num_clock])
-    tables = [_sums(numbers[start:stop]) for start, stop in pairwise(ends[1:-1])]
-    sample = vector.numpy()[ends[-2] : ends[-1]] if layout.num_sample else None
-    change = Change(tables[1], tables[2]) if len(tables) == 3 else None
-    injected = tuple(vector[ends[-1] :].tolist()) if len(vector) > ends[-1] else ()
-    return Reading(clock or None, sample, tables[0] if tables else NO_SUMS, change, injected)
+    *ends, end = accumulate((*lengths, ops.LATENTS_SAMPLE_SIZE * num_samples))
+    numbers = vector[: ends[-1]].tolist()
+    clock = (*host_clock, *numbers[: ends[0]])
+    sums = [_sums(numbers[start:stop]) for start, stop in pairwise(ends)]
+    sample = vector.numpy()[ends[-1] : end] if num_samples else None
+    change = Change(sums[1], sums[2]) if len(sums) == 3 else None
+    injected = tuple(vector[end:].tolist()) if len(vector) > end else ()
+    return Reading(clock or None, sample, sums[0] if sums else NO_SUMS, change, injected)
 
 
 def _sums(numbers: Sequence[float]) -> Sums:
@@ -228,9 +187,4 @@ def _sums(numbers: Sequence[float]) -> Sums:
 
 def read_sums(sums: Tensor) -> Sums:
     """Sums [B, 2], in one copy."""
-    return _sums(read_numbers(sums.reshape(-1)))
-
-
-def read_numbers(numbers: Tensor) -> tuple[float, ...]:
-    """A vector, in one copy."""
-    return tuple(ops.to_host(numbers).tolist())
+    return _sums(ops.to_host(sums.reshape(-1)).tolist())

@@ -5,15 +5,13 @@ import torch
 from torch import Tensor
 
 from dit_cachegraph import ops
-from dit_cachegraph.plan import Region
+from dit_cachegraph.planning.region import Region
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.runtime.replay import Bases
 from dit_cachegraph.runtime.slots import Values
 
 
-def record(
-    values: Values, region: Region, bases: Bases, probe: Tensor | None, batch_dim: int | None
-) -> Recorded:
+def record(values: Values, region: Region, bases: Bases, batch_dim: int | None) -> Recorded:
     """Sample what a region that has computed did."""
     effects, outs = [], []
     for effect, base in zip(region.effects, bases, strict=True):
@@ -21,11 +19,11 @@ def record(
         if not isinstance(out, Tensor) or not out.is_floating_point():
             continue
         dim = batch_dim if effect.is_hidden else None
-        outs.append(_sampled(out, dim))
-        effects.append(outs[-1] if base is None else outs[-1] - _sampled(base, dim))
-    sampled_probe = None if probe is None else _sampled(probe, batch_dim)
-    return Recorded(sampled_probe, tuple(effects), tuple(outs))
+        outs.append(sampled(out, dim))
+        effects.append(outs[-1] if base is None else outs[-1] - sampled(base, dim))
+    return Recorded(None, tuple(effects), tuple(outs))
 
 
-def _sampled(stream: Tensor, batch_dim: int | None) -> Tensor:
+def sampled(stream: Tensor, batch_dim: int | None) -> Tensor:
+    """A sample of a stream on the host, [B, n] float32."""
     return ops.sampled(stream, batch_dim).to("cpu", torch.float32)

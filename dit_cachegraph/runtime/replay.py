@@ -4,13 +4,13 @@ computed   out = blocks(live_in)      the snapshot out - live_in joins the last 
 hit        out = live_in + sum of weighted snapshots
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from dit_cachegraph import ops
-from dit_cachegraph.plan import Effect, Region
+from dit_cachegraph.planning.region import Effect, Region
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.runtime.cached_state import CachedRegion
 from dit_cachegraph.runtime.slots import Values, tensor_at
@@ -18,9 +18,9 @@ from dit_cachegraph.runtime.slots import Values, tensor_at
 Bases = tuple[Tensor | None, ...]
 
 
-def bases_of(values: Values, region: Region, predictor: Predictor) -> Bases:
+def bases_of(values: Values, region: Region) -> Bases:
     """What each kept effect is relative to, where the region begins; None where it is whole."""
-    if predictor.calibrator_cache_type == "hidden_states":
+    if region.predictor.calibrator_cache_type == "hidden_states":
         return (None,) * len(region.effects)
     return tuple([_base_of(values, effect) for effect in region.effects])
 
@@ -31,29 +31,25 @@ def _base_of(values: Values, effect: Effect) -> Tensor | None:
     return base if isinstance(base, Tensor) and base.dtype != torch.bool else None
 
 
-def held_after(
-    values: Values,
-    region: Region,
-    bases: Bases,
-    before: CachedRegion | None,
-    predictor: Predictor,
-    step: int,
+def snapshots_of(values: Values, region: Region, bases: Bases) -> tuple[Tensor, ...]:
+    """What a region that has computed did to each stream, each in a storage of its own."""
+    outs = [tensor_at(values, effect.live_out) for effect in region.effects]
+    pairs = zip(outs, bases, strict=True)
+    return tuple([out.clone() if b is None else ops.residual(out, b) for out, b in pairs])
+
+
+def joined(
+    region: Region, before: CachedRegion | None, new: Sequence[Tensor], step: int
 ) -> CachedRegion:
-    """What is held of a region that has computed, but for its probe. All tensors own their storage;
-    those of `before` are left as they are."""
-    snapshots = []
-    for i, (effect, base) in enumerate(zip(region.effects, bases, strict=True)):
-        out = tensor_at(values, effect.live_out)
-        new = out.clone() if base is None else ops.residual(out, base)
-        older = () if before is None else before.snapshots[i]
-        num_older = _num_snapshots(effect, new, predictor) - 1
-        snapshots.append((*older[-num_older:], new) if num_older else (new,))
-    steps = () if before is None else before.steps
-    return CachedRegion(None, (*steps, step)[-predictor.num_snapshots :], tuple(snapshots))
-
-
-def _num_snapshots(effect: Effect, value: Tensor, predictor: Predictor) -> int:
-    return predictor.num_snapshots if _is_forecast(effect, value, predictor) else 1
+    """What is held once the snapshots of `step` have joined those before; the oldest make room."""
+    older = (((),) * len(new), ()) if before is None else (before.snapshots, before.steps)
+    streams = []
+    for effect, of_stream, snapshot in zip(region.effects, older[0], new, strict=True):
+        is_forecast = _is_forecast(effect, snapshot, region.predictor)
+        num_kept = region.predictor.num_snapshots if is_forecast else 1
+        streams.append((*of_stream, snapshot)[-num_kept:])
+    steps = (*older[1], step)[-region.predictor.num_snapshots :]
+    return CachedRegion(None, steps, tuple(streams))
 
 
 def _is_forecast(effect: Effect, value: Tensor, predictor: Predictor) -> bool:
@@ -61,37 +57,29 @@ def _is_forecast(effect: Effect, value: Tensor, predictor: Predictor) -> bool:
     return value.is_floating_point() and (effect.is_hidden or predictor.enable_encoder_calibrator)
 
 
-def estimates(
-    region: Region, kept: CachedRegion, bases: Bases, predictor: Predictor, step: int
-) -> tuple[Tensor, ...]:
+def estimates(region: Region, kept: CachedRegion, bases: Bases, step: int) -> Sequence[Tensor]:
     """The values that leave a region that is skipped at `step`, each in a storage of its own."""
-    if not _is_replay(predictor.weights(kept.steps, step)):
-        return tuple(
-            _estimate(effect, base, snapshots, kept.steps, predictor, step)
-            for effect, base, snapshots in zip(region.effects, bases, kept.snapshots, strict=True)
-        )
+    weights = region.predictor.weights(kept.steps, step)
+    if not _is_replay(weights):
+        return list(_forecasts(region, kept, bases, step))
     pairs = [(base, s[-1]) for base, s in zip(bases, kept.snapshots, strict=True)]
     moved = [(base, last) for base, last in pairs if base is not None]
     # All of them in one launch.
     applied = iter(ops.residual_apply([base for base, _ in moved], [last for _, last in moved]))
-    return tuple(last.clone() if base is None else next(applied) for base, last in pairs)
+    return [last.clone() if base is None else next(applied) for base, last in pairs]
 
 
-def _estimate(
-    effect: Effect,
-    base: Tensor | None,
-    snapshots: Sequence[Tensor],
-    steps: Sequence[int],
-    predictor: Predictor,
-    step: int,
-) -> Tensor:
-    last = snapshots[-1]
-    if not _is_forecast(effect, last, predictor):
-        return last.clone() if base is None else torch.add(base, last)
-    estimated = predictor.estimate(snapshots, steps, step)
-    if estimated is not None:
-        return estimated if base is None else torch.add(base, estimated)
-    return ops.forecast(base, snapshots, predictor.weights(steps, step))
+def _forecasts(region: Region, kept: CachedRegion, bases: Bases, step: int) -> Iterator[Tensor]:
+    predictor, steps = region.predictor, kept.steps
+    for effect, base, snapshots in zip(region.effects, bases, kept.snapshots, strict=True):
+        if _is_forecast(effect, snapshots[-1], predictor):
+            done = predictor.estimate(snapshots, steps, step)
+        else:
+            done = snapshots[-1].clone() if base is None else snapshots[-1]
+        if done is None:
+            yield ops.forecast(base, snapshots, predictor.weights(steps, step))
+        else:
+            yield done if base is None else torch.add(base, done)
 
 
 def _is_replay(weights: Sequence[float]) -> bool:

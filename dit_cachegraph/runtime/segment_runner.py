@@ -1,20 +1,9 @@
 """Runs compiled segments on the values of one call."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
+from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.runtime.slots import Values, gatherer
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One segment, ready to run: gathers its inputs, and which values die with it."""
-
-    function: CompiledSegment
-    gather: Callable[[Values], Sequence[object]]
-    dead: tuple[int, ...]
-    outputs: tuple[int | None, ...]
 
 
 class SegmentRunner:
@@ -23,7 +12,7 @@ class SegmentRunner:
 
     def __init__(self, compiled: CompiledTrunk) -> None:
         trunk = compiled.trunk
-        self._calls = tuple(_prepare(compiled, i) for i in range(len(trunk.segments)))
+        self._calls = tuple([_call_of(compiled, i) for i in range(len(trunk.segments))])
         self._blank = [None] * (trunk.num_slots - trunk.num_arguments)
 
     def values_of(self, args: Sequence[object]) -> Values:
@@ -33,18 +22,22 @@ class SegmentRunner:
     def run(self, values: Values, start: int, stop: int) -> None:
         """Run segments `start..stop-1`, dropping each value after its last use."""
         for call in self._calls[start:stop]:
-            inputs = list(call.gather(values))
-            for slot in call.dead:
-                values[slot] = None
-            for out, value in zip(call.outputs, call.function(inputs), strict=True):
-                if out is not None:
-                    values[out] = value
+            call(values)
 
 
-def _prepare(compiled: CompiledTrunk, i: int) -> _Call:
-    trunk = compiled.trunk
-    segment = trunk.segments[i]
+def _call_of(compiled: CompiledTrunk, i: int) -> Callable[[Values], None]:
+    """One segment, ready to run."""
+    trunk, segment = compiled.trunk, compiled.trunk.segments[i]
+    function, gather = compiled.functions[segment.kind], gatherer(segment.inputs)
     made = range(trunk.num_arguments, trunk.num_slots)
-    dead = tuple(slot for slot in made if trunk.last_use[slot] == i)
-    function = compiled.functions[segment.kind]
-    return _Call(function, gatherer(segment.inputs), dead, segment.outputs)
+    dead = tuple([slot for slot in made if trunk.last_use[slot] == i])
+
+    def call(values: Values) -> None:
+        inputs = list(gather(values))
+        for slot in dead:
+            values[slot] = None
+        for out, value in zip(segment.outputs, function(inputs), strict=True):
+            if out is not None:
+                values[out] = value
+
+    return call

@@ -22,3 +22,8 @@ def tensor_at(values: Values, slot: int) -> Tensor:
     value = values[slot]
     assert isinstance(value, Tensor), "sizes that leave a region are refused"
     return value
+
+
+def tensors(values: Sequence[object]) -> list[Tensor]:
+    """The tensors among some values."""
+    return [value for value in values if isinstance(value, Tensor)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.rule import Companion, Decision, History, Observation
 from dit_cachegraph.requests.conditioning import Conditioning
@@ -24,7 +25,6 @@ from dit_cachegraph.runtime.injected import Injected
 from dit_cachegraph.runtime.models import ModelState
 from dit_cachegraph.runtime.reading import Reading
 from dit_cachegraph.runtime.slots import Values
-from dit_cachegraph.runtime.step_plan import StepPlan
 from dit_cachegraph.runtime.weights import Weights
 
 TIMESTEP_RANGE = 1000.0

@@ -3,6 +3,8 @@
 from collections import deque
 from dataclasses import dataclass
 
+from dit_cachegraph.requests.tally import Tally
+
 MAX_STEPS_KEPT = 1000
 
 
@@ -28,23 +30,9 @@ class StepLog:
 
     def __init__(self) -> None:
         self.steps: deque[StepReport] = deque(maxlen=MAX_STEPS_KEPT)
-        self.num_hits = 0
-        self.num_computed = 0
-        self.num_blocks = 0
-        self.num_blocks_run = 0
-
-    def add(self, step: StepReport, num_blocks: int) -> None:
-        """Count a step of a trunk of so many blocks."""
-        self.steps.append(step)
-        self.num_blocks += num_blocks
-        self.num_blocks_run += num_blocks - sum(stop - start for start, stop in step.skipped)
-        self.num_hits += step.hit
-        self.num_computed += not step.hit
+        self.tally = Tally()
 
     def absorb(self, other: "StepLog") -> None:
         """Count what another log of the same model saw as well."""
         self.steps.extend(other.steps)
-        self.num_hits += other.num_hits
-        self.num_computed += other.num_computed
-        self.num_blocks += other.num_blocks
-        self.num_blocks_run += other.num_blocks_run
+        self.tally.absorb(other.tally)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
-from dit_cachegraph.plan import Effect, Region
+from dit_cachegraph.planning.region import Effect, Region
 from dit_cachegraph.policy.catalog import PREDICTORS as KINDS
 from dit_cachegraph.runtime.cached_state import CachedRegion
 from dit_cachegraph.runtime.replay import estimates
@@ -19,7 +19,7 @@ from support.tiny_models import FLUX, WAN
 
 pytestmark = pytest.mark.e2e
 
-ONE_EFFECT = Region(0, 1, 0, 0, None, None, (Effect(1, 0, is_hidden=True),), ())
+ONE_EFFECT = (Effect(1, 0, is_hidden=True),)
 
 
 @pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda t: t.name)
@@ -53,7 +53,8 @@ def test_bfloat16_is_added_up_in_float32(name, options, is_whole):
     values = [(20 + a + b * s / 9 + c * np.sin(s / 5)).bfloat16() for s in steps]
     base = None if is_whole else base.bfloat16()
     kept = CachedRegion(None, tuple(steps), (tuple(values),))
-    (actual,) = estimates(ONE_EFFECT, kept, (base,), predictor, steps[-1] + 2)
+    region = Region(0, 1, None, predictor, 0, 0, None, None, ONE_EFFECT, ())
+    (actual,) = estimates(region, kept, (base,), steps[-1] + 2)
     wide = np.stack([value.double().numpy() for value in values])
     effect = torch.from_numpy(forecast_of(name, options)(wide, steps, steps[-1] + 2))
     exact = effect if is_whole else base.double() + effect

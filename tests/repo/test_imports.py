@@ -22,7 +22,7 @@ ORDER = (
     ("policy",),
     ("layers",),
     ("config",),
-    ("requests",),
+    ("planning", "requests"),
     ("graph", "runtime"),
     ("simulate", "freeze"),
     ("dry_run", "few_steps"),
@@ -44,7 +44,7 @@ LEVELS = {name: level for level, names in enumerate(ORDER) for name in names}
 
 
 def part_of(module: str) -> str:
-    """`dit_cachegraph.runtime.region` -> `runtime`."""
+    """`dit_cachegraph.planning.region` -> `runtime`."""
     return (module.split(".") + ["__init__"])[1]
 
 
@@ -131,7 +131,9 @@ def test_whose_call_it_is_knows_no_graph_and_no_run():
 
 
 def test_no_fx_at_run_time():
-    for path in (p for own in ("requests", "runtime") for p in (PACKAGE / own).glob("*.py")):
+    for path in (
+        p for own in ("planning", "requests", "runtime") for p in (PACKAGE / own).glob("*.py")
+    ):
         assert not [n for n in imported(tree_of(path)) if n.startswith("torch.fx")], path
         assert "fx" not in re.findall(r"from torch import (.*)", path.read_text()), path
 

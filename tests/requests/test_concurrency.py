@@ -9,7 +9,6 @@ import torch
 
 import dit_cachegraph as dc
 from dit_cachegraph.requests.conditioning import Content
-from dit_cachegraph.requests.conditioning import given as given_as
 from dit_cachegraph.requests.table import RequestTable
 from dit_cachegraph.requests.track import Track
 from support.image_runs import SETTINGS, image_of, oracle_of, under
@@ -90,7 +89,7 @@ def test_tasks_that_switch_between_steps(model):
 def test_threads_that_rebuild_one_text_take_its_track_over_once(monkeypatch):
     """Both find that it is theirs before either takes it."""
     table, text = RequestTable(), torch.randn(1, 4, 8)
-    before = table.find(given_as(None, [text.clone()]))
+    before = table.find(None, [text.clone()])
     track = Track(before)
     before.tracks.append(track)
     is_that_of, both_know = Content.is_that_of, threading.Barrier(2, timeout=60)
@@ -103,7 +102,7 @@ def test_threads_that_rebuild_one_text_take_its_track_over_once(monkeypatch):
     monkeypatch.setattr(Content, "is_that_of", is_known)
     texts = [text.clone() for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda own: table.find(given_as(None, [own])), texts))
+        found = list(pool.map(lambda own: table.find(None, [own]), texts))
     assert sorted(len(conditioning.tracks) for conditioning in found) == [0, 1]
     assert next(c for c in found if c.tracks) is track.conditioning
     assert len(table) == 2
@@ -111,5 +110,5 @@ def test_threads_that_rebuild_one_text_take_its_track_over_once(monkeypatch):
 
 def test_one_thread_that_rebuilds_its_text_takes_its_tracks_over_each_time():
     table, text = RequestTable(), torch.randn(1, 4, 8)
-    found = {table.find(given_as(None, [text.clone()])).label for _ in range(5)}
+    found = {table.find(None, [text.clone()]).label for _ in range(5)}
     assert found == {"#1"}

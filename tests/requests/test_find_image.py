@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from dit_cachegraph import ops
 from dit_cachegraph.requests.conditioning import Conditioning, Content
-from dit_cachegraph.requests.conditioning import given as given_as
 from dit_cachegraph.requests.fingerprint import Fingerprint
-from dit_cachegraph.requests.latents import MIN_CORRELATION, closeness, latents_identity
+from dit_cachegraph.requests.latents import MIN_CORRELATION, closeness, objects_of
 from dit_cachegraph.requests.match import AMBIGUOUS, find_track
 from dit_cachegraph.requests.schedule import Known, advance
 from dit_cachegraph.requests.track import Track
@@ -50,7 +49,7 @@ class Caller:
 
 
 def content_of(key, tensors) -> Content:
-    return Content(given_as(key, tensors))
+    return Content(key, tensors)
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
@@ -170,15 +169,13 @@ def test_a_sample_is_of_the_logical_elements_whatever_the_strides():
     assert torch.equal(ops.latents_sample(latents), ops.latents_sample(permuted))
 
 
-def test_latents_identity_tells_storage_offset_and_shape():
+def test_objects_tell_storage_offset_and_shape():
     base = torch.zeros(4, 3)
-    one = latents_identity([base[:2]])
-    assert one is not None
-    assert one.is_that_of(latents_identity([base[:2]]))
+    one = objects_of([base[:2]])
+    assert one.are_those_of(objects_of([base[:2]]))
     for other in (base[1:3], base[:3], torch.zeros(2, 3)):
-        assert not one.is_that_of(latents_identity([other]))
-    assert not one.is_that_of(None)
-    assert latents_identity([]) is None
+        assert not one.are_those_of(objects_of([other]))
+    assert not objects_of([]).are_those_of(objects_of([]))
 
 
 def test_content_tells_tensors_apart_by_what_they_hold():

@@ -1,10 +1,11 @@
-"""The regions of a trunk: what each compares, which values a hit remakes, and how. Worked out once
-for each set of spans that is asked for."""
+"""The regions of a trunk: what each compares, which values a hit remakes, and how."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.plan import ArgumentRoles, Effect, Region, Trunk
+from dit_cachegraph.plan import ArgumentRoles, InjectedResidual, Trunk
+from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Probe, ProbeKind, Span
 
 NO_GRID = (
@@ -15,27 +16,56 @@ DIMS_WITH_A_GRID = (4, 5)
 """Of an image `[B, C, H, W]` and of a video `[B, C, F, H, W]`."""
 
 
-def plan_regions(trunk: Trunk, roles: ArgumentRoles, spans: Sequence[Span]) -> tuple[Region, ...]:
-    """The regions of a trunk, without the empty ones.
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, for a
+    mask and with no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that
+    is probed."""
 
-    Raises:
-        InvalidConfig: they overlap, lie outside the trunk, or have nothing to compare.
-    """
-    regions, end = [], 0
+    live_out: int
+    live_in: int | None
+    is_hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The blocks `start..stop-1` of a span behind one guard, and what a hit has to remake there, by
+    its predictor. `probe_out` is what is compared, at boundary `probe_boundary`; what it was at
+    boundary `probe_from`, `probe_in`, is subtracted. Both are None where nothing is, or where that
+    is the modulated input. `injected` are those that its blocks read."""
+
+    start: int
+    stop: int
+    probe: Probe | None
+    predictor: Predictor
+    probe_from: int
+    probe_boundary: int
+    probe_in: int | None
+    probe_out: int | None
+    effects: tuple[Effect, ...]
+    dead_on_hit: tuple[int, ...]
+    injected: tuple[InjectedResidual, ...] = ()
+
+
+def check_spans(trunk: Trunk, spans: Sequence[Span]) -> None:
+    """Raises InvalidConfig where spans overlap, or lie outside the trunk."""
+    end = 0
     for span in spans:
         if not end <= span.start <= span.stop <= trunk.num_blocks:
             raise InvalidConfig(
                 f"the blocks {span.start} to {span.stop - 1} can't be a region: those from {end} "
                 f"to {trunk.num_blocks - 1} are left"
             )
-        if span.start < span.stop:
-            regions.append(_plan_region(trunk, roles, span))
-            end = span.stop
-    return tuple(regions)
+        end = span.stop if span.start < span.stop else end
 
 
-def _plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span) -> Region:
-    """Block `i` is segment `i + 1`, so the region's segments are `start + 1 .. stop`."""
+def plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span, predictor: Predictor) -> Region:
+    """The region of a span that is not empty. Block `i` is segment `i + 1`, so its segments are
+    `start + 1 .. stop`.
+
+    Raises:
+        InvalidConfig: there is nothing to compare.
+    """
     start, stop = span.start, span.stop
     made = range(trunk.num_arguments, trunk.num_slots)
     live_outs = [s for s in made if start < trunk.made_by[s] <= stop < trunk.last_use[s]]
@@ -45,6 +75,8 @@ def _plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span) -> Region:
     return Region(
         start=start,
         stop=stop,
+        probe=span.probe,
+        predictor=predictor,
         probe_from=probe_from,
         probe_boundary=boundary,
         probe_in=probe_in,

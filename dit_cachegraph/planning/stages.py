@@ -12,7 +12,7 @@ import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dit_cachegraph.plan import Region
+from dit_cachegraph.planning.region import Region
 
 
 class Role(enum.Enum):

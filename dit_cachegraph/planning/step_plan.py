@@ -1,0 +1,89 @@
+"""By which settings a step goes, and the regions that they ask for: worked out once for each
+combination of settings that is met."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dit_cachegraph.config import Settings, resolve
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.layers import Layers
+from dit_cachegraph.plan import ArgumentRoles, Trunk
+from dit_cachegraph.planning.region import Region, check_spans, plan_region
+from dit_cachegraph.planning.stages import Stage, stages_of
+from dit_cachegraph.policy.rule import Rule, Span
+
+MAX_PLANS_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Settings, and the regions of the trunk under them. `spans[i]` is what `regions[i]` is of;
+    `rule` is that of the settings, on this trunk; `stages` are what the driver walks."""
+
+    settings: Settings
+    rule: Rule
+    spans: tuple[Span, ...]
+    regions: tuple[Region, ...]
+    stages: tuple[Stage, ...]
+
+    def why_unlike(self, other: "StepPlan") -> str | None:
+        """Why what is held under another plan is of no use under this one; None if it is."""
+        if self is other:
+            return None
+        if self.spans != other.spans:
+            return "region changed"
+        pairs = zip(self.regions, other.regions, strict=True)
+        is_same = all(own.predictor == theirs.predictor for own, theirs in pairs)
+        return None if is_same else "predictor changed"
+
+
+def make_plan(settings: Settings, trunk: Trunk, roles: ArgumentRoles) -> StepPlan:
+    """The plan of a step on a trunk.
+
+    Raises:
+        InvalidConfig: the trunk can't have these regions.
+    """
+    spans = settings.rule.spans(trunk.list_sizes)
+    check_spans(trunk, spans)
+    used = tuple(span for span in spans if span.start < span.stop)
+    _check_dry_run(settings, len(used))
+    rule = settings.rule.on_trunk(trunk.list_sizes)
+    predictors = [rule.predictor_of(i) or settings.predictor for i in range(len(used))]
+    pairs = zip(used, predictors, strict=True)
+    regions = tuple([plan_region(trunk, roles, span, predictor) for span, predictor in pairs])
+    return StepPlan(settings, rule, used, regions, stages_of(regions, trunk.num_blocks))
+
+
+class PlanTable:
+    """The plans of one trunk. `options` are those of `torch.compile`, under all others."""
+
+    def __init__(self, trunk: Trunk, roles: ArgumentRoles, options: Mapping[str, object]) -> None:
+        self.options = dict(options)
+        self._trunk, self._roles = trunk, roles
+        self._plans: dict[object, StepPlan] = {}
+
+    def plan(self, model: Layers, request: Layers) -> StepPlan:
+        """The plan under the settings of a model and of a request, in this order.
+
+        Raises:
+            InvalidConfig: the trunk can't have these regions.
+        """
+        key = (model, request)
+        found = self._plans.get(key)
+        if found is None:
+            settings = resolve(self.options, *map(dict, model), *map(dict, request))
+            found = make_plan(settings, self._trunk, self._roles)
+            if len(self._plans) > MAX_PLANS_KEPT:
+                self._plans.clear()
+            self._plans[key] = found
+        return found
+
+
+def _check_dry_run(settings: Settings, num_regions: int) -> None:
+    thresholds, rule = settings.common.dry_run, settings.rule
+    if thresholds is not None and num_regions != 1:
+        raise InvalidConfig(
+            f"dry_run needs a rule with one region, and {rule.name!r} has {num_regions}"
+        )
+    if thresholds and rule.threshold_option is None:
+        raise InvalidConfig(f"the rule {rule.name!r} has no threshold to try")
