@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 
 from dit_cachegraph.config import resolve
 from dit_cachegraph.layers import Layers, add_layer
+from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.report import Report, report_of
 from dit_cachegraph.requests.request import Request, entered
 from dit_cachegraph.runtime.driver import CachedModel
-from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.targets import modules_in, notes_on
 
 log = std_logging.getLogger("dit_cachegraph")

@@ -14,10 +14,10 @@ from dit_cachegraph.backend import cut_graph
 from dit_cachegraph.config import resolve
 from dit_cachegraph.graph.find.first_break import GraphBreak, first_break
 from dit_cachegraph.layers import Layers
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.planning.step_plan import make_plan
 from dit_cachegraph.report import GraphReport, graph_report, refused
-from dit_cachegraph.runtime.models import REGISTRY
 from dit_cachegraph.targets import as_module, modules_in, uncached_forward
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dit_cachegraph.freeze import last_images
-from dit_cachegraph.runtime.step_log import StepReport
+from dit_cachegraph.step_log import StepReport
 
 FEW_STEPS = 8
 MAX_STRIDES_LEFT = 2.5  # The last strides of a shifted schedule are the longest.

@@ -10,7 +10,7 @@ from dit_cachegraph.policy.catalog import options_of
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Rule
 from dit_cachegraph.policy.rules.block_lists import Part
-from dit_cachegraph.runtime.step_log import StepReport
+from dit_cachegraph.step_log import StepReport
 
 PREDICTOR_NAMES = frozenset({"predictor", *PREDICTOR_KINDS.options})
 

@@ -32,12 +32,12 @@ def _clock(timestep: Tensor) -> list[Tensor]:
     return [flat.amax().reshape(1), flat.sum().reshape(1)]
 
 
-def latents_sample(latents: Tensor) -> Tensor:
-    """`LATENTS_SAMPLE_SIZE` elements from all over the latents, float32: enough to tell whether two
-    calls are steps of one image."""
-    return latents.reshape(-1)[
-        spread_over(latents.numel(), LATENTS_SAMPLE_SIZE, latents.device)
-    ].float()
+def latents_sample(latents: Tensor, *, is_batched: bool = False) -> Tensor:
+    """`LATENTS_SAMPLE_SIZE` elements from all over the latents, or from all over each sample of a
+    batch `[B, ...]`, float32 and flat: enough to tell whether two calls are steps of one image."""
+    rows = latents.reshape(latents.shape[0] if is_batched else 1, -1)
+    places = spread_over(rows.shape[1], LATENTS_SAMPLE_SIZE, latents.device)
+    return rows[:, places].float().reshape(-1)
 
 
 def spread_over(length: int, count: int, device: torch.device) -> Tensor:
@@ -71,16 +71,18 @@ def measure(
     timesteps: Sequence[Tensor],
     latents: Tensor | None = None,
     batch_dim: int | None = 0,
+    *,
+    is_batched: bool = False,
 ) -> Tensor:
     """Everything that a decision reads, in one vector for one copy to the host, float32:
 
     [(max, sum) of each timestep..., (sum|r - p|, sum|p|) of each sample..., sample of the latents],
 
     with the residual `r = hidden - hidden_in` and `p = previous`, all of one shape, and the samples
-    along `batch_dim` (None: one sample)."""
+    along `batch_dim` (None: one sample); `is_batched` is for the latents."""
     diff = torch.ops.dit_cachegraph.residual_diff(hidden, hidden_in, previous, batch_dim)
     clocks = [number for t in timesteps for number in _clock(t)]
-    samples = [] if latents is None else [latents_sample(latents)]
+    samples = [] if latents is None else [latents_sample(latents, is_batched=is_batched)]
     return torch.cat([*clocks, diff.reshape(-1), *samples])
 
 

@@ -149,6 +149,11 @@ class ArgumentRoles:
     num_latent_dims: int | None
     embeds_timestep: bool
 
+    def has_batched_sample(self, batch_dim: int | None) -> bool:
+        """True where latents are read sample by sample: a single tensor, whose first dimension is
+        `batch_dim` of the probe stream, if that has one."""
+        return batch_dim is not None and self.sampled_latents == self.latents[:1]
+
 
 @dataclass(frozen=True, slots=True)
 class FragmentRoles:
@@ -171,3 +176,10 @@ class CompiledTrunk:
     modulated_input: CompiledSegment | None
     num_compiled: int
     compile_seconds: float
+
+    @property
+    def settled_conditioning(self) -> tuple[int, ...]:
+        """The conditioning that says whose a call is by what was written into it: all but what
+        injected residuals are made of, where a write moves the residual and nothing else."""
+        sources = {i for residual in self.trunk.injected for i in residual.sources}
+        return tuple(i for i in self.roles.conditioning if i not in sources)

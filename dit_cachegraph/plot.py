@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dit_cachegraph.api import summary
 from dit_cachegraph.freeze import last_images
 from dit_cachegraph.report import Report
-from dit_cachegraph.runtime.step_log import StepReport
+from dit_cachegraph.step_log import StepReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,12 +8,12 @@ from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.few_steps import why_nothing_gained
 from dit_cachegraph.freeze import frozen_config, settings_as_config
+from dit_cachegraph.models import ModelState
 from dit_cachegraph.plan import BlockListReport, Trunk
 from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.runtime.driver import CachedModel
-from dit_cachegraph.runtime.models import ModelState
-from dit_cachegraph.runtime.step_log import StepReport
 from dit_cachegraph.runtime.uncached import UncachedModel
+from dit_cachegraph.step_log import StepReport
 
 NUM_STEPS_SHOWN = 60
 

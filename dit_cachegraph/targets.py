@@ -6,7 +6,7 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from dit_cachegraph.exc import UnknownTarget
-from dit_cachegraph.runtime.models import REGISTRY
+from dit_cachegraph.models import REGISTRY
 
 Forward = Callable[..., object]
 

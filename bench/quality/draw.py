@@ -16,7 +16,7 @@ from bench.common.whole_file import save_whole
 from bench.quality.models import QualityModel
 from bench.quality.solvers import euler
 from dit_cachegraph.backend import cachedit
-from dit_cachegraph.runtime.step_log import StepReport
+from dit_cachegraph.step_log import StepReport
 
 Settings = Mapping[str, object]
 T = TypeVar("T")

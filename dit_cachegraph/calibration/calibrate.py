@@ -17,7 +17,7 @@ from dit_cachegraph.calibration.goal import Goal
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.calibration.search import Search
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.runtime.models import REGISTRY
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.targets import modules_in
 
 UNCACHED = MappingProxyType(

@@ -13,9 +13,9 @@ from dit_cachegraph.compat.calibrators import (
 from dit_cachegraph.compat.load_configs import load_configs
 from dit_cachegraph.compat.options import Options
 from dit_cachegraph.config import resolve
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Rule
-from dit_cachegraph.runtime.models import REGISTRY
 from dit_cachegraph.targets import modules_in
 
 CALIBRATORS = (TaylorSeerCalibratorConfig, DMDCalibratorConfig, FoCaCalibratorConfig)

@@ -16,7 +16,7 @@ from dit_cachegraph.backend import cachedit
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.metrics.pixels import psnr_db
 from dit_cachegraph.report import Report
-from dit_cachegraph.runtime.step_log import StepReport
+from dit_cachegraph.step_log import StepReport
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

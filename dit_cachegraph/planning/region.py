@@ -5,15 +5,9 @@ from dataclasses import dataclass
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import ArgumentRoles, InjectedResidual, Trunk
+from dit_cachegraph.planning.grid import DIMS_WITH_A_GRID, NO_GRID
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Probe, ProbeKind, Span
-
-NO_GRID = (
-    "seacache filters over the grid of the tokens, which this model's input doesn't show: say it "
-    "as seacache_grid=(height, width), in tokens"
-)
-DIMS_WITH_A_GRID = (4, 5)
-"""Of an image `[B, C, H, W]` and of a video `[B, C, F, H, W]`."""
 
 
 @dataclass(frozen=True, slots=True)

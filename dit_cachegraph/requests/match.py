@@ -59,8 +59,8 @@ def _doubted(fit: _Fit, call: Fingerprint, *, is_clear: bool) -> Match:
     track, step = fit
     is_again = call.repeats(track.last_call)
     is_shared = track.is_shared or (is_again and track.repeated_at not in (None, call.timestep))
-    last = None if track.last_call is None else track.last_call.timestep
-    is_after = track.repeated_at is not None and track.repeated_at == last
+    assert track.last_call is not None, "a track without a call fits none"
+    is_after = track.repeated_at == track.last_call.timestep
     if not is_clear or is_shared or is_again or is_after:
         step = step._replace(doubt=AMBIGUOUS)
     return Match(track, step, call.timestep if is_again else track.repeated_at, is_shared)
@@ -136,5 +136,4 @@ def are_twins(track: Track, other: Track) -> bool:
     if last is None or theirs is None:
         return False
     # Beside the timestep, the clock may have a guidance scale, which a second try may change.
-    is_one_time = (track.trajectory.last or ())[:2] == (other.trajectory.last or ())[:2]
-    return is_same(last.sample, theirs.sample) and is_one_time
+    return is_same(last.sample, theirs.sample) and last.timestep == theirs.timestep

@@ -56,7 +56,7 @@ class RequestTable:
         if found is None or found.versions != versions:
             content = Content(request_key, tensors)
             if found is not None and not content.is_that_of(found.content):
-                self._forget(found, ends_request=found.num_calls > 1)
+                self.forget(found, ends_request=found.num_calls > 1)
                 found = None
             if found is None:
                 new = Conditioning[Track](request_key, identity, versions, content)
@@ -70,7 +70,8 @@ class RequestTable:
     ) -> Conditioning[Track]:
         """New conditioning, with the tracks of what was set aside if that says the same."""
         before = self._take_over(new.content)
-        new.label = self._label(new.request_key) if before is None else before.label
+        named = f"#{next(self._labels)}" if new.request_key is None else str(new.request_key)
+        new.label = named if before is None else before.label
         if before is not None:
             new.tracks, before.tracks = before.tracks, []
             new.lasting = before.shares(storages)
@@ -85,9 +86,6 @@ class RequestTable:
         new = self._alive.setdefault(new.identity, new)
         self._bound(new)
         return new
-
-    def _label(self, request_key: Hashable | None) -> str:
-        return f"#{next(self._labels)}" if request_key is None else str(request_key)
 
     def _take_over(self, content: Content) -> Conditioning[Track] | None:
         """What was set aside with this content; of several, the one whose last call is the longest
@@ -129,7 +127,7 @@ class RequestTable:
             self._is_rebuilt = True
             self._is_rebuilt_wholly |= not conditioning.lasting
 
-    def _forget(self, conditioning: Conditioning[Track], *, ends_request: bool) -> None:
+    def forget(self, conditioning: Conditioning[Track], *, ends_request: bool) -> None:
         """One of its objects is gone, or says something else."""
         if self._alive.get(conditioning.identity) is conditioning:
             self._alive.pop(conditioning.identity, None)
@@ -145,10 +143,6 @@ class RequestTable:
             self._drop(conditioning)
         if conditioning.is_gone and not self._is_rebuilt_wholly:
             _free(conditioning, REBUILT)
-
-    def forget(self, conditioning: Conditioning[Track], index: int) -> None:
-        """One of its objects is gone."""
-        self._forget(conditioning, ends_request=conditioning.ends_with(index))
 
     def _drop(self, conditioning: Conditioning[Track]) -> None:
         """The request is over."""
@@ -234,6 +228,6 @@ def _forgetter(
     def forget(_: "weakref.ref[torch.UntypedStorage]") -> None:
         alive, dying = table(), known()
         if alive is not None and dying is not None:
-            alive.forget(dying, index)
+            alive.forget(dying, ends_request=dying.ends_with(index))
 
     return forget

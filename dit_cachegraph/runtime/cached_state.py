@@ -55,6 +55,10 @@ class InputOutput(NamedTuple):
     output: Tensor
     moved: tuple[Tensor, Tensor] | None
 
+    def has_shapes_of(self, other: "InputOutput") -> bool:
+        shapes = (self.input.shape, self.output.shape)
+        return shapes == (other.input.shape, other.output.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class CachedState(HeldState):

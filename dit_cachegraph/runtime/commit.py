@@ -16,7 +16,7 @@ from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
 from dit_cachegraph.runtime.reading import read_sums
 from dit_cachegraph.runtime.step import Step
-from dit_cachegraph.runtime.step_log import StepReport
+from dit_cachegraph.step_log import StepReport
 
 
 def commit(step: Step, trunk: Trunk) -> None:
@@ -88,13 +88,11 @@ def _ends(step: Step) -> InputOutput | None:
     latents, output = _first_floats(step.latents), _first_floats(step.results)
     if latents is None or output is None:
         return None
-    moved = None
-    if before is not None and (before.input.shape, before.output.shape) == (
-        latents.shape,
-        output.shape,
-    ):
-        moved = (ops.distance(before.input, latents, 0), ops.distance(before.output, output, 0))
-    return InputOutput(latents.clone(), output.clone(), moved)
+    now = InputOutput(latents.clone(), output.clone(), None)
+    if before is None or not now.has_shapes_of(before):
+        return now
+    moved = (ops.distance(before.input, latents, 0), ops.distance(before.output, output, 0))
+    return now._replace(moved=moved)
 
 
 def _first_floats(values: Sequence[object]) -> Tensor | None:

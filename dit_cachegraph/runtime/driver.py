@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.planning.region import Region
 from dit_cachegraph.planning.stages import Role, Stage
@@ -19,21 +20,13 @@ from dit_cachegraph.requests.handoff import current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
 from dit_cachegraph.requests.match import find_partner
 from dit_cachegraph.requests.request import current_request
+from dit_cachegraph.runtime import replay
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region
 from dit_cachegraph.runtime.look import Looker
-from dit_cachegraph.runtime.models import REGISTRY, ModelState
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
 from dit_cachegraph.runtime.reading import Probed, StepReader
 from dit_cachegraph.runtime.recording import record, sampled
-from dit_cachegraph.runtime.replay import (
-    bases_of,
-    error_sums,
-    estimates,
-    joined,
-    put,
-    snapshots_of,
-)
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
 from dit_cachegraph.runtime.step import RegionStep, Step
@@ -55,7 +48,7 @@ class CachedModel:
         self._weights = WeightsReader(compiled.roles)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
-        self._settled = gatherer(_settled(compiled))
+        self._settled = gatherer(compiled.settled_conditioning)
         self.reader = StepReader(compiled)
         self.looker = Looker(compiled, self.reader)
         self._modulated_input = ModulatedInputReader(compiled)
@@ -143,17 +136,19 @@ class CachedModel:
         """Run a region, and hold what it did."""
         i, done, values = len(step.regions) - 1, step.regions[-1], step.values
         region, batch_dim, number = step.plan.regions[i], self._batch_dim, step.history.step
-        bases = bases_of(values, region)
+        bases = replay.bases_of(values, region)
         self.segments.run(values, stage.start, stage.stop)
         if done.cached is not None and step.plan.settings.observes_error:
-            estimated = estimates(region, done.cached, bases, number)
-            done.error_sums = error_sums(values, region, estimated, batch_dim)
+            estimated = replay.estimates(region, done.cached, bases, number)
+            done.error_sums = replay.error_sums(values, region, estimated, batch_dim)
         if step.plan.settings.common.dry_run is not None:
             probe = None if done.probe is None else sampled(done.probe, batch_dim)
             recorded = record(values, region, bases, batch_dim)
             done.recorded = recorded._replace(probe=probe, noise=step.noise)
         assert step.injected is not None
-        held = joined(region, done.cached, snapshots_of(values, region, bases), number)
+        held = replay.joined(
+            region, done.cached, replay.snapshots_of(values, region, bases), number
+        )
         done.cached = held._replace(probe=done.probe, injected=step.injected.of(region))
 
 
@@ -161,14 +156,7 @@ def _reuse(step: Step, region: Region) -> None:
     """Put the estimate of a region in its place."""
     done, values = step.regions[-1], step.values
     assert done.cached is not None
-    bases = bases_of(values, region)
-    put(values, region, estimates(region, done.cached, bases, step.history.step))
+    bases = replay.bases_of(values, region)
+    replay.put(values, region, replay.estimates(region, done.cached, bases, step.history.step))
     if done.probe is not None:
         done.cached = done.cached._replace(probe=done.probe)
-
-
-def _settled(compiled: CompiledTrunk) -> tuple[int, ...]:
-    """The conditioning that says whose a call is by what was written into it: all but what injected
-    residuals are made of, where a write moves the residual and nothing else."""
-    sources = {i for residual in compiled.trunk.injected for i in residual.sources}
-    return tuple([i for i in compiled.roles.conditioning if i not in sources])

@@ -55,7 +55,7 @@ class Looker:
 
     def look_at_clock(self, step: Step) -> None:
         """For a step that uses nothing and keeps nothing."""
-        self.identify(step, self._reader.read_clock(step.values, step.handoff))
+        self.identify(step, self._reader.read(step.values, step.handoff, Asked()))
 
     def identify(self, step: Step, reading: Reading) -> None:
         """Which track goes on, by what was read."""

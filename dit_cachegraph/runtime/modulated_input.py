@@ -7,7 +7,7 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.planning.region import DIMS_WITH_A_GRID, NO_GRID
+from dit_cachegraph.planning.grid import grid_of
 from dit_cachegraph.policy.rule import NoiseFilter
 from dit_cachegraph.runtime.slots import gatherer
 from dit_cachegraph.runtime.step import Step
@@ -37,7 +37,7 @@ class ModulatedInputReader:
         if noise_filter is None:
             return modulated
         latents = self._latents(step.values) if step.handoff is None else step.handoff.latents
-        grid = noise_filter.grid or _grid_of(latents[0] if latents else None, modulated.shape[-2])
+        grid = noise_filter.grid or grid_of(latents[0] if latents else None, modulated.shape[-2])
         if math.prod(grid) != modulated.shape[-2]:
             raise InvalidConfig(
                 f"seacache_grid {grid} has {math.prod(grid)} tokens, and block 0 of this model is "
@@ -54,15 +54,3 @@ class ModulatedInputReader:
                 level = ops.noise_level(timestep.to(modulated.device, non_blocking=True))
                 return 1 - level if step.model.requests.known.direction > 0 else level
         raise InvalidConfig("seacache filters by the noise level, and this graph has no timestep")
-
-
-def _grid_of(latents: object, num_tokens: int) -> tuple[int, ...]:
-    """The grid of the tokens of `[B, C, H, W]` or `[B, C, F, H, W]`, cut into square patches."""
-    if isinstance(latents, Tensor) and latents.dim() in DIMS_WITH_A_GRID:
-        *frames, height, width = latents.shape[2:]
-        patch = math.isqrt(math.prod(latents.shape[2:]) // num_tokens)
-        if patch > 0:
-            grid = (*frames, height // patch, width // patch)
-            if math.prod(grid) == num_tokens:
-                return grid
-    raise InvalidConfig(NO_GRID)

@@ -88,6 +88,7 @@ class StepReader:
         self._timesteps = gatherer(roles.timesteps)
         self._host_timesteps = gatherer(roles.host_timesteps)
         self._sampled = gatherer(roles.sampled_latents)
+        self._is_batched = roles.has_batched_sample(trunk.batch_dim)
         modulated = trunk.modulated_input
         self._batch_dims = {
             ProbeKind.RESIDUAL: trunk.batch_dim,
@@ -102,29 +103,30 @@ class StepReader:
         if handoff is None or not asked.needs_device:
             return self._read(values, asked)
         floats = [t for t in handoff.latents if t.is_floating_point()]
-        clocks, samples = map(ops.clock, handoff.timesteps), map(ops.latents_sample, floats[:1])
-        own = _split([*clocks, *samples], (2 * len(handoff.timesteps),), len(floats[:1]), ())
+        own_parts = [*map(ops.clock, handoff.timesteps), *map(ops.latents_sample, floats[:1])]
+        own = _split(own_parts, (2 * len(handoff.timesteps),), len(floats[:1]), ())
         reading = self._read(values, asked._replace(needs_device=asked.probed is not None))
         return reading._replace(clock=own.clock, sample=own.sample)
 
     def _read(self, values: Values, asked: Asked) -> Reading:
         timesteps = tensors(self._timesteps(values)) if asked.needs_device else []
         latents = _joined(tensors(self._sampled(values))) if asked.needs_device else []
+        num_rows = len(latents[0]) if latents and self._is_batched else len(latents)
         num_clock, probed = 2 * len(timesteps), asked.probed
         if probed is not None and asked.is_residual_alone:
             parts = [self._measured(values, probed, (*timesteps, *latents))]
-            num_sample = ops.LATENTS_SAMPLE_SIZE * len(latents)
+            num_sample = ops.LATENTS_SAMPLE_SIZE * num_rows
             num_sums = [len(parts[0]) - num_clock - num_sample]
         else:
             tables = [table.reshape(-1) for table in self._tables(asked)]
             num_sums = [len(table) for table in tables]
-            clocks, samples = map(ops.clock, timesteps), map(ops.latents_sample, latents)
-            parts = [*clocks, *tables, *samples]
+            samples = [ops.latents_sample(one, is_batched=self._is_batched) for one in latents]
+            parts = [*map(ops.clock, timesteps), *tables, *samples]
         if asked.injected is not None:
             parts.append(asked.injected)
         # On another device than the stream: reading them waits for nothing.
         host = [n for t in tensors(self._host_timesteps(values)) for n in ops.clock(t).tolist()]
-        return _split(parts, (num_clock, *num_sums), len(latents), host)
+        return _split(parts, (num_clock, *num_sums), num_rows, host)
 
     def _measured(self, values: Values, probed: Probed, others: Sequence[Tensor]) -> Tensor:
         """Clock, sums and latents sample by one compiled pass. With nothing to compare with, what
@@ -145,10 +147,6 @@ class StepReader:
         """The diff of a further region."""
         return read_sums(self._sums(probed))
 
-    def read_clock(self, values: Values, handoff: CallHandoff | None) -> Reading:
-        """Timestep and latents sample alone."""
-        return self.read(values, handoff, Asked())
-
     def _sums(self, probed: Probed) -> Tensor:
         assert probed.anchor is not None
         kind, downsample_factor, important, _ = probed.probe
@@ -164,18 +162,19 @@ def _joined(latents: list[Tensor]) -> list[Tensor]:
 
 
 def _split(
-    parts: Sequence[Tensor], lengths: Sequence[int], num_samples: int, host_clock: Sequence[float]
+    parts: Sequence[Tensor], lengths: Sequence[int], num_rows: int, host_clock: Sequence[float]
 ) -> Reading:
     """Copy the parts to the host as one vector, and take that apart: the one place that knows its
-    order. `lengths` are those of the clocks, and of each table of sums."""
+    order. `lengths` are those of the clocks, and of each table of sums; `num_rows` of the latents
+    sample come after them."""
     if not parts:
         return Reading(tuple(host_clock) or None)
     vector = ops.to_host(parts[0] if len(parts) == 1 else torch.cat(list(parts)))
-    *ends, end = accumulate((*lengths, ops.LATENTS_SAMPLE_SIZE * num_samples))
+    *ends, end = accumulate((*lengths, ops.LATENTS_SAMPLE_SIZE * num_rows))
     numbers = vector[: ends[-1]].tolist()
     clock = (*host_clock, *numbers[: ends[0]])
     sums = [_sums(numbers[start:stop]) for start, stop in pairwise(ends)]
-    sample = vector.numpy()[ends[-1] : end] if num_samples else None
+    sample = vector.numpy()[ends[-1] : end] if num_rows else None
     change = Change(sums[1], sums[2]) if len(sums) == 3 else None
     injected = tuple(vector[end:].tolist()) if len(vector) > end else ()
     return Reading(clock or None, sample, sums[0] if sums else NO_SUMS, change, injected)

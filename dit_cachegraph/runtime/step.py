@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dit_cachegraph.models import ModelState
 from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.rule import Companion, Decision, History, Observation
@@ -22,7 +23,6 @@ from dit_cachegraph.requests.request import Request
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.cached_state import CachedRegion, CachedState
 from dit_cachegraph.runtime.injected import Injected
-from dit_cachegraph.runtime.models import ModelState
 from dit_cachegraph.runtime.reading import Reading
 from dit_cachegraph.runtime.slots import Values
 from dit_cachegraph.runtime.weights import Weights

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.plan import FragmentRoles, Uncacheable
 from dit_cachegraph.requests.handoff import hand_on
-from dit_cachegraph.runtime.models import REGISTRY
 
 
 class UncachedModel:

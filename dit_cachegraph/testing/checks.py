@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from dit_cachegraph.api import configure, reset, summary
 from dit_cachegraph.exc import NotCachedWarning
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.report import GraphReport
 from dit_cachegraph.runtime.driver import CachedModel
-from dit_cachegraph.runtime.models import REGISTRY
 from dit_cachegraph.targets import modules_in
 from dit_cachegraph.testing.expect import NotCacheable, expect
 from dit_cachegraph.testing.run import Inputs, again, call, redraw, relative_error

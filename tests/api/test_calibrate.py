@@ -16,9 +16,9 @@ from dit_cachegraph.calibration.find_mask import find_masks, reuse_costs
 from dit_cachegraph.calibration.pictures import as_array, psnr_db, ssim
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.recorded import Recorded
-from dit_cachegraph.runtime.models import REGISTRY
 from support.toy_dits import CrossDiT, toy_inputs
 
 ORDER_1 = TaylorSeer(taylorseer_order=1)

@@ -13,7 +13,7 @@ from torch import nn
 
 import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import pipeline_around
-from dit_cachegraph.runtime.step_log import MAX_STEPS_KEPT, StepLog, StepReport
+from dit_cachegraph.step_log import MAX_STEPS_KEPT, StepLog, StepReport
 from support.tiny_models import POOLED_DIM, TEXT_DIM, build_flux
 from support.toy_dits import adding_dit, toy_inputs
 from support.toy_runs import compile_toy, run, toy_steps

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import dit_cachegraph as dc
-from dit_cachegraph.runtime.models import REGISTRY
+from dit_cachegraph.models import REGISTRY
 from oracles.signals import run_eagerly
 from support.image_runs import image_of
 from support.running import compile_cached, run_step

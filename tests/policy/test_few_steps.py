@@ -5,7 +5,7 @@ import pytest
 import dit_cachegraph as dc
 from dit_cachegraph.few_steps import why_nothing_gained
 from dit_cachegraph.policy.presets import PRESETS
-from dit_cachegraph.runtime.step_log import StepReport
+from dit_cachegraph.step_log import StepReport
 from support.image_runs import image_of
 from support.running import compile_cached, relative_error, run_all
 from support.tiny_models import FLUX, WAN

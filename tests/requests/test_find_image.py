@@ -127,6 +127,18 @@ def test_closeness_ignores_what_stands_still():
     assert closeness(a, a) == 1.0
 
 
+def test_a_batch_is_as_near_as_the_picture_that_moved_most():
+    """Of 256 numbers a picture; a batch that is read as one flat tensor is one picture."""
+    before = np.concatenate([noise(i) for i in range(4)])
+    moved = 0.95 * before + 0.05 * np.concatenate([noise(i) for i in range(4, 8)])
+    assert closeness(moved, before) > 0.9
+    swapped = moved.copy()
+    swapped[512:768] = noise(9)
+    assert closeness(swapped, before) == closeness(noise(9), before[512:768]) < MIN_CORRELATION
+    swapped[700] = np.nan
+    assert closeness(swapped, before) is None
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_closeness_of_values_that_are_not_finite_is_not_known(bad):
@@ -156,6 +168,9 @@ def test_samples_of_independent_latents_are_apart(shape):
     a, b = torch.randn(2, *shape, generator=generator)
     samples = [ops.latents_sample(x).numpy() for x in (a, b, 0.9 * a + 0.1 * b)]
     assert samples[0].shape == (256,)
+    assert ops.latents_sample(a, is_batched=True).shape == (256 * a.shape[0],)
+    for i, row in enumerate(ops.latents_sample(a, is_batched=True).reshape(-1, 256)):
+        assert torch.equal(row, ops.latents_sample(a[i]))
     if a.numel() > 1000:
         assert abs(closeness(samples[0], samples[1])) < MIN_CORRELATION
         columns = {float(x) for x in samples[0]}

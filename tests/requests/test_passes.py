@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dit_cachegraph as dc
 from dit_cachegraph.requests.match import AMBIGUOUS
-from dit_cachegraph.runtime.step_log import StepReport
+from dit_cachegraph.step_log import StepReport
 from support.toy_dits import DIM, NUM_TOKENS, CrossDiT, GatedBlock, JointDiT, ToyDiT
 
 NUM_STEPS = 10

@@ -212,3 +212,26 @@ def test_latents_written_in_place(model, images):
             buffer.copy_(step["hidden_states"])
             ran.append(run_step(compiled, {**step, "hidden_states": buffer}))
         assert_same_run(ran, oracle_of(model), image)
+
+
+@pytest.mark.parametrize("inner_backend", ["eager", "inductor"])
+@pytest.mark.parametrize("slot", [0, 2])
+def test_a_slot_of_a_batch_that_is_refilled_half_way_computes(model, inner_backend, slot):
+    """A server puts a new picture, at the same noise level, in the place of one that was cancelled.
+    All the rest of the batch goes on."""
+    batch = image_of(model, batch=3)
+    others = under(batch[0], image_of(model, seed=1, batch=3))
+    mask = {"steps_computation_mask": [1, 1, 0, 0, 0, 0, 1], "steps_computation_policy": "static"}
+    compiled = compile_cached(model, inner_backend, max_warmup_steps=0, **mask)
+    assert [run_step(compiled, step).hit for step in batch[:5]] == [False, False, True, True, True]
+
+    dc.reset(compiled)
+    for step in batch[:4]:
+        run_step(compiled, step)
+    latents = batch[4]["hidden_states"].clone()
+    latents[slot] = others[4]["hidden_states"][slot]
+    refilled = at_step(batch[4], latents, batch[4]["timestep"])
+    ran = run_step(compiled, refilled)
+    assert (ran.hit, dc.summary(compiled).steps[-1].step) == (False, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(ran.output, model(**refilled)[0], atol=1e-5, rtol=1e-4)

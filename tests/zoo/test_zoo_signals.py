@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import dit_cachegraph as dc
-from dit_cachegraph.runtime.models import REGISTRY
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.testing.run import call
 from zoo.entries import IMAGES, VIDEOS
 

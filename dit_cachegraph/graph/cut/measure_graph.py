@@ -52,6 +52,7 @@ def measure_graph(
         inputs[3 : 3 + len(timesteps)],
         latents=inputs[-1] if sampled else None,
         batch_dim=batch_dim,
+        is_batched=roles.has_batched_sample(batch_dim),
     )
     graph.output((cast(fx.Proxy, observed).node,))
     module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.requests.table import RequestTable
-from dit_cachegraph.runtime.step_log import StepLog
+from dit_cachegraph.step_log import StepLog
 
 MAX_RECORDINGS = 16
 
