@@ -23,6 +23,7 @@ from dit_cachegraph.graph.prepare.move_numbers import move_numbers
 from dit_cachegraph.graph.prepare.plain_writes import plain_writes
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
+from dit_cachegraph.graph.understand.check_share import check_share
 from dit_cachegraph.graph.understand.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.understand.match_pattern import Pattern, match_pattern
 from dit_cachegraph.plan import Uncacheable
@@ -79,6 +80,7 @@ def _understand(gm: fx.GraphModule) -> tuple[Assignment, Pattern]:
     sequences = find_blocks(gm)
     check_fragment(gm)
     assignment = assign_nodes(gm, sequences)
+    check_share(gm, sequences, assignment)
     check_effects(assignment)
     return assignment, match_pattern(sequences, assignment)
 

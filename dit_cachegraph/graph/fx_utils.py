@@ -4,6 +4,7 @@ Dynamo's own metadata is read here and nowhere else: `nn_module_stack` and `exam
 `grapharg` and `_dynamo_source` of placeholders (2.1 on).
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -197,13 +198,14 @@ def _size_key(size: int | torch.SymInt) -> object:
 
 def num_elements_hint(value: object) -> int:
     """How many elements a value holds, at the sizes of the call that is being compiled."""
-    total = 0
-    for tensor in tensors_in(value):
-        count = 1
-        for size in tensor.shape:
-            count *= int(size) if not isinstance(size, torch.SymInt) else _size_hint(size)
-        total += count
-    return total
+    return sum(math.prod(size_hints(tensor)) for tensor in tensors_in(value))
+
+
+def size_hints(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The sizes of a tensor in the call that is being compiled; 1 for one that depends on data."""
+    return tuple(
+        _size_hint(size) if isinstance(size, torch.SymInt) else int(size) for size in tensor.shape
+    )
 
 
 def _size_hint(size: torch.SymInt) -> int:
