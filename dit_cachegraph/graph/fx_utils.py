@@ -5,6 +5,7 @@ Dynamo's own metadata is read here and nowhere else: `nn_module_stack` and `exam
 """
 
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from dit_cachegraph.plan import Block
 
 _MODULES_DICT = re.compile(r"(?:\.__dict__\['_modules'\]|\._modules)\['([^']+)'\]")
+_ITEM = re.compile(r"\[(\d+)\]")
 _ROOT = re.compile(r"^[LG]\['[^']*'\](?:\.__self__)?\.?")
 
 
@@ -24,9 +26,10 @@ def normalize_path(path: str) -> str:
     """`L['self'].__dict__['_modules']['blocks'].3.attn` -> `blocks.3.attn`.
 
     Dynamo spells a module's path as it was reached: diffusers' `__getattr__` makes it go through
-    `__dict__`, and the root may be any local or global name, or that of a bound method.
+    `__dict__`, and the root may be any local or global name, or that of a bound method. An item of
+    a Python list or tuple has brackets.
     """
-    return _ROOT.sub("", _MODULES_DICT.sub(r".\1", path)).lstrip(".")
+    return _ITEM.sub(r".\1", _ROOT.sub("", _MODULES_DICT.sub(r".\1", path))).lstrip(".")
 
 
 def module_stack(node: fx.Node) -> list[tuple[str, str, object]]:
@@ -137,7 +140,7 @@ def target_key(node: fx.Node) -> object:
         return repr(node.target)
     owner = node.graph.owning_module
     if node.op == "get_attr" and owner is not None:
-        graph = dict(owner.named_children()).get(str(node.target))
+        graph = operator.attrgetter(str(node.target))(owner)
         if isinstance(graph, fx.GraphModule) and not graph.graph.find_nodes(op="get_attr"):
             return graph.code
     return node.target

@@ -11,6 +11,7 @@ to nothing, and replay what should follow each step. Of 101 transformers of diff
 from collections.abc import Sequence
 
 from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.find.check_fragment import where_it_broke
@@ -19,22 +20,24 @@ from dit_cachegraph.graph.understand.assign_nodes import ARGUMENT, Assignment
 from dit_cachegraph.graph.understand.count_work import work_of
 from dit_cachegraph.plan import BlockSequence, Costs
 
-MIN_SHARE_OF_WORK = 0.5
+MIN_SHARE = 0.5
 
 
 def check_share(
     gm: fx.GraphModule, sequences: Sequence[BlockSequence], assignment: Assignment
 ) -> None:
-    """Raise `CannotCut` if the blocks do less than half of the work that is known of the graph."""
-    num_blocks = len(assignment.blocks)
-    costs = costs_of(assignment)
+    """Raise `CannotCut` if the blocks do less than half of the work of the graph; where it is not
+    known, since sizes depend on data, if they hold less than half of the weights."""
+    costs, num_blocks = costs_of(assignment), len(assignment.blocks)
     work, weights = costs.share_of_work(0, num_blocks), costs.share_of_weights(0, num_blocks)
-    if work is None or work >= MIN_SHARE_OF_WORK:
+    is_unknown = work is None and any(map(_depends_on_data, assignment.nodes))
+    share = weights if is_unknown else work
+    if share is None or share >= MIN_SHARE:
         return
+    done = "" if work is None else f"do {work:.0%} of the work of this graph and "
     found = " + ".join(map(str, sequences)) + call_of(assignment.blocks[0], assignment.nodes)
-    held = "" if weights is None else f" and hold {weights:.0%} of its weights"
     raise CannotCut(
-        f"the blocks that were found ({found}) do {work:.0%} of the work of this graph{held}, so "
+        f"the blocks that were found ({found}) {done}hold {weights or 0:.0%} of its weights, so "
         "they are not its trunk, and a hit would save little; keep the blocks of the trunk in a "
         "list (`nn.ModuleList`) and call each as a module; if they are in one, a graph break may "
         f"have kept them out of this graph{where_it_broke(gm)}"
@@ -42,17 +45,24 @@ def check_share(
 
 
 def costs_of(assignment: Assignment) -> Costs:
-    """What each segment of a graph costs."""
+    """What each segment of a graph costs. Where sizes depend on data, no work is known."""
     work, weights = [0] * assignment.num_segments, [0] * assignment.num_segments
+    is_known = True
     for node in assignment.nodes:
         segment = assignment.segment_of.get(node)
         if segment is None:
             continue
         if segment != ARGUMENT:
-            work[segment] += work_of(node)
+            done = work_of(node)
+            work[segment] += done
+            is_known = is_known and not (done and _depends_on_data(node))
         elif isinstance(value_of(node), nn.Parameter):
             weights[_reader(node, assignment)] += num_elements_hint(value_of(node))
-    return Costs(tuple(work), tuple(weights))
+    return Costs(tuple(work) if is_known else (0,) * len(work), tuple(weights))
+
+
+def _depends_on_data(node: fx.Node) -> bool:
+    return bool(free_unbacked_symbols(value_of(node)))
 
 
 def _reader(weight: fx.Node, assignment: Assignment) -> int:
