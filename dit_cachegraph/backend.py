@@ -19,10 +19,12 @@ from dit_cachegraph.graph.cut.segment_graph import Cut, segment_graph
 from dit_cachegraph.graph.find.check_fragment import check_fragment, model_being_called
 from dit_cachegraph.graph.find.find_blocks import find_blocks
 from dit_cachegraph.graph.fx_utils import weight_arguments
+from dit_cachegraph.graph.prepare.inline_checkpoints import inline_checkpoints
 from dit_cachegraph.graph.prepare.move_numbers import move_numbers
 from dit_cachegraph.graph.prepare.plain_writes import plain_writes
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
+from dit_cachegraph.graph.understand.check_share import check_share
 from dit_cachegraph.graph.understand.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.understand.match_pattern import Pattern, match_pattern
 from dit_cachegraph.plan import Uncacheable
@@ -65,6 +67,7 @@ def cachedit(
 def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
     """Find the blocks of a graph and cut it along them: all stages but the compilation."""
     try:
+        inline_checkpoints(gm)
         move_numbers(gm)
         plain_writes(gm)
         assignment, pattern = _understand(gm)
@@ -79,6 +82,7 @@ def _understand(gm: fx.GraphModule) -> tuple[Assignment, Pattern]:
     sequences = find_blocks(gm)
     check_fragment(gm)
     assignment = assign_nodes(gm, sequences)
+    check_share(gm, sequences, assignment)
     check_effects(assignment)
     return assignment, match_pattern(sequences, assignment)
 

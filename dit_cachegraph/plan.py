@@ -93,6 +93,29 @@ class InjectedResidual:
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What each segment costs. `work`: floating-point operations, at the sizes of the call that was
+    compiled; `weights`: elements of parameters, each counted once, where a block first reads it."""
+
+    work: tuple[int, ...]
+    weights: tuple[int, ...]
+
+    def share_of_work(self, start: int, stop: int) -> float | None:
+        """The share of all work that the blocks `start..stop-1` do; None where none is known of any
+        block."""
+        return _share(self.work, start, stop)
+
+    def share_of_weights(self, start: int, stop: int) -> float | None:
+        """The share of all weights that these blocks hold; None where no block has any."""
+        return _share(self.weights, start, stop)
+
+
+def _share(costs: Sequence[int], start: int, stop: int) -> float | None:
+    """Block `i` is segment `i + 1`."""
+    return sum(costs[start + 1 : stop + 1]) / sum(costs) if any(costs[1:-1]) else None
+
+
+@dataclass(frozen=True, slots=True)
 class Trunk:
     """The whole cut graph: what the driver walks.
 
@@ -116,6 +139,7 @@ class Trunk:
     measure_sizes: tuple[int, ...]
     batch_dim: int | None
     modulated_input: ModulatedInput | str
+    costs: Costs
     signature: int
 
     @property

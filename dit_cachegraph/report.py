@@ -20,7 +20,12 @@ NUM_STEPS_SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class GraphReport:
-    """One Dynamo graph: what was found, cut and compiled, or why it isn't cached."""
+    """One Dynamo graph: what was found, cut and compiled, or why it isn't cached.
+
+    `share_of_weights` and `share_of_work` are those of the blocks in what the graph holds and does,
+    `share_skipped` is that of the work of the regions; None where there are no weights, or no
+    products to count.
+    """
 
     block_lists: tuple[BlockListReport, ...]
     num_blocks: int
@@ -30,6 +35,9 @@ class GraphReport:
     regions: tuple[tuple[int, int], ...]
     compile_seconds: float | None
     refusals: tuple[str, ...]
+    share_of_weights: float | None = None
+    share_of_work: float | None = None
+    share_skipped: float | None = None
 
     def __str__(self) -> str:
         if self.refusals:
@@ -49,7 +57,20 @@ class GraphReport:
         elif self.regions:
             num_blocks = sum(stop - start for start, stop in self.regions)
             lines.append(f"  {len(self.regions)} regions, of {num_blocks} blocks in all")
+        lines += filter(None, [self._shares()])
         return "\n".join(lines)
+
+    def _shares(self) -> str:
+        """`the blocks are 93% of the model's weights; a hit skips 88% of its work`."""
+        parts = []
+        if self.share_of_weights is not None:
+            parts.append(f"the blocks are {self.share_of_weights:.0%} of the model's weights")
+        if self.share_skipped is not None and self.regions:
+            at_most = "a hit skips" if len(self.regions) == 1 else "hits skip up to"
+            parts.append(f"{at_most} {self.share_skipped:.0%} of its work")
+        elif self.share_of_work is not None:
+            parts.append(f"the blocks do {self.share_of_work:.0%} of its work")
+        return "  " + "; ".join(parts) if parts else ""
 
     @property
     def region(self) -> tuple[int, int] | None:
@@ -206,6 +227,8 @@ def graph_report(
     compile_seconds: float | None = None,
 ) -> GraphReport:
     """The report of a trunk that was cut."""
+    skipped = [trunk.costs.share_of_work(start, stop) for start, stop in regions]
+    known = [share for share in skipped if share is not None]
     return GraphReport(
         block_lists=trunk.block_lists,
         num_blocks=trunk.num_blocks,
@@ -215,6 +238,9 @@ def graph_report(
         regions=regions,
         compile_seconds=compile_seconds,
         refusals=(),
+        share_of_weights=trunk.costs.share_of_weights(0, trunk.num_blocks),
+        share_of_work=trunk.costs.share_of_work(0, trunk.num_blocks),
+        share_skipped=sum(known) if known else None,
     )
 
 

@@ -4,6 +4,8 @@ Dynamo's own metadata is read here and nowhere else: `nn_module_stack` and `exam
 `grapharg` and `_dynamo_source` of placeholders (2.1 on).
 """
 
+import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from dit_cachegraph.plan import Block
 
 _MODULES_DICT = re.compile(r"(?:\.__dict__\['_modules'\]|\._modules)\['([^']+)'\]")
+_ITEM = re.compile(r"\[(\d+)\]")
 _ROOT = re.compile(r"^[LG]\['[^']*'\](?:\.__self__)?\.?")
 
 
@@ -23,9 +26,10 @@ def normalize_path(path: str) -> str:
     """`L['self'].__dict__['_modules']['blocks'].3.attn` -> `blocks.3.attn`.
 
     Dynamo spells a module's path as it was reached: diffusers' `__getattr__` makes it go through
-    `__dict__`, and the root may be any local or global name, or that of a bound method.
+    `__dict__`, and the root may be any local or global name, or that of a bound method. An item of
+    a Python list or tuple has brackets.
     """
-    return _ROOT.sub("", _MODULES_DICT.sub(r".\1", path)).lstrip(".")
+    return _ITEM.sub(r".\1", _ROOT.sub("", _MODULES_DICT.sub(r".\1", path))).lstrip(".")
 
 
 def module_stack(node: fx.Node) -> list[tuple[str, str, object]]:
@@ -136,7 +140,7 @@ def target_key(node: fx.Node) -> object:
         return repr(node.target)
     owner = node.graph.owning_module
     if node.op == "get_attr" and owner is not None:
-        graph = dict(owner.named_children()).get(str(node.target))
+        graph = operator.attrgetter(str(node.target))(owner)
         if isinstance(graph, fx.GraphModule) and not graph.graph.find_nodes(op="get_attr"):
             return graph.code
     return node.target
@@ -197,13 +201,14 @@ def _size_key(size: int | torch.SymInt) -> object:
 
 def num_elements_hint(value: object) -> int:
     """How many elements a value holds, at the sizes of the call that is being compiled."""
-    total = 0
-    for tensor in tensors_in(value):
-        count = 1
-        for size in tensor.shape:
-            count *= int(size) if not isinstance(size, torch.SymInt) else _size_hint(size)
-        total += count
-    return total
+    return sum(math.prod(size_hints(tensor)) for tensor in tensors_in(value))
+
+
+def size_hints(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The sizes of a tensor in the call that is being compiled; 1 for one that depends on data."""
+    return tuple(
+        _size_hint(size) if isinstance(size, torch.SymInt) else int(size) for size in tensor.shape
+    )
 
 
 def _size_hint(size: torch.SymInt) -> int:

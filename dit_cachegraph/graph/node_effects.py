@@ -82,7 +82,7 @@ def writes_of(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     for written in _nodes_in(_written(node)):
         yield node, written
     operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
-    for writer, storages in (write for body in _bodies(node) for write in _writes_outside(body)):
+    for writer, storages in (write for body in bodies_of(node) for write in _writes_outside(body)):
         same = [n for n in operands if storages_of(n) & storages]
         # A body may be given parts of an operand, as values of its own.
         yield from ((writer, operand) for operand in same or operands)
@@ -92,7 +92,7 @@ def random_node(node: fx.Node) -> fx.Node | None:
     """What draws random numbers where this node is run: the node itself, or one in a body of it."""
     if _is_random(node):
         return node
-    inside = (random_node(inner) for body in _bodies(node) for inner in body.graph.nodes)
+    inside = (random_node(inner) for body in bodies_of(node) for inner in body.graph.nodes)
     return next((found for found in inside if found is not None), None)
 
 
@@ -101,7 +101,7 @@ def changes_layout(node: fx.Node) -> bool:
     return any(torch.Tag.inplace_view in overload.tags for overload in _operator_of(node))
 
 
-def _bodies(node: fx.Node) -> Iterator[fx.GraphModule]:
+def bodies_of(node: fx.Node) -> Iterator[fx.GraphModule]:
     """The graphs that a higher-order operator is given to run."""
     owner = node.graph.owning_module
     for argument in node.all_input_nodes:

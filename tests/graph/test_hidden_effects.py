@@ -1,4 +1,4 @@
-"""Effects that a node of the graph doesn't show: those of the bodies that it runs (`checkpoint`,
+"""Effects that a node of the graph doesn't show: those of the bodies that it runs (`wrap`,
 `cond`), and writes that no schema tells. Each beside its neighbour that must pass."""
 
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.wrap import wrap
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from support.toy_dits import DIM, NUM_TOKENS, ToyDiT
 from support.toy_runs import assert_cached, assert_refused
@@ -48,8 +48,9 @@ class LogDiT(ToyDiT):
         return h + log
 
 
-def checkpointed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    return checkpoint(function, *tensors, use_reentrant=False)
+def wrapped(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """By the simplest of the higher-order operators: it runs what it is given."""
+    return wrap(function, *tensors)
 
 
 def halved(h: Tensor, log: Tensor) -> Tensor:
@@ -58,52 +59,52 @@ def halved(h: Tensor, log: Tensor) -> Tensor:
 
 
 def halved_two_bodies_deep(h: Tensor, log: Tensor) -> Tensor:
-    return checkpointed(halved, h, log).sin()
+    return wrapped(halved, h, log).sin()
 
 
-def write_in_checkpoint(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
-    return checkpointed(halved, h, log)
+def write_in_body(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
+    return wrapped(halved, h, log)
 
 
-def write_in_nested_checkpoints(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
-    return checkpointed(halved_two_bodies_deep, h, log)
+def write_in_nested_bodies(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
+    return wrapped(halved_two_bodies_deep, h, log)
 
 
-def write_in_checkpoint_to_a_view(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
-    return checkpointed(lambda x, part: halved(x, part[:, :1]), h, log[:, 1:])
+def write_in_body_to_a_view(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
+    return wrapped(lambda x, part: halved(x, part[:, :1]), h, log[:, 1:])
 
 
 @pytest.mark.parametrize(
     "body",
-    named(write_in_checkpoint, write_in_nested_checkpoints, write_in_checkpoint_to_a_view),
+    named(write_in_body, write_in_nested_bodies, write_in_body_to_a_view),
 )
 def test_write_in_a_body_to_what_the_block_did_not_make(body: Body) -> None:
     sentence = r"blocks\.0 writes in place \(`mul_` at \w+\.py:\d+\) to `\w+`, a value of prologue"
     assert_refused(LogDiT(body), sentence)
 
 
-def write_in_checkpoint_to_a_copy(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
-    return checkpointed(halved, h, log.clone())
+def write_in_body_to_a_copy(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
+    return wrapped(halved, h, log.clone())
 
 
-def write_in_checkpoint_to_its_own(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
-    return checkpointed(lambda x, other: halved(x, other + 1), h, log)
+def write_in_body_to_its_own(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
+    return wrapped(lambda x, other: halved(x, other + 1), h, log)
 
 
-def no_write_in_checkpoint(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
-    return checkpointed(torch.add, h, log)
+def no_write_in_body(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
+    return wrapped(torch.add, h, log)
 
 
 @pytest.mark.parametrize(
     "body",
-    named(write_in_checkpoint_to_a_copy, write_in_checkpoint_to_its_own, no_write_in_checkpoint),
+    named(write_in_body_to_a_copy, write_in_body_to_its_own, no_write_in_body),
 )
 def test_no_write_in_a_body_that_anyone_sees(body: Body) -> None:
     assert assert_cached(LogDiT(body)).num_blocks == 4
 
 
-def dropout_in_checkpoint(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
-    return checkpointed(lambda x: F.dropout(x, 0.5, block.training), h)
+def dropout_in_body(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
+    return wrapped(lambda x: F.dropout(x, 0.5, block.training), h)
 
 
 def noise_in_a_branch(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
@@ -112,13 +113,13 @@ def noise_in_a_branch(block: BodyBlock, h: Tensor, log: Tensor) -> Tensor:
     return torch.cond(h.sum() > -1e9, lambda x: x + torch.rand_like(x), torch.cos, (h,))
 
 
-@pytest.mark.parametrize("body", named(dropout_in_checkpoint, noise_in_a_branch))
+@pytest.mark.parametrize("body", named(dropout_in_body, noise_in_a_branch))
 def test_random_numbers_in_a_body(body: Body) -> None:
     sentence = r"blocks\.0 draws random numbers \(`\w+` at \w+\.py:\d+\).*call `eval\(\)`"
     assert_refused(LogDiT(body).train(), sentence)
 
 
-@pytest.mark.parametrize("body", named(dropout_in_checkpoint, noise_in_a_branch))
+@pytest.mark.parametrize("body", named(dropout_in_body, noise_in_a_branch))
 def test_no_random_numbers_in_a_body_in_eval(body: Body) -> None:
     assert assert_cached(LogDiT(body).eval()).num_blocks == 4
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dit_cachegraph as dc
-from support.toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT, writing_dit
+from support.toy_dits import DIM, GatedBlock, ToyDiT, writing_dit
 from support.toy_runs import assert_cached, assert_refused, compile_toy, run, toy_steps
 
 Draw = Callable[[Tensor, bool], Tensor]
@@ -181,12 +181,12 @@ class GlueDiT(ToyDiT):
     """Between the blocks `glue` is called on the temb, which depends on no block."""
 
     def __init__(self, glue: Glue) -> None:
-        super().__init__([AddingBlock(1.0) for _ in range(4)])
+        super().__init__([GatedBlock() for _ in range(4)])
         self.glue = glue
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
         for block in self.blocks:
-            h = block(h, self.glue(temb))
+            h = block(h, temb + self.glue(temb))
         return h
 
 

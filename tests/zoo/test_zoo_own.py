@@ -17,8 +17,19 @@ from zoo.own_dits import (
     TwiceDiT,
     UShapedDiT,
 )
+from zoo.own_layers import (
+    BesideDiT,
+    CheckpointedDiT,
+    ListOfDictsDiT,
+    ListOfListsDiT,
+    ReentrantDiT,
+    TuplesDiT,
+    ZippedDiT,
+)
 
 NO_CHAIN = "no list of at least two blocks of which each feeds the next"
+
+WRITES = "writes in place (`add_` at own_dits.py:"
 
 
 def text(draw: Draw) -> Inputs:
@@ -55,9 +66,16 @@ SOUND = (
     own("pair", PairDiT, "blocks", depth=2),
     own("dictionary", DictDiT, "blocks"),
     own("functions", FunctionsDiT, "weights"),
+    own("list_of_lists", ListOfListsDiT, "layers"),
+    own("list_of_dicts", ListOfDictsDiT, "layers"),
+    own("zipped", ZippedDiT, "mlps"),
+    own("tuples", TuplesDiT, "mlps"),
+    own("checkpointed", CheckpointedDiT, "blocks"),
+    own("reentrant", ReentrantDiT, "blocks"),
+    own("beside_small_layers", BesideDiT, "blocks"),
 )
 REFUSED = (
-    own("writes", PreNormDiT, "blocks", refusal="writes in place (`add_` at own_dits.py:"),
+    own("writes", PreNormDiT, "blocks", refusal=WRITES),
     own("side_by_side", ParallelDiT, "blocks", refusal=NO_CHAIN),
     own("widening", UShapedDiT, "down", refusal="hands on nothing that it was given"),
     own("picked_tokens", ExpertsDiT, "blocks", refusal="has a size that depends on data"),
@@ -78,6 +96,13 @@ REFUSED = (
         depth=2,
         refusal="this graph calls no module of a list",
     ),
+    own("unchained_lists", ListOfListsDiT, "layers", refusal=NO_CHAIN),
+    own("unchained_dicts", ListOfDictsDiT, "layers", refusal=NO_CHAIN),
+    own("unchained_zip", ZippedDiT, "mlps", refusal=NO_CHAIN),
+    own("unchained_tuples", TuplesDiT, "mlps", refusal=NO_CHAIN),
+    own("checkpointed_writes", CheckpointedDiT, "blocks", refusal=WRITES),
+    own("reentrant_writes", ReentrantDiT, "blocks", refusal=WRITES),
+    own("beside_functions", BesideDiT, "blocks", refusal="so they are not its trunk"),
 )
 
 

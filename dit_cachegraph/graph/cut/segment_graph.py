@@ -34,6 +34,7 @@ from dit_cachegraph.graph.fx_utils import (
 )
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_name
+from dit_cachegraph.graph.understand.check_share import costs_of
 from dit_cachegraph.graph.understand.find_injected import find_injected
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.graph.understand.match_pattern import Pattern
@@ -252,6 +253,7 @@ def _trunk(
         measure_sizes=(),
         batch_dim=None,
         modulated_input="",
+        costs=costs_of(assignment),
         signature=0,
     )
 

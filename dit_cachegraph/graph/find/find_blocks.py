@@ -16,6 +16,7 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.find.check_fragment import where_it_broke
+from dit_cachegraph.graph.find.find_layers import ModuleCall, with_layers
 from dit_cachegraph.graph.find.find_repeats import find_repeats
 from dit_cachegraph.graph.find.join_lists import has_repeats, is_chained, join_lists
 from dit_cachegraph.graph.fx_utils import call_of, module_stack, num_elements_hint, value_of
@@ -77,24 +78,35 @@ def _why_no_blocks(candidates: list[BlockSequence], nodes: list[fx.Node], where:
 
 
 def _module_lists(nodes: list[fx.Node]) -> list[BlockSequence]:
-    """Every list of which a module is called, at any depth, with the node span of each call."""
+    """Every list of which a module is called, at any depth, with the node span of each call; lists
+    of layers in the place of those of their parts."""
     calls = [
-        (i, call, path, cls.__name__ if isinstance(cls, type) else str(cls).rpartition(".")[2])
+        ModuleCall(
+            i, key, path, cls.__name__ if isinstance(cls, type) else str(cls).rpartition(".")[2]
+        )
         for i, node in enumerate(nodes)
         # Parameters have a module path too, but stand together before the first call.
         if node.op != "placeholder"
-        for call, path, cls in module_stack(node)
+        for key, path, cls in module_stack(node)
     ]
-    called = {path for _, _, path, _ in calls}
+    return with_layers(_lists_of_calls(calls), calls, nodes)
+
+
+def _class_name(cls: object) -> str:
+    return cls.__name__ if isinstance(cls, type) else str(cls).rpartition(".")[2]
+
+
+def _lists_of_calls(calls: list[ModuleCall]) -> list[BlockSequence]:
+    called = {call.path for call in calls}
     lists: dict[tuple[str, str], dict[tuple[str, str], Block]] = defaultdict(dict)
-    for i, call, path, cls in calls:
+    for i, key, path, cls in calls:
         container, _, index = path.rpartition(".")
         if not container or not (index.isdigit() or container not in called):
             continue
         # A dictionary (`nn.ModuleDict`) may hold one thing of many kinds: each kind is a list.
         blocks = lists[container, "" if index.isdigit() else cls]
-        first = blocks[path, call].first if (path, call) in blocks else i
-        blocks[path, call] = Block(path, first, i, cls)
+        first = blocks[path, key].first if (path, key) in blocks else i
+        blocks[path, key] = Block(path, first, i, cls)
     return [
         BlockSequence(name, tuple(sorted(blocks.values(), key=lambda b: b.first)))
         for (name, kind), blocks in lists.items()

@@ -58,7 +58,7 @@ def _with_lists_in_turn(
 ) -> BlockSequence:
     """The anchor with the blocks of the lists that are called in turn with it."""
     for other in candidates:
-        if has_repeats(other) and _are_in_turn(anchor, other) and _carries(other, nodes, order):
+        if has_repeats(other) and are_in_turn(anchor, other) and _carries(other, nodes, order):
             blocks = sorted((*anchor.blocks, *other.blocks), key=lambda block: block.first)
             names = [anchor.name, other.name]
             if blocks[0] in other.blocks:
@@ -69,7 +69,7 @@ def _with_lists_in_turn(
     return anchor
 
 
-def _are_in_turn(sequence: BlockSequence, other: BlockSequence) -> bool:
+def are_in_turn(sequence: BlockSequence, other: BlockSequence) -> bool:
     """True if one begins before the other ends, and the other way round."""
     is_ahead = sequence.blocks[0].first < other.blocks[-1].last
     return sequence != other and is_ahead and other.blocks[0].first < sequence.blocks[-1].last
@@ -85,11 +85,12 @@ def _is_layer(block: Block, nodes: Sequence[fx.Node]) -> bool:
     """True for a module that calls no other (a linear layer, an activation)."""
     inside = nodes[block.first : block.last + 1]
     stacks = [[path for _, path, _ in module_stack(node)] for node in inside]
-    return all(stack[-1] == block.path for stack in stacks if block.path in stack)
+    own = [stack for stack in stacks if block.path in stack]
+    return bool(own) and all(stack[-1] == block.path for stack in own)
 
 
 def _feeds(before: Block, after: Block, nodes: Sequence[fx.Node]) -> bool:
-    reached = _reached_from(before, after.first, nodes)
+    reached = reached_from(before, after.first, nodes)
     return any(
         arg in reached
         for node in nodes[after.first : after.last + 1]
@@ -97,7 +98,7 @@ def _feeds(before: Block, after: Block, nodes: Sequence[fx.Node]) -> bool:
     )
 
 
-def _reached_from(block: Block, stop: int, nodes: Sequence[fx.Node]) -> set[fx.Node]:
+def reached_from(block: Block, stop: int, nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """The block's own nodes, what they write to, and what depends on them before node `stop`."""
     reached = set(nodes[block.first : block.last + 1])
     for node in nodes[block.first : block.last + 1]:
@@ -139,7 +140,7 @@ def _hands_over(
     if not (is_chained(before, nodes) and is_chained(after, nodes)):
         return False
     last, head = before.blocks[-1], after.blocks[0]
-    reached = _reached_from(last, head.first, nodes)
+    reached = reached_from(last, head.first, nodes)
     entering = _entering(head, nodes, order)
     leaving = _leaving(last, nodes, order)
     if not entering or not all(node in reached for node in entering):
