@@ -5,6 +5,7 @@ segments and serves every `Fn`, since the stream has one layout at every border.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,10 +20,20 @@ from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.plan import ArgumentRoles
 
 
+@dataclass(frozen=True, slots=True)
+class MeasureGraph:
+    """The graph of the diff, the size arguments that it takes first, and which dimension of the
+    probe stream is the batch."""
+
+    sizes: tuple[fx.Node, ...]
+    batch_dim: int | None
+    graph: SegmentGraph
+
+
 def measure_graph(
     assignment: Assignment, borders: Borders, probe: StreamNodes, roles: ArgumentRoles
-) -> tuple[tuple[fx.Node, ...], int | None, SegmentGraph]:
-    """(size arguments, batch dimension, graph) of the diff.
+) -> MeasureGraph:
+    """The diff of the probe stream, with clock and latents sample beside it.
 
     hidden, hidden_in, previous, timestep, latents
     -> cat([max(t), sum(t), sum|r-p|..., sum|p|..., some of the latents...])
@@ -57,7 +68,7 @@ def measure_graph(
     graph.output((cast(fx.Proxy, observed).node,))
     module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")
     values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps, *sampled)
-    return sizes, batch_dim, SegmentGraph(module, values)
+    return MeasureGraph(sizes, batch_dim, SegmentGraph(module, values))
 
 
 def _joined(latents: Sequence[object]) -> list[object]:
