@@ -57,10 +57,12 @@ class BlockListReport:
 class Stream:
     """A value carried from block to block. `slots[i]` is where it lies at boundary `i`, or None
     where it is not alive there or has another shape, dtype or layout than at its first boundary.
+    `is_added_to[i]` is False where block `i` makes it anew, and adds nothing to what it was given.
     """
 
     name: str
     slots: tuple[int | None, ...]
+    is_added_to: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +201,14 @@ class CompiledTrunk:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, for a
-    mask and with no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that
-    is probed."""
+    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or what
+    is kept alone: for a mask, with no live-in of its shape, and where it `is_whole`, since a block
+    made it anew and no sum leads to it. `is_hidden`: it is of the stream that is probed."""
 
     live_out: int
     live_in: int | None
     is_hidden: bool
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,5 +108,6 @@ def _effect(trunk: Trunk, live_out: int, start: int) -> Effect:
     """With the value of the same stream where the region begins."""
     for i, stream in enumerate(trunk.streams):
         if live_out in stream.slots:
-            return Effect(live_out, stream.slots[start], i == trunk.probe_stream)
-    return Effect(live_out, None, False)
+            is_sum = all(stream.is_added_to[start : trunk.made_by[live_out]])
+            return Effect(live_out, stream.slots[start], i == trunk.probe_stream, not is_sum)
+    return Effect(live_out, None, False, True)

@@ -35,6 +35,7 @@ from dit_cachegraph.graph.fx_utils import (
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_name
 from dit_cachegraph.graph.understand.check_share import costs_of
+from dit_cachegraph.graph.understand.find_identity import adds_to
 from dit_cachegraph.graph.understand.find_injected import find_injected
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.graph.understand.match_pattern import Pattern
@@ -246,7 +247,7 @@ def _trunk(
         made_by=tuple(made_by),
         last_use=tuple(last_use),
         results=tuple(results),
-        streams=tuple(_stream(s, slots, borders) for s in pattern.streams),
+        streams=tuple(_stream(s, slots, borders, assignment) for s in pattern.streams),
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
         injected=(),
@@ -258,7 +259,9 @@ def _trunk(
     )
 
 
-def _stream(stream: StreamNodes, slots: dict[fx.Node, int], borders: Borders) -> Stream:
+def _stream(
+    stream: StreamNodes, slots: dict[fx.Node, int], borders: Borders, assignment: Assignment
+) -> Stream:
     """Slots of one stream, as long as it keeps the layout it has where it first appears."""
     first = next(n for n in stream.at if n is not None)
     key = layout_key(borders.fake(first))
@@ -266,4 +269,5 @@ def _stream(stream: StreamNodes, slots: dict[fx.Node, int], borders: Borders) ->
         slots[n] if n is not None and layout_key(borders.fake(n)) == key else None
         for n in stream.at
     ]
-    return Stream(first.name, tuple(same))
+    added = tuple(adds_to(i, stream, assignment) for i in range(len(assignment.blocks)))
+    return Stream(first.name, tuple(same), added)

@@ -126,7 +126,7 @@ def _rounds(
     calls = [block for pair in pairs for block in pair]
     if not all(a.last < b.first for a, b in itertools.pairwise(calls)):
         return None
-    if not all(_is_passed(*calls[i : i + 3], nodes) for i in range(len(calls) - 2)):
+    if not all(_is_passed(*calls[i : i + 3], nodes=nodes) for i in range(len(calls) - 2)):
         return None
     name = f"{first.name} and {second.name}"
     return BlockSequence(
@@ -138,7 +138,7 @@ def _rounds(
     )
 
 
-def _is_passed(before: Block, block: Block, after: Block, nodes: Sequence[fx.Node]) -> bool:
+def _is_passed(before: Block, block: Block, after: Block, *, nodes: Sequence[fx.Node]) -> bool:
     """True if what the block makes is added to what came past it from the block before."""
     came = set(reached_from(before, block.first, nodes))
     made = reached_from(block, after.first, nodes)
