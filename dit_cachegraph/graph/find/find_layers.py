@@ -148,7 +148,7 @@ def _rounds(
 
 def _is_passed(before: Block, block: Block, after: Block, *, nodes: Sequence[fx.Node]) -> bool:
     """True if what the block makes is added to what came past it from the block before."""
-    came = set(reached_from(before, block.first, nodes))
+    came = reached_from(before, block.first, nodes)
     made = reached_from(block, after.first, nodes)
     return any(
         not made.isdisjoint(node.all_input_nodes)
