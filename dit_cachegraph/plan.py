@@ -57,10 +57,12 @@ class BlockListReport:
 class Stream:
     """A value carried from block to block. `slots[i]` is where it lies at boundary `i`, or None
     where it is not alive there or has another shape, dtype or layout than at its first boundary.
+    `is_added_to[i]` is False where block `i` makes it anew, and adds nothing to what it was given.
     """
 
     name: str
     slots: tuple[int | None, ...]
+    is_added_to: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)

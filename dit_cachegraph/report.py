@@ -24,7 +24,8 @@ class GraphReport:
 
     `share_of_weights` and `share_of_work` are those of the blocks in what the graph holds and does,
     `share_skipped` is that of the work of the regions; None where there are no weights, or no
-    products to count.
+    products to count. `makers` are the blocks of the regions that make a stream anew, so that what
+    is replayed of it is its value.
     """
 
     block_lists: tuple[BlockListReport, ...]
@@ -38,6 +39,7 @@ class GraphReport:
     share_of_weights: float | None = None
     share_of_work: float | None = None
     share_skipped: float | None = None
+    makers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.refusals:
@@ -57,7 +59,7 @@ class GraphReport:
         elif self.regions:
             num_blocks = sum(stop - start for start, stop in self.regions)
             lines.append(f"  {len(self.regions)} regions, of {num_blocks} blocks in all")
-        lines += filter(None, [self._shares()])
+        lines += filter(None, [self._shares(), self._replayed()])
         return "\n".join(lines)
 
     def _shares(self) -> str:
@@ -71,6 +73,13 @@ class GraphReport:
         elif self.share_of_work is not None:
             parts.append(f"the blocks do {self.share_of_work:.0%} of its work")
         return "  " + "; ".join(parts) if parts else ""
+
+    def _replayed(self) -> str:
+        """`up.0 and 3 more add nothing to what they are given: ...`."""
+        if not self.makers:
+            return ""
+        more = f" and {len(self.makers) - 1} more" if len(self.makers) > 1 else ""
+        return f"  no sum leads past {self.makers[0]}{more}: a hit replays the value, no residual"
 
     @property
     def region(self) -> tuple[int, int] | None:
@@ -229,6 +238,12 @@ def graph_report(
     """The report of a trunk that was cut."""
     skipped = [trunk.costs.share_of_work(start, stop) for start, stop in regions]
     known = [share for share in skipped if share is not None]
+    makers = [
+        trunk.segments[i + 1].name
+        for start, stop in regions
+        for i in range(start, stop)
+        if not all(stream.is_added_to[i] for stream in trunk.streams)
+    ]
     return GraphReport(
         block_lists=trunk.block_lists,
         num_blocks=trunk.num_blocks,
@@ -241,6 +256,7 @@ def graph_report(
         share_of_weights=trunk.costs.share_of_weights(0, trunk.num_blocks),
         share_of_work=trunk.costs.share_of_work(0, trunk.num_blocks),
         share_skipped=sum(known) if known else None,
+        makers=tuple(makers),
     )
 
 

@@ -5,7 +5,7 @@ A write is found by what it does, not by its name alone: the schema of the opera
 itself (the running statistics of `batch_norm`). What a higher-order operator is given to run counts
 as its own doing:
 
-    checkpoint(body, h, log)  with  body: log.mul_(0.5); ...      writes to log
+    wrap(body, h, log)  with  body: log.mul_(0.5); ...      writes to log
 """
 
 import inspect
@@ -78,7 +78,7 @@ def written_by(node: fx.Node) -> list[fx.Node]:
 
 def writes_of(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Each write as (the node that writes, the argument of `node` that it writes to): the node
-    itself, or one in a body that it runs (`checkpoint`, `cond`)."""
+    itself, or one in a body that it runs (`wrap`, `cond`)."""
     for written in _nodes_in(_written(node)):
         yield node, written
     operands = [n for n in node.all_input_nodes if n.op != "get_attr"]

@@ -12,13 +12,14 @@ from dit_cachegraph.policy.rule import Probe, ProbeKind, Span
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or, for a
-    mask and with no live-in of its shape, what is kept alone. `is_hidden`: it is of the stream that
-    is probed."""
+    """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or what
+    is kept alone: for a mask, with no live-in of its shape, and where it `is_whole`, since a block
+    made it anew and no sum leads to it. `is_hidden`: it is of the stream that is probed."""
 
     live_out: int
     live_in: int | None
     is_hidden: bool
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,5 +135,6 @@ def _effect(trunk: Trunk, live_out: int, start: int) -> Effect:
     """With the value of the same stream where the region begins."""
     for i, stream in enumerate(trunk.streams):
         if live_out in stream.slots:
-            return Effect(live_out, stream.slots[start], i == trunk.probe_stream)
-    return Effect(live_out, None, False)
+            is_sum = all(stream.is_added_to[start : trunk.made_by[live_out]])
+            return Effect(live_out, stream.slots[start], i == trunk.probe_stream, not is_sum)
+    return Effect(live_out, None, False, True)

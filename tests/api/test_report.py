@@ -56,6 +56,7 @@ blocks x 4: 4 blocks
   blocks: Pattern_3 (h -> h)
   6 segments, 3 distinct, compiled in X s
   Fn=1, Bn=0: a hit skips 3 blocks
+  the blocks are 3% of the model's weights
 5 steps: 2 reused, 3 computed, 70% of the block work run; 0.00 MiB held for 1 branches
       #1 step   0 t=90       compute new image
       #1 step   1 t=30       reuse   hit 0.5

@@ -27,8 +27,11 @@ with any backend.
 
 {num_cached} of {num_entries} entries are cached, of {num_classes} classes.
 
-| class | entry | blocks found | pattern | graphs |
-|---|---|---|---|---|
+`weights` and `work` are the shares of the blocks in the parameters and in the floating-point
+operations of the graph that they are cut from, at the sizes of these small models.
+
+| class | entry | blocks found | pattern | weights | work | graphs |
+|---|---|---|---|---|---|---|
 """
 _REST = """
 ## Not cached
@@ -48,7 +51,12 @@ def row_of(result: Result) -> str:
     names = ", ".join(found.name for found in result.graph.block_lists)
     patterns = dict.fromkeys(found.pattern for found in result.graph.block_lists)
     breaks = " (the graph breaks elsewhere)" if entry.breaks else ""
-    return f"{_start_of(entry)} {names}{breaks} | {', '.join(patterns)} {end}"
+    shares = " | ".join(map(_percent, (result.graph.share_of_weights, result.graph.share_of_work)))
+    return f"{_start_of(entry)} {names}{breaks} | {', '.join(patterns)} | {shares} {end}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _start_of(entry: Entry) -> str:

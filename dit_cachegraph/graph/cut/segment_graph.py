@@ -28,6 +28,7 @@ from dit_cachegraph.graph.cut.share_segments import Piece, Shared, share_segment
 from dit_cachegraph.graph.fx_utils import layout_key, value_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_name
 from dit_cachegraph.graph.understand.check_share import costs_of
+from dit_cachegraph.graph.understand.find_identity import adds_to
 from dit_cachegraph.graph.understand.find_injected import find_injected
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.graph.understand.match_pattern import Pattern
@@ -106,7 +107,7 @@ def _trunk(
         made_by=made_by,
         last_use=last_use,
         results=results,
-        streams=tuple(_stream(s, slots, cutting.borders) for s in pattern.streams),
+        streams=tuple(_stream(s, cutting) for s in pattern.streams),
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
         injected=_injected(cutting),
@@ -182,12 +183,14 @@ def _lives(
     return tuple(made_by), tuple(last_use)
 
 
-def _stream(stream: StreamNodes, slots: Mapping[fx.Node, int], borders: Borders) -> Stream:
+def _stream(stream: StreamNodes, cutting: _Cutting) -> Stream:
     """Slots of one stream, as long as it keeps the layout it has where it first appears."""
+    slots, borders, num_blocks = cutting.slots, cutting.borders, len(cutting.assignment.blocks)
     first = next(n for n in stream.at if n is not None)
     key = layout_key(borders.fake(first))
     same = [
         slots[n] if n is not None and layout_key(borders.fake(n)) == key else None
         for n in stream.at
     ]
-    return Stream(first.name, tuple(same))
+    added = tuple(adds_to(i, stream, cutting.assignment) for i in range(num_blocks))
+    return Stream(first.name, tuple(same), added)

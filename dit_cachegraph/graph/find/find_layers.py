@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from torch import fx
 
-from dit_cachegraph.graph.find.join_lists import are_in_turn, is_chained, reached_from
+from dit_cachegraph.graph.find.find_repeats import kind_of
+from dit_cachegraph.graph.find.join_lists import are_in_turn, is_chained, is_layer, reached_from
 from dit_cachegraph.graph.fx_utils import (
     num_elements_hint,
     shape_key,
@@ -46,7 +47,7 @@ def with_layers(
     for layers in _lists_of_lists(calls):
         prefixes = tuple({block.path + "." for block in layers.blocks})
         parts = [s for s in kept if (s.name + ".").startswith(prefixes)]
-        if _repeat(layers) and not any(_are_alike(part, nodes) for part in parts):
+        if _repeat(layers) and not any(_are_stages(layers, part, nodes) for part in parts):
             others = [s for s in kept if s not in parts]
             kept = [*others, _with_borders(layers, nodes)]
     return _with_rounds(kept, nodes)
@@ -96,10 +97,17 @@ def _repeat(layers: BlockSequence) -> bool:
     return len({block.class_name for block in layers.blocks}) < len(layers.blocks)
 
 
-def _are_alike(parts: BlockSequence, nodes: Sequence[fx.Node]) -> bool:
-    """True for a list of blocks in a list of stages: the parts of a layer do different things."""
-    done = {tuple(target_key(node) for node in nodes[b.first : b.last + 1]) for b in parts.blocks}
-    return len(parts.blocks) > 1 and len(done) == 1
+def _are_stages(layers: BlockSequence, parts: BlockSequence, nodes: Sequence[fx.Node]) -> bool:
+    """True for layers that are lists of blocks, all alike: the parts of a layer do different
+    things, or are single operations."""
+    whole = {block.path: block.class_name for block in layers.blocks}
+    done = {tuple(map(kind_of, nodes[b.first : b.last + 1])) for b in parts.blocks}
+    return (
+        len(parts.blocks) > 1
+        and whole.get(parts.name) == ", ".join(block.class_name for block in parts.blocks)
+        and len(done) == 1
+        and not is_layer(parts.blocks[0], nodes)
+    )
 
 
 def _with_rounds(lists: Sequence[BlockSequence], nodes: Sequence[fx.Node]) -> list[BlockSequence]:
@@ -126,7 +134,7 @@ def _rounds(
     calls = [block for pair in pairs for block in pair]
     if not all(a.last < b.first for a, b in itertools.pairwise(calls)):
         return None
-    if not all(_is_passed(*calls[i : i + 3], nodes) for i in range(len(calls) - 2)):
+    if not all(_is_passed(*calls[i : i + 3], nodes=nodes) for i in range(len(calls) - 2)):
         return None
     name = f"{first.name} and {second.name}"
     return BlockSequence(
@@ -138,9 +146,9 @@ def _rounds(
     )
 
 
-def _is_passed(before: Block, block: Block, after: Block, nodes: Sequence[fx.Node]) -> bool:
+def _is_passed(before: Block, block: Block, after: Block, *, nodes: Sequence[fx.Node]) -> bool:
     """True if what the block makes is added to what came past it from the block before."""
-    came = set(reached_from(before, block.first, nodes))
+    came = reached_from(before, block.first, nodes)
     made = reached_from(block, after.first, nodes)
     return any(
         not made.isdisjoint(node.all_input_nodes)

@@ -40,7 +40,7 @@ class _Run(NamedTuple):
 def find_repeats(nodes: Sequence[fx.Node]) -> BlockSequence | None:
     """The blocks of the longest repetition that reads weights; None where nothing repeats."""
     first = next((i for i, node in enumerate(nodes) if node.op != "placeholder"), len(nodes))
-    run = _longest_run([_kind(node) for node in nodes[first:]], nodes[first:])
+    run = _longest_run([kind_of(node) for node in nodes[first:]], nodes[first:])
     if run is None:
         return None
     run = _Run(run.start + first, run.stop + first, run.period)
@@ -59,7 +59,7 @@ def find_repeats(nodes: Sequence[fx.Node]) -> BlockSequence | None:
     )
 
 
-def _kind(node: fx.Node) -> Hashable:
+def kind_of(node: fx.Node) -> Hashable:
     """Equal for nodes at the same place of two blocks."""
     weights = tuple(shape_key(a) for a in node.all_input_nodes if is_weight(a))
     makes = shape_key(node) if isinstance(value_of(node), torch.Tensor) else None

@@ -78,10 +78,10 @@ def are_in_turn(sequence: BlockSequence, other: BlockSequence) -> bool:
 def _carries(sequence: BlockSequence, nodes: Sequence[fx.Node], order: dict[fx.Node, int]) -> bool:
     """True if the list is one of blocks, not of layers, and hands on what it is given."""
     head = sequence.blocks[0]
-    return not _is_layer(head, nodes) and bool(_entering(head, nodes, order))
+    return not is_layer(head, nodes) and bool(_entering(head, nodes, order))
 
 
-def _is_layer(block: Block, nodes: Sequence[fx.Node]) -> bool:
+def is_layer(block: Block, nodes: Sequence[fx.Node]) -> bool:
     """True for a module that calls no other (a linear layer, an activation)."""
     inside = nodes[block.first : block.last + 1]
     stacks = [[path for _, path, _ in module_stack(node)] for node in inside]
@@ -119,7 +119,7 @@ def _neighbour(
 ) -> BlockSequence | None:
     first, last = sequence.blocks[0].first, sequence.blocks[-1].last
     for other in candidates:
-        if _is_layer(other.blocks[0], nodes):
+        if is_layer(other.blocks[0], nodes):
             continue
         if ahead:
             if other.blocks[0].first > last and _hands_over(sequence, other, nodes, order):

@@ -1,1 +1,1 @@
-"""Rewrites that go first: numbers to where they are read, writes in place to plain ones."""
+"""Rewrites that go first: checkpoints inlined, numbers where they are read, writes made plain."""

@@ -9,6 +9,7 @@ does what its body does; and a block that it hides is seen by no other stage. Bo
 """
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -36,7 +37,7 @@ def _inline(gm: fx.GraphModule, node: fx.Node) -> None:
     body = operator.attrgetter(path)(gm)
     assert isinstance(body, fx.GraphModule)
     given = dict(zip(body.graph.find_nodes(op="placeholder"), operands, strict=True))
-    results: object = None
+    results: Any = None
     with gm.graph.inserting_before(node):
         for inner in body.graph.nodes:
             if inner.op == "output":
@@ -46,8 +47,8 @@ def _inline(gm: fx.GraphModule, node: fx.Node) -> None:
                 if inner.op == "get_attr":
                     copy.target = f"{path}.{inner.target}"
                 given[inner] = copy
-    assert isinstance(results, tuple | list)
     for user in list(node.users):
+        assert user.target is operator.getitem
         user.replace_all_uses_with(results[user.args[1]])
         gm.graph.erase_node(user)
     gm.graph.erase_node(node)

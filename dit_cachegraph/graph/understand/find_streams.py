@@ -131,10 +131,11 @@ def _join_entries_with_exits(end: _Ends, labels: _UnionFind) -> None:
     for node in lone:
         behind = _residual_entries(node, set(entries))
         same_shape = [entry for entry in entries if shape_key(entry) == shape_key(node)]
-        origin = behind or same_shape
+        added = [entry for entry in same_shape if entry in behind]
+        origin = added or same_shape
         if len({labels.find(entry) for entry in origin}) > 1:
             alike = [other for other in lone if shape_key(other) == shape_key(node)]
-            origin = same_shape[alike.index(node) :][:1]
+            origin = added[:1] or same_shape[alike.index(node) :][:1]
         if origin:
             labels.union(node, origin[0])
 

@@ -1,0 +1,110 @@
+"""What is replayed of a stream: what was added to it, or where a block makes it anew, its value.
+
+Sums as in `test_find_blocks`: sin(timestep) is 1 at the computed step and 0.5 at the hit."""
+
+import torch
+from torch import Tensor, nn
+
+import dit_cachegraph as dc
+from support.toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT
+from support.toy_runs import compile_toy, run, toy_steps
+
+
+class MakingBlock(nn.Module):
+    """h -> 2 h + step * temb, by way of two layers."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(DIM, 4 * DIM, bias=False)
+        self.down = nn.Linear(4 * DIM, DIM, bias=False)
+        nn.init.eye_(self.up.weight)
+        nn.init.eye_(self.down.weight).data.mul_(2)
+        self.step = nn.Parameter(torch.tensor(step))
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        return self.down(self.up(h)) + self.step * temb
+
+
+class ScalingBlock(AddingBlock):
+    """h -> 2 h + step * temb, by a number."""
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        return 2 * h + self.step * temb
+
+
+def hit_after_one_step(model: nn.Module, **settings: object) -> tuple[Tensor, nn.Module]:
+    compiled = compile_toy(model, residual_diff_threshold=1.0, **settings)
+    computed, reused = toy_steps([90.0, 30.0])
+    torch.testing.assert_close(run(compiled, computed), run(model, computed))
+    output = run(compiled, reused)
+    assert dc.summary(compiled).num_hits == 1
+    return output, compiled
+
+
+@torch.no_grad()
+def test_what_a_block_makes_anew_is_replayed_as_its_value() -> None:
+    model = ToyDiT([AddingBlock(1.0), AddingBlock(2.0), MakingBlock(3.0), AddingBlock(4.0)])
+    output, compiled = hit_after_one_step(model)
+    # All of it is as the computed step left it, though the first block was computed anew.
+    torch.testing.assert_close(output, run(model, toy_steps([90.0, 30.0])[0]))
+    (graph,) = dc.summary(compiled).graphs
+    assert graph.makers == ("blocks.2",)
+    last = "  no sum leads past blocks.2: a hit replays the value, no residual"
+    assert str(graph).splitlines()[-1] == last
+    assert str(dc.explain(model, **toy_steps([90.0])[0])).splitlines()[-1] == last
+
+
+@torch.no_grad()
+def test_beyond_that_block_residuals_are_replayed() -> None:
+    model = ToyDiT([AddingBlock(1.0), MakingBlock(2.0), AddingBlock(3.0), AddingBlock(4.0)])
+    output, compiled = hit_after_one_step(model, Fn_compute_blocks=2)
+    # Latents x enter doubled: 2 (2x + 0.5) + 1 behind the fresh blocks, and 3 + 4 kept.
+    x = toy_steps([90.0, 30.0])[1]["hidden_states"]
+    torch.testing.assert_close(output, (2 * (2 * x + 0.5) + 1 + 7) / 2)
+    assert dc.summary(compiled).graphs[0].makers == ()
+
+
+@torch.no_grad()
+def test_a_stream_that_a_number_scales_is_still_added_to() -> None:
+    model = ToyDiT([AddingBlock(1.0), ScalingBlock(2.0), AddingBlock(3.0)])
+    output, compiled = hit_after_one_step(model)
+    # Kept of blocks 1 and 2: 2 (2x + 1) + 2 + 3 less what entered, 2x + 1, at the first latents.
+    first, x = (step["hidden_states"] for step in toy_steps([90.0, 30.0]))
+    torch.testing.assert_close(output, (2 * x + 0.5 + (2 * first + 1) + 5) / 2)
+    assert dc.summary(compiled).graphs[0].makers == ()
+
+
+@torch.no_grad()
+def test_values_are_forecast_as_residuals_are() -> None:
+    model = ToyDiT([AddingBlock(1.0), MakingBlock(2.0), AddingBlock(3.0)])
+    settings = {"predictor": "taylorseer", "taylorseer_order": 1, "max_warmup_steps": 2}
+    compiled = compile_toy(model, residual_diff_threshold=1.0, **settings)
+    steps = toy_steps([90.0, 30.0, 0.0])
+    first, second, forecast = [run(compiled, inputs) for inputs in steps]
+    assert dc.summary(compiled).num_hits == 1
+    torch.testing.assert_close(forecast, 2 * second - first)
+
+
+class ControlledBlock(GatedBlock):
+    """Reads the embedding, which has the stream's shape, before the stream; a control is added."""
+
+    def forward(self, h: Tensor, temb: Tensor, control: Tensor | None = None) -> Tensor:
+        h = h + temb.sin() * self.down(torch.tanh(self.up(self.norm(h))))
+        return h if control is None else h + control
+
+
+class ControlledDiT(ToyDiT):
+    """Every other block has a control: two kinds of blocks, in turn."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        temb, control = temb.expand_as(h).contiguous(), torch.tanh(h)
+        for i, block in enumerate(self.blocks):
+            h = block(h, temb, control if i % 2 == 0 else None)
+        return h
+
+
+def test_stream_of_blocks_of_two_kinds_is_what_they_add_to() -> None:
+    torch.manual_seed(0)
+    model = ControlledDiT([ControlledBlock() for _ in range(4)])
+    (graph,) = dc.explain(model, **toy_steps([90.0])[0]).graphs
+    assert (graph.num_streams, graph.makers) == (1, ())
