@@ -22,6 +22,13 @@ class Fingerprint(NamedTuple):
         which differ from pass to pass."""
         return (self.clock or ())[:2]
 
+    def is_at_the_step_of(self, other: "Fingerprint | None") -> bool:
+        """True for two passes of one step: by timestep and latents, since a timestep may come twice
+        (Heun)."""
+        return (
+            other is not None and self.clock == other.clock and is_same(self.sample, other.sample)
+        )
+
     def repeats(self, other: "Fingerprint | None") -> bool:
         """True for a call of the same trunk with the same latents at the same timestep. Where
         nobody counts writes to latents, none is taken to have happened: then the step computes,

@@ -75,9 +75,11 @@ def _are_of_one_step(track: Track, other: Track) -> bool:
 
 def _free_earlier(conditioning: Conditioning[Track]) -> None:
     for earlier in conditioning.tracks[:-1]:
-        if earlier.state is not None and not _is_of_another_request(earlier):
-            earlier.log_image()
-            earlier.free(NEXT_BEGAN)
+        if not _is_of_another_request(earlier):
+            if earlier.state is not None:
+                earlier.log_image()
+            # Also where nothing was held: most likely it was given up.
+            earlier.state, earlier.lost = None, NEXT_BEGAN
 
 
 def _is_of_another_request(track: Track) -> bool:

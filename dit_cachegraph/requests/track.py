@@ -69,6 +69,21 @@ class Track:
         """The tracks of the other passes of its request."""
         return [other for other in self.passes if other is not self]
 
+    def companions_at(self, call: Fingerprint) -> list[tuple["Track", bool]]:
+        """The companions that made the step of this call already, with True, or that are at the one
+        before, with False. Told by the number of steps where a call doesn't show its step."""
+        last, found = self.last_call, []
+        for other in self.companions:
+            if call.clock is None or call.sample is None:
+                is_done = other.history.step == self.history.step + 1
+                is_level = other.history.step == self.history.step
+            else:
+                is_done = call.is_at_the_step_of(other.last_call)
+                is_level = last is not None and last.is_at_the_step_of(other.last_call)
+            if is_done or is_level:
+                found.append((other, is_done))
+        return found
+
     def free(self, why: str) -> None:
         """Free the tensors, and go on knowing which step comes next."""
         if self.state is not None:

@@ -63,6 +63,7 @@ class Looker:
         step.reading, step.call = reading, self._fingerprint(step, reading)
         step.match = find_track(step.conditioning.tracks, step.call, table.known, step.partner)
         track, num_steps = step.match.track, step.plan.settings.common.num_inference_steps
+        step.passes = () if track is None else track.companions_at(step.call)
         history = History() if track is None else track.history
         step.history = history.seen_by(step.plan.rule, num_steps)
 

@@ -7,6 +7,7 @@ do        for each region: what later steps may use
 commit    all of it becomes the track's; before that nothing that outlives the step was changed
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -48,7 +49,8 @@ class RegionStep:
 class Step:
     """`expected` is the track that it most likely goes on with; `partner` is known to be of the
     same request; `handoff` has the user's tensors where this fragment of the graph does not get
-    them; `state` is what the step may use of its track, None with `why_nothing` to say why."""
+    them; `passes` are its track's companions at this step, True for those that made it; `state` is
+    what the step may use of its track, None with `why_nothing` to say why."""
 
     values: Values
     request: Request | None
@@ -63,6 +65,7 @@ class Step:
     reading: Reading = field(init=False)
     call: Fingerprint = field(init=False)
     match: Match = field(init=False)
+    passes: Sequence[tuple[Track, bool]] = ()
     history: History = field(init=False)
     state: CachedState | None = None
     why_nothing: str | None = None
@@ -92,22 +95,11 @@ class Step:
 
     def companions(self, region: int) -> tuple[Companion, ...]:
         """The other guidance branches of the request that are at this step, or at the one before,
-        with what they decided on a region. Told by the timestep, or by the number of steps where
-        none is read."""
-        track, clock = self.match.track, self.call.clock
-        if track is None or len(track.passes) < 2:
-            return ()
+        with what they decided on a region."""
         found = []
-        for other in track.companions:
-            if clock is None:
-                is_done = other.history.step == track.history.step + 1
-                is_level = other.history.step == track.history.step
-            else:
-                is_done = other.trajectory.last == clock
-                is_level = other.trajectory.last == track.trajectory.last
-            if is_done or is_level:
-                decided = other.last_decisions if is_done else ()
-                decision = decided[region] if region < len(decided) else None
-                memory = other.history.seen_by(self.plan.rule).memory
-                found.append(Companion(decision, other.history.step - is_done, memory))
+        for other, is_done in self.passes:
+            decided = other.last_decisions if is_done else ()
+            decision = decided[region] if region < len(decided) else None
+            memory = other.history.seen_by(self.plan.rule).memory
+            found.append(Companion(decision, other.history.step - is_done, memory))
         return tuple(found)

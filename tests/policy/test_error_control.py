@@ -86,12 +86,16 @@ def test_every_step_equals_the_oracle(tiny):
     [nullcontext, lambda: dc.request("A"), lambda: dc.request("A", num_inference_steps=16)],
     ids=["unnamed", "named", "counted"],
 )
-def test_guidance_branches_compute_and_reuse_together(request_of):
+@pytest.mark.parametrize("is_heun", [False, True], ids=["once", "Heun"])
+def test_guidance_branches_compute_and_reuse_together(request_of, is_heun):
     """At the steps that the worse of the two asks for; each is paced by errors of its own. Where
-    the steps are counted no timestep is read."""
+    the steps are counted no timestep is read. By Heun each timestep but the first comes twice."""
     model = WAN.build(DEPTH)
     compiled = compile_cached(model, error_tolerance=0.3, max_gap=4, taylorseer_order=1)
     branches = [steps_of(model, WAN, seed, num_steps=16) for seed in (0, 7)]
+    if is_heun:
+        for first, second in zip(branches[0][1::2], branches[0][2::2], strict=False):
+            second["timestep"] = first["timestep"]
     for cond, uncond in zip(*branches, strict=True):
         uncond |= {"hidden_states": cond["hidden_states"], "timestep": cond["timestep"]}
     pacers = [Pacer(0.3, 4, 2) for _ in branches]

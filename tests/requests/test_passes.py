@@ -186,6 +186,20 @@ def test_a_timestep_that_is_evaluated_twice_hits(is_in_place, is_named):
     assert hits_of(model, NUM_STEPS) == HITS
 
 
+@pytest.mark.parametrize("settings", [{}, {"enabled": False}, {"max_state_bytes": 0}], ids=str)
+def test_a_seed_that_is_drawn_again_after_an_abort_between_two_evaluations(settings):
+    """The call at the timestep of the abort is nearest to the last one before it, whether or not
+    anything was held."""
+    model = compile_even(ClassDiT(), **settings)
+    with torch.no_grad():
+        for call in (0, 1, 2, *range(NUM_STEPS)):
+            step = (call + 1) // 2
+            place = 0.1 * step - 0.02 * (call > 0 and call % 2 == 0)
+            model(torch.lerp(noise(0), noise(1), place), timestep_of(step), 3)
+    steps = steps_of(model, 3 + NUM_STEPS)
+    assert [step.step for step in steps] == [0, 1, 2, *range(NUM_STEPS)]
+
+
 @pytest.mark.parametrize("num_aborted", [1, 2])
 @pytest.mark.parametrize("hand_over", [lambda x: x, torch.clone], ids=["one object", "copies"])
 def test_a_seed_that_is_drawn_again_hits(num_aborted, hand_over):

@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 import dit_cachegraph.requests.match as match
+import dit_cachegraph.runtime.commit as commit
 import dit_cachegraph.runtime.driver as driver
+from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.look import Looker
 from oracles.dbcache import EagerOracle
-from support.explorer.asks import NUM_WORDS, SETTINGS, Ask
+from support.explorer.asks import NUM_WORDS, Ask
 from support.explorer.dit import DIM, ExploredDiT
-from support.explorer.lone_request import LoneImage, Rules
+from support.explorer.families import DBCACHE, ERROR_CONTROL, FAMILIES, STATIC_MASK
+from support.explorer.lone_dbcache import DBCacheRules, LoneDBCache
 from support.explorer.referee import Disagreement
 from support.explorer.requests import Image, Request, condition
 from support.explorer.state_explorer import StateExplorer
@@ -50,7 +53,9 @@ def explorer_seed():
     return number
 
 
-def explore(num_schedules, phases=(Phase.generate, Phase.shrink), before_each=None, number=None):
+def explore(
+    family, num_schedules, phases=(Phase.generate, Phase.shrink), before_each=None, number=None
+):
     """Returns how many steps were hits or computed, and by which excuse. `number` seeds what is
     drawn."""
     masters, tally = [ExploredDiT(seed) for seed in range(2)], Counter()
@@ -58,7 +63,7 @@ def explore(num_schedules, phases=(Phase.generate, Phase.shrink), before_each=No
     def begin():
         if before_each is not None:
             before_each()
-        return StateExplorer(masters, tally)
+        return StateExplorer(masters, tally, family)
 
     run_state_machine_as_test(
         begin if number is None else seed(number)(begin),
@@ -77,14 +82,16 @@ def assert_says_much(tally, num_schedules):
     assert without > tally.total() / 2
 
 
-def test_a_hundred_schedules():
-    assert_says_much(explore(100), 100)
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_a_hundred_schedules(family):
+    assert_says_much(explore(family, 100), 100)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_thousand_schedules():
-    assert_says_much(explore(2000, number=explorer_seed()), 2000)
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_two_thousand_schedules(family):
+    assert_says_much(explore(family, 2000, number=explorer_seed()), 2000)
 
 
 def key_without_the_model(monkeypatch):
@@ -137,19 +144,43 @@ def repeated_first_timestep_as_heun(monkeypatch):
     monkeypatch.setattr(match, "_is_at_the_first_timestep", lambda track, call: False)
 
 
+def companions_ignored(monkeypatch):
+    """Each pass of guidance goes by itself."""
+    monkeypatch.setattr(Track, "companions_at", lambda self, call: [])
+
+
+def error_of_another_track(monkeypatch):
+    """What a reuse would have missed is that of the call before, whosever that was."""
+    measure, before = commit._error, {}
+
+    def error_before(step):
+        error, before["error"] = before.get("error"), measure(step)
+        return before["error"] and error
+
+    monkeypatch.setattr(commit, "_error", error_before)
+    return before.clear
+
+
 FAULTS = [
     key_without_the_model,
     no_check_of_the_region,
     state_committed_early,
     repeated_first_timestep_as_heun,
 ]
+FAULTS_OF = [
+    *((DBCACHE, fault) for fault in FAULTS),
+    (STATIC_MASK, no_check_of_the_region),
+    (STATIC_MASK, state_committed_early),
+    (ERROR_CONTROL, companions_ignored),
+    (ERROR_CONTROL, error_of_another_track),
+]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found(fault, monkeypatch):
+@pytest.mark.parametrize(("family", "fault"), FAULTS_OF)
+def test_a_fault_is_found(family, fault, monkeypatch):
     before_each = fault(monkeypatch)
     with pytest.raises(Disagreement):
-        explore(4000, [Phase.generate], before_each)
+        explore(family, 4000, [Phase.generate], before_each)
 
 
 @pytest.mark.slow
@@ -159,7 +190,7 @@ def test_the_schedule_that_is_printed_is_short(fault, monkeypatch):
     """It begins with `start`, and ends with the event that fails."""
     before_each = fault(monkeypatch)
     with pytest.raises(Disagreement) as caught:
-        explore(1000, before_each=before_each)
+        explore(DBCACHE, 1000, before_each=before_each)
     events = [
         line
         for line in "".join(caught.value.__notes__).split("\n")
@@ -180,12 +211,12 @@ def all_inputs(image):
     return [image.inputs(call) for call in image.calls]
 
 
-@given(SETTINGS, st.sampled_from(["even", "Heun"]))
+@given(DBCACHE.settings, st.sampled_from(["even", "Heun"]))
 def test_alone_is_what_the_other_oracle_says(settings, pace):
     """Both are written from the rules, one for this model and one for any."""
-    names = {f.name for f in fields(Rules)} - {"enabled"}
+    names = {f.name for f in fields(DBCacheRules)} - {"enabled"}
     settings = {name: value for name, value in settings.items() if name in names}
-    model, lone, rules = ExploredDiT(0), LoneImage(), Rules(**settings)
+    model, lone, rules = ExploredDiT(0), LoneDBCache([]), DBCacheRules(**settings)
     options = {**asdict(rules), **settings}
     other = EagerOracle(model, ["blocks"], {"blocks": ("hidden_states",)}, **options)
     with torch.no_grad():
@@ -193,7 +224,7 @@ def test_alone_is_what_the_other_oracle_says(settings, pace):
             verdict = lone.look(model, inputs, rules)
             expected = other.step(**inputs, return_dict=False)
             assert verdict.hit == expected.hit, (verdict, expected.reason)
-            torch.testing.assert_close(lone.settle(verdict.hit), expected.output)
+            torch.testing.assert_close(lone.settle(verdict.hit, True), expected.output)
 
 
 @torch.no_grad()

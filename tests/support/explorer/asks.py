@@ -1,5 +1,4 @@
-"""What the state explorer asks for: kinds of requests and their settings, and the strategies that
-draw them."""
+"""What the state explorer asks for: kinds of requests, and the strategy that draws them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -52,8 +51,11 @@ class Ask:
 
     @property
     def reads_no_clock(self) -> bool:
-        """A named request with a static mask: then nothing tells its next image, but a new key."""
-        return self.is_named and self.settings.get("steps_computation_policy") == "static"
+        """A named request by a static mask, or by error control with a number of steps: then
+        nothing tells its next image, but a new key."""
+        is_static = self.settings.get("steps_computation_policy") == "static"
+        is_paced = self.settings.get("rule") == "error_control" and self.tells_steps != "no"
+        return self.is_named and (is_static or is_paced)
 
     @property
     def has_odd_graph(self) -> bool:
@@ -66,43 +68,26 @@ class Ask:
         return f"Ask({', '.join(f'{name}={value!r}' for name, value in odd.items())})"
 
 
-SETTING_VALUES = {
-    "residual_diff_threshold": st.sampled_from([0.15, 0.3, 0.5, 1.0, 0.0]),
-    "max_warmup_steps": st.integers(0, 4),
-    "Fn_compute_blocks": st.integers(1, 3),
-    "Bn_compute_blocks": st.integers(0, 1),
-    "warmup_interval": st.integers(1, 2),
-    "max_cached_steps": st.integers(-1, 4),
-    "max_continuous_cached_steps": st.integers(-1, 3),
-    "max_accumulated_residual_diff_threshold": st.sampled_from([None, 0.4, 0.8]),
-    "steps_computation_mask": st.none() | st.lists(st.integers(0, 1), min_size=1, max_size=9),
-    "steps_computation_policy": st.sampled_from(["dynamic", "static"]),
-    "batch_rule": st.sampled_from(["max", "mean"]),
-    "max_state_bytes": st.sampled_from([None, 7000]),
-    "enabled": st.booleans(),
-}
-# A few at a time, so that most are what they are by default.
-SETTINGS = st.lists(st.sampled_from(list(SETTING_VALUES)), unique=True, max_size=3).flatmap(
-    lambda names: st.fixed_dictionaries({name: SETTING_VALUES[name] for name in names})
-)
-ASKS = st.builds(
-    Ask,
-    kind=st.sampled_from(list(KINDS)),
-    passes=st.sampled_from(
-        [("cond",), ("cond", "uncond"), ("uncond", "cond"), ("cond", "uncond", "third")]
-    ),
-    guidance_ends=st.booleans(),
-    num_steps=st.integers(6, 10),
-    pace=st.sampled_from(["even", "uneven", "Heun"]),
-    prompt=st.sampled_from(["own", "same object", "equal"]),
-    prompt_comes=st.sampled_from([AS_IT_IS, SLICED, REBUILT]),
-    ids=st.sampled_from(["shared", "own"]),
-    has_own_guidance=st.booleans(),
-    negative=st.sampled_from(["own", "shared", "equal"]),
-    latents=st.sampled_from(["new", "in place", "copied"]),
-    experts=st.sampled_from(["first", "second", "switch"]),
-    changes_graph=st.booleans(),
-    is_named=st.booleans(),
-    tells_steps=st.sampled_from(["no", "right", "too few"]),
-    settings=SETTINGS,
-)
+def asks(settings: st.SearchStrategy[dict[str, object]]) -> st.SearchStrategy[Ask]:
+    """Requests with some of these settings, where they are named."""
+    return st.builds(
+        Ask,
+        kind=st.sampled_from(list(KINDS)),
+        passes=st.sampled_from(
+            [("cond",), ("cond", "uncond"), ("uncond", "cond"), ("cond", "uncond", "third")]
+        ),
+        guidance_ends=st.booleans(),
+        num_steps=st.integers(6, 10),
+        pace=st.sampled_from(["even", "uneven", "Heun"]),
+        prompt=st.sampled_from(["own", "same object", "equal"]),
+        prompt_comes=st.sampled_from([AS_IT_IS, SLICED, REBUILT]),
+        ids=st.sampled_from(["shared", "own"]),
+        has_own_guidance=st.booleans(),
+        negative=st.sampled_from(["own", "shared", "equal"]),
+        latents=st.sampled_from(["new", "in place", "copied"]),
+        experts=st.sampled_from(["first", "second", "switch"]),
+        changes_graph=st.booleans(),
+        is_named=st.booleans(),
+        tells_steps=st.sampled_from(["no", "right", "too few"]),
+        settings=settings,
+    )

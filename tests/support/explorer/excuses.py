@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from support.explorer.lone_request import LoneImage
+from support.explorer.lone_image import LoneImage
 from support.explorer.requests import Call, Conditioning, Image
 
 NUM_TO_KNOW = 3  # Timesteps of one image after which the direction of the schedule is known.
@@ -36,20 +36,25 @@ class _Trace(NamedTuple):
 
 class _First(NamedTuple):
     """The first step of an image at a place, the only one so far. What begins later in the schedule
-    may be its second step: some samplers forget the latents of the first."""
+    may be its second step: some samplers forget the latents of the first. Of the same noise, and
+    while the direction is unknown, so may what begins before it."""
 
     look: tuple[object, ...]
     text: _Trace
     ids: _Trace
     timestep: float
     is_enabled: bool
+    seed: int
 
-    def may_be_followed_by(self, image: Image, call: Call, ascends: bool) -> bool:
-        timestep = image.points[call.point][0]
+    def may_be_followed_by(self, image: Image, call: Call, ascends: bool, model: "_Model") -> bool:
+        timestep, is_near = image.points[call.point][0], image.seed == self.seed
         is_later = timestep > self.timestep if ascends else timestep < self.timestep
+        is_next = is_later and not model.keeps_start
+        if is_near and not model.is_direction_known:
+            is_next = timestep != self.timestep
         texts, ids = image.request.texts, image.request.ids
         is_alike = self.text.fits(texts[call.branch]) and self.ids.fits(ids)
-        return is_later and is_alike and self.look == _look(image)
+        return is_next and is_alike and self.look == _look(image)
 
 
 def _look(image: Image) -> tuple[object, ...]:
@@ -58,7 +63,9 @@ def _look(image: Image) -> tuple[object, ...]:
 
 @dataclass
 class _Past:
-    """What happened to an image so far. A place is a model and a branch."""
+    """What happened to an image so far. A place is a model and a branch. `followed_at` are those
+    where another image began under the same conditioning since this one computed, and nothing said
+    that it is of another request."""
 
     turns: dict[int, int] = field(default_factory=dict)
     overtaken_on: set[int] = field(default_factory=set)
@@ -70,6 +77,7 @@ class _Past:
     stands_at: dict[tuple[int, str], tuple[int, float]] = field(default_factory=dict)
     first_at: dict[tuple[int, str], _First] = field(default_factory=dict)
     counts_on_at: set[tuple[int, str]] = field(default_factory=set)
+    followed_at: set[tuple[int, str]] = field(default_factory=set)
 
 
 @dataclass
@@ -91,8 +99,8 @@ class _Model:
 class Excuses:
     """Follows all calls, and says for each what may be otherwise than alone."""
 
-    def __init__(self, num_models: int, ascends: bool) -> None:
-        self._ascends = ascends
+    def __init__(self, num_models: int, ascends: bool, passes_are_coupled: bool) -> None:
+        self._ascends, self._passes_are_coupled = ascends, passes_are_coupled
         self._models = [_Model() for _ in range(num_models)]
         self._pasts: weakref.WeakKeyDictionary[Image, _Past] = weakref.WeakKeyDictionary()
         self._turn = 0
@@ -102,7 +110,7 @@ class Excuses:
         past, on = self._past(image), call.model
         if on not in past.turns and self._ascends and not self._models[on].is_direction_known:
             past.lost_on.add(on)
-        self._begin(image, call)
+        self._begin(image, call, others)
         for other in others:
             theirs = self._past(other)
             if other is image or on not in theirs.turns or not image.looks_like(other):
@@ -116,12 +124,19 @@ class Excuses:
         self._turn += 1
         past.turns[on] = self._turn
 
-    def _begin(self, image: Image, call: Call) -> None:
-        """The first step of an image may be counted as the second one of another."""
+    def _begin(self, image: Image, call: Call, others: Iterable[Image]) -> None:
+        """The first step of an image may be counted as the second one of another, or be taken for
+        the end of one whose passes share no latents object."""
         past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
-        if place in past.stands_at or model.keeps_start:
+        if place in past.stands_at:
             return
-        followed = [f for f in model.firsts if f.may_be_followed_by(image, call, self._ascends)]
+        followed = [
+            f for f in model.firsts if f.may_be_followed_by(image, call, self._ascends, model)
+        ]
+        for other in others:
+            is_lone = other is not image and other.request.ask.latents == "copied"
+            if is_lone and image.is_called_as(other, call.branch):
+                self._past(other).followed_at.add(place)
         if followed:
             past.counts_on_at.add(place)
         if len(followed) == 1:
@@ -135,7 +150,7 @@ class Excuses:
             text, ids = (
                 _Trace(weakref.ref(c), c.content) for c in (request.texts[call.branch], request.ids)
             )
-            first = _First(_look(image), text, ids, timestep, is_enabled)
+            first = _First(_look(image), text, ids, timestep, is_enabled, image.seed)
             past.first_at[place] = first
             model.firsts.append(first)
         elif (known := past.first_at.pop(place, None)) is not None:
@@ -150,6 +165,7 @@ class Excuses:
         past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
         if not hit:
             past.computed_at[place] = self._turn
+            past.followed_at.discard(place)
         timestep = image.points[call.point][0]
         self._follow_first(image, call, lone.step, settings.get("enabled") is not False)
         past.stands_at[place] = (lone.step, timestep)
@@ -167,7 +183,11 @@ class Excuses:
         self, image: Image, call: Call, lone: LoneImage, settings: Mapping[str, object]
     ) -> Excuse:
         past, model, place = self._past(image), self._models[call.model], (call.model, call.branch)
-        if past.is_crowded or call.model in past.lost_on or place in past.counts_on_at:
+        counts_on = any(
+            at == place or (at[0] == call.model and self._passes_are_coupled)
+            for at in past.counts_on_at
+        )
+        if past.is_crowded or call.model in past.lost_on or counts_on:
             return Excuse.ANYTHING
         # The first request that rebuilds its conditioning is known for one at its second step.
         is_unrecognised = place in past.unrecognised_at and lone.step == 1
@@ -176,7 +196,8 @@ class Excuses:
         is_past_end |= past.stands_at.get(place) in model.ends
         # A first step that is made twice may be two passes of guidance; the third call tells.
         may_be_passes = lone.step == 1 and image.seed in model.begun
-        if is_unrecognised or is_evicted or is_past_end or may_be_passes:
+        is_followed = place in past.followed_at
+        if is_unrecognised or is_evicted or is_past_end or may_be_passes or is_followed:
             return Excuse.MAY_COMPUTE
         return Excuse.NONE
 

@@ -4,7 +4,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from hypothesis import note
@@ -13,13 +13,11 @@ from torch import Tensor, nn
 import dit_cachegraph as dc
 from support.explorer.dit import ExploredDiT
 from support.explorer.excuses import Excuse, Excuses
-from support.explorer.lone_request import Rules, Verdict
+from support.explorer.families import Family, Settings
+from support.explorer.lone_image import LoneImage, Verdict
 from support.explorer.requests import Call, Image
 
-OPTIONS = {"inner_backend": "eager", **asdict(Rules())}
-RULES = frozenset(f.name for f in fields(Rules))
 OUT_OF_RANGE = 99
-Settings = dict[str, object]
 
 
 class Disagreement(AssertionError):
@@ -42,10 +40,18 @@ class Referee:
     computed steps, with and without an excuse.
     """
 
-    def __init__(self, masters: Iterable[ExploredDiT], tally: Counter[str], ascends: bool) -> None:
-        self.tally = tally
+    def __init__(
+        self,
+        masters: Iterable[ExploredDiT],
+        tally: Counter[str],
+        ascends: bool,
+        family: Family,
+    ) -> None:
+        self.tally, self._family = tally, family
         self.models = [_compiled(copy.deepcopy(master)) for master in masters]
-        self._excuses = Excuses(len(self.models), ascends)
+        self._excuses = Excuses(len(self.models), ascends, family.passes_are_coupled)
+        for index in range(len(self.models)):
+            self.configure(index, dict(family.always))
 
     def configure(self, index: int, settings: Settings) -> None:
         model = self.models[index]
@@ -83,9 +89,9 @@ class Referee:
         """The next call of an image. `others` are under way too."""
         call = image.next_call
         model, settings = self.models[call.model], self._settings(image, call)
-        inputs, lone = image.inputs(call), image.lone(call)
+        inputs, lone = image.inputs(call), self._lone(image, call)
         self._excuses.before(image, call, others)
-        verdict = lone.look(model.module, inputs, _rules(settings))
+        verdict = lone.look(model.module, inputs, self._family.rules_of(settings))
         output = self._run(image, call, inputs)
         step = dc.summary(model.compiled).steps[-1]
         bound = settings.get("max_state_bytes")
@@ -101,8 +107,12 @@ class Referee:
             _agree(
                 step.step == lone.step, f"counted as step {step.step} and not {lone.step}: {said}"
             )
-            _agree(_is_same_diff(step.diff, verdict.diff), f"another diff, {step.diff}: {said}")
-        expected = lone.settle(step.hit)
+            _agree(_is_same_number(step.diff, verdict.diff), f"another diff, {step.diff}: {said}")
+        is_measured = step.diff is not None or step.observed_error is not None
+        expected = lone.settle(step.hit, is_measured)
+        if excuse is Excuse.NONE or step.observed_error is not None:
+            is_same_error = _is_same_number(step.observed_error, lone.error)
+            _agree(is_same_error, f"error {step.observed_error} and not {lone.error}: {said}")
         _agree(_relative_error(output, expected) < 1e-5, f"another output: {said}")
         self.tally[f"{_word(step.hit)}, {excuse.value}"] += 1
         self._excuses.after(image, call, lone, step.hit, settings)
@@ -114,8 +124,8 @@ class Referee:
         raises, and changes nothing."""
         call = image.next_call
         model, settings = self.models[call.model], self._settings(image, call)
-        inputs, lone = image.inputs(call), image.lone(call)
-        rules = _rules(settings)
+        inputs, lone = image.inputs(call), self._lone(image, call)
+        rules = self._family.rules_of(settings)
         verdict = lone.look(model.module, inputs, rules)
         lone.give_up()
         excuse = self._excuses.excuse(image, call, lone, settings)
@@ -134,6 +144,15 @@ class Referee:
             lane.zero_()
         raise Disagreement(f"block {block} never ran: {_name(image, call)}")
 
+    def _lone(self, image: Image, call: Call) -> LoneImage:
+        """What makes the call alone. Passes that share a latents object belong together."""
+        place = (call.model, call.branch)
+        if place not in image.lones:
+            passes = [lone.passes for at, lone in image.lones.items() if at[0] == call.model]
+            is_shared = passes and image.request.ask.latents != "copied"
+            image.lones[place] = self._family.lone(passes[0] if is_shared else [])
+        return image.lones[place]
+
     def _settings(self, image: Image, call: Call) -> Settings:
         return {**self.models[call.model].settings, **_own_settings(image, call)}
 
@@ -147,7 +166,11 @@ class Referee:
 
 def _compiled(module: ExploredDiT) -> ExploredModel:
     compiled = torch.compile(
-        module, backend="cachedit", fullgraph=True, dynamic=False, options=OPTIONS
+        module,
+        backend="cachedit",
+        fullgraph=True,
+        dynamic=False,
+        options={"inner_backend": "eager"},
     )
     return ExploredModel(module, compiled)
 
@@ -166,20 +189,16 @@ def _agree(holds: bool, said: str) -> None:
         raise Disagreement(said)
 
 
-def _rules(settings: Settings) -> Rules:
-    return Rules(**{name: value for name, value in settings.items() if name in RULES})
-
-
 def _is_allowed(verdict: Verdict, hit: bool, excuse: Excuse) -> bool:
     if hit == verdict.hit or verdict.is_close or excuse is Excuse.ANYTHING:
         return True
     return excuse is Excuse.MAY_COMPUTE and not hit
 
 
-def _is_same_diff(diff: float | None, expected: float | None) -> bool:
-    if diff is None or expected is None:
-        return diff is expected
-    return math.isclose(diff, expected, rel_tol=1e-3, abs_tol=1e-6)
+def _is_same_number(number: float | None, expected: float | None) -> bool:
+    if number is None or expected is None:
+        return number is expected
+    return math.isclose(number, expected, rel_tol=1e-3, abs_tol=1e-6)
 
 
 def _output(compiled: nn.Module, call: Call, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from support.explorer.asks import AS_IT_IS, KINDS, REBUILT, SLICED, Ask
 from support.explorer.dit import DIM, FRAME_TOKENS
-from support.explorer.lone_request import LoneImage
+from support.explorer.lone_image import LoneImage
 
 LAST_ANGLE = 84.0  # Degrees from noise (0) to picture (90).
 
@@ -127,9 +127,6 @@ class Image:
         is_wrong = ask.tells_steps == "too few" and not ask.reads_no_clock
         return max(1, len(alike) - 2 * is_wrong)
 
-    def lone(self, call: Call) -> LoneImage:
-        return self.lones.setdefault((call.model, call.branch), LoneImage())
-
     def inputs(self, call: Call) -> dict[str, Tensor]:
         """What the model is called with. All passes of a step get one latents object, unless each
         gets a copy."""
@@ -164,11 +161,16 @@ class Image:
 
     def looks_like(self, other: "Image") -> bool:
         """Whether nothing but the latents tells the two apart while both are under way."""
+        return self.is_called_as(other, "cond")
+
+    def is_called_as(self, other: "Image", branch: str) -> bool:
+        """Whether a pass of the two has the same conditioning, as far as anybody can tell."""
         mine, others = self.request, other.request
         return (
             self.key == other.key
             and (self.kind.num_tokens, self.kind.batch) == (other.kind.num_tokens, other.kind.batch)
-            and mine.texts["cond"].looks_like(others.texts["cond"])
+            and branch in others.texts
+            and mine.texts[branch].looks_like(others.texts[branch])
             and mine.ids.looks_like(others.ids)
         )
 

@@ -7,40 +7,37 @@ The referee compares each call with what its image does alone.
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
-import torch
 from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from support.explorer.asks import AS_IT_IS, ASKS, KINDS, NUM_WORDS, REBUILT, SETTINGS, Ask
-from support.explorer.dit import DIM, NUM_BLOCKS, ExploredDiT
+from support.explorer.asks import Ask, asks
+from support.explorer.dit import NUM_BLOCKS, ExploredDiT
+from support.explorer.families import Family, Settings
 from support.explorer.referee import Referee
-from support.explorer.requests import Conditioning, Image, Request, condition
+from support.explorer.request_maker import RequestMaker
+from support.explorer.requests import Image, Request
 
 MAX_IMAGES = 5
 MAX_REQUESTS = 5
-SHARED_IDS, SHARED_NEGATIVE = 0, 100  # Their contents; all others are numbered from 1000.
 
 WHICH = st.integers(0, MAX_IMAGES - 1)
+SETTINGS = st.runner().flatmap(lambda explorer: explorer.family.settings)
+ASKS = st.runner().flatmap(lambda explorer: asks(explorer.family.settings))
 
 
 class StateExplorer(RuleBasedStateMachine):
     """`which` counts round the images under way, or the requests that are there."""
 
-    def __init__(self, masters: Sequence[ExploredDiT], tally: Counter[str]) -> None:
+    def __init__(self, masters: Sequence[ExploredDiT], tally: Counter[str], family: Family) -> None:
         super().__init__()
-        self.masters, self.tally = masters, tally
+        self.masters, self.tally, self.family = masters, tally, family
         self.images: list[Image] = []
         self.requests: list[Request] = []
         self.may_hold = False
         self.contents = itertools.count(1000)
-        self.shared_ids = {n: condition(SHARED_IDS, (n, DIM)) for n in (24, 32)}
-        self.shared_negatives = {n: condition(SHARED_NEGATIVE, (1, n, DIM)) for n in (4, 6)}
-        self.shared_guidance = {batch: torch.full((batch,), 3.5) for batch in (1, 2)}
         self.image_names = itertools.count(1)
-        self.request_names = (chr(ord("A") + i % 26) for i in itertools.count())
 
     @initialize(
         ascends=st.sampled_from([False] * 3 + [True]),
@@ -48,10 +45,13 @@ class StateExplorer(RuleBasedStateMachine):
         settings=SETTINGS,
         ask=ASKS,
     )
-    def start(self, ascends: bool, rebuilds: str, settings: dict[str, object], ask: Ask) -> None:
+    def start(self, ascends: bool, rebuilds: str, settings: Settings, ask: Ask) -> None:
         """`rebuilds` says what those who rebuild their conditioning at every call rebuild of it."""
-        self.ascends, self.rebuilds = ascends, rebuilds
-        self.referee = Referee(self.masters, self.tally, ascends)
+        self.ascends, self.maker = (
+            ascends,
+            RequestMaker(rebuilds, self.contents, self.family.pinned),
+        )
+        self.referee = Referee(self.masters, self.tally, ascends, self.family)
         for index in range(len(self.masters)):
             self.referee.configure(index, settings)
         self.begin(ask)
@@ -62,7 +62,7 @@ class StateExplorer(RuleBasedStateMachine):
         """A new request, and its first image."""
         if len(self.requests) == MAX_REQUESTS:
             self._forget(self.requests[0])
-        request = self._make_request(ask)
+        request = self.maker.make(ask, self.requests)
         self.requests.append(request)
         self.may_hold |= request.is_rebuilt or ask.negative == "shared"
         self._begin_image(request, next(self.contents))
@@ -145,7 +145,7 @@ class StateExplorer(RuleBasedStateMachine):
             self._forget(image.request)
 
     @rule(index=st.integers(0, 1), settings=SETTINGS)
-    def configure(self, index: int, settings: dict[str, object]) -> None:
+    def configure(self, index: int, settings: Settings) -> None:
         self.referee.configure(index, settings)
 
     @rule(index=st.integers(0, 1))
@@ -215,64 +215,3 @@ class StateExplorer(RuleBasedStateMachine):
     def _rename(self, image: Image) -> None:
         if image.key is not None:
             image.key = f"{image.request.key}, image {image.name}"
-
-    def _make_request(self, ask: Ask) -> Request:
-        if ask.is_named and "steps_computation_policy" not in ask.settings:
-            # Whether a named request reads its clock is settled where it begins.
-            settings = {**ask.settings, "steps_computation_policy": "dynamic"}
-            ask = replace(ask, settings=settings)
-        name = next(self.request_names)
-        batch = KINDS[ask.kind].batch
-        guidance = self.shared_guidance[batch]
-        if ask.has_own_guidance:
-            guidance = torch.full((batch,), 2.0 + 0.5 * len(self.requests))
-        return Request(
-            name=name,
-            ask=ask,
-            texts=self._texts(ask),
-            ids=self._ids(ask),
-            guidance=guidance,
-            key=f"request {name}" if ask.is_named else None,
-        )
-
-    def _texts(self, ask: Ask) -> dict[str, Conditioning]:
-        kind, texts = KINDS[ask.kind], {"cond": self._prompt(ask)}
-        comes = self._text_comes(ask)
-        num_words = kind.num_negative_words
-        for branch in ask.passes[1:] if ask.passes[0] == "cond" else ["uncond"]:
-            content = next(self.contents)
-            if branch == "uncond" and ask.negative != "own":
-                content = SHARED_NEGATIVE
-            own = condition(content, (kind.batch, num_words, DIM), comes)
-            is_shared = branch == "uncond" and ask.negative == "shared" and comes != REBUILT
-            texts[branch] = self.shared_negatives[num_words] if is_shared else own
-        return texts
-
-    def _text_comes(self, ask: Ask) -> str:
-        is_spared = ask.prompt_comes == REBUILT and self.rebuilds == "ids"
-        return AS_IT_IS if is_spared else ask.prompt_comes
-
-    def _prompt(self, ask: Ask) -> Conditioning:
-        """Of its own, or the object or the content of the newest request that has such a one."""
-        batch = KINDS[ask.kind].batch
-        shape = (batch, NUM_WORDS, DIM)
-        alike = [
-            r
-            for r in self.requests
-            if KINDS[r.ask.kind].batch == batch and r.ask.prompt_comes == ask.prompt_comes
-        ]
-        if ask.prompt == "own" or not alike:
-            return condition(next(self.contents), shape, self._text_comes(ask))
-        theirs = alike[-1].texts["cond"]
-        if ask.prompt == "same object":
-            return theirs
-        return condition(theirs.content, shape, self._text_comes(ask))
-
-    def _ids(self, ask: Ask) -> Conditioning:
-        num_tokens = KINDS[ask.kind].num_tokens
-        shape = (num_tokens, DIM)
-        if ask.prompt_comes == REBUILT and self.rebuilds in ("ids", "all"):
-            return condition(SHARED_IDS, shape, REBUILT)
-        if ask.ids == "own":
-            return condition(next(self.contents), shape)
-        return self.shared_ids[num_tokens]
