@@ -1,14 +1,14 @@
 """`torch.compile(transformer, backend="cachedit")`: the stages, one a line."""
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
 
+from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.config import split_options
-from dit_cachegraph.exc import CannotCut, NotCachedWarning
+from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.cut.compile_segments import (
     InnerCompiler,
     compile_segments,
@@ -16,7 +16,7 @@ from dit_cachegraph.graph.cut.compile_segments import (
 )
 from dit_cachegraph.graph.cut.copy_streams import copy_streams
 from dit_cachegraph.graph.cut.segment_graph import Cut, segment_graph
-from dit_cachegraph.graph.find.check_fragment import check_fragment, model_being_called
+from dit_cachegraph.graph.find.check_fragment import check_fragment
 from dit_cachegraph.graph.find.find_blocks import find_blocks
 from dit_cachegraph.graph.fx_utils import weight_arguments
 from dit_cachegraph.graph.prepare.move_numbers import move_numbers
@@ -89,7 +89,6 @@ def _run_uncached(
     compiler: InnerCompiler,
     refusal: Uncacheable,
 ) -> UncachedModel:
-    warnings.warn(str(refusal), NotCachedWarning, stacklevel=2)
     weights, roles = weight_arguments(gm), find_fragment_roles(gm)
     function = compiler.whole(gm, example_inputs)
     return UncachedModel(function, refusal, weights, roles, _class_being_called())

@@ -18,5 +18,10 @@ class CannotCut(CacheGraphError):
     `Uncacheable`: the model then runs compiled and uncached, with this sentence in the report."""
 
 
+class NotCached(CacheGraphError):
+    """`check` was given a model whose last call didn't go through the cache; says why, and what
+    helps."""
+
+
 class NotCachedWarning(UserWarning):
     """A model runs compiled and uncached, and why."""

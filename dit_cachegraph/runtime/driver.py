@@ -17,6 +17,7 @@ from dit_cachegraph.requests.handoff import current_handoff
 from dit_cachegraph.requests.latents import latents_identity, versions_of
 from dit_cachegraph.requests.match import find_partner
 from dit_cachegraph.requests.request import current_request
+from dit_cachegraph.runtime.calls import note_cached
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region
 from dit_cachegraph.runtime.look import Looker
@@ -72,6 +73,7 @@ class CachedModel:
         weights = self._weights.read(values)
         model = self._model(values, weights)
         model.graphs.setdefault(id(self), self)
+        note_cached(model)
         handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self._called)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
         tensors = self._conditioning(values) if handoff is None else handoff.conditioning

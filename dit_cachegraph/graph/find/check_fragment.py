@@ -7,14 +7,11 @@ is on Python's stack while its parts are compiled.
     refiner (a graph) | block (a graph) | block (the same graph) | ...      nothing is cached
 """
 
-import sys
-
 from torch import fx, nn
 
+from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.fx_utils import is_weight
-
-_OUTERMOST = "compile_wrapper"  # what `torch.compile` puts around what it was given, since 2.9
 
 
 def check_fragment(gm: fx.GraphModule) -> None:
@@ -45,17 +42,6 @@ def where_it_broke(gm: fx.GraphModule) -> str:
     what = "a branch on the value of a tensor" if "generic_jump" in lines[0] else lines[0]
     said = "; ".join([what, *hints[:1]])
     return f" (at {frame.filename.rpartition('/')[2]}:{frame.lineno}: {said})"
-
-
-def model_being_called() -> nn.Module | None:
-    """The outermost module whose call is under way inside what was compiled."""
-    found = None
-    frame = sys._getframe()
-    while frame is not None and frame.f_code.co_name != _OUTERMOST:
-        caller = frame.f_locals.get("self")
-        found = caller if isinstance(caller, nn.Module) else found
-        frame = frame.f_back  # type: ignore[assignment]
-    return found if frame is not None else None
 
 
 def _largest_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
