@@ -44,7 +44,13 @@ def summary(target: object, details: bool = False, logging: bool = False) -> Rep
     asked = asked_about(target)
     states = REGISTRY.states_of(modules_in(target))
     statuses = [status_of(one, state) for one, state in zip(asked, states, strict=True)]
-    report = report_of(states, [note for one in asked for note in one.notes], statuses)
+    notes = [
+        note
+        for one, status in zip(asked, statuses, strict=True)
+        if not status.is_cached
+        for note in one.notes
+    ]
+    report = report_of(states, notes, statuses)
     if logging:
         log.info("%s", report)
     return report

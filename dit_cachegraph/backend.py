@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import fx, nn
 
+from dit_cachegraph.account.hooks import hooks_on
 from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.config import split_options
-from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.exc import CannotCut, NoBlocks
 from dit_cachegraph.graph.cut.compile_segments import (
     InnerCompiler,
     compile_segments,
@@ -71,6 +72,11 @@ def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
         if copy_streams(gm, assignment, pattern.streams):
             assignment, pattern = _understand(gm)
         return segment_graph(gm, assignment, pattern)
+    except NoBlocks as refusal:
+        model = model_being_called()
+        hooks = None if model is None else hooks_on(model)
+        reason = str(refusal) if hooks is None else hooks.when_compiled()
+        return Uncacheable(reason, has_no_blocks=True)
     except CannotCut as refusal:
         return Uncacheable(str(refusal))
 

@@ -3,11 +3,15 @@ of what `torch.compile` returned."""
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
+import torch
 from torch import nn
 
 _COMPILED_CALL = "compile_wrapper"  # what `torch.compile` puts around what it was given, since 2.9
+
+_OURS_OR_TORCHS = frozenset((Path(__file__).parent, Path(torch.__file__).parent))
 
 
 def compiled_call() -> FrameType | None:
@@ -23,6 +27,17 @@ def model_being_called() -> nn.Module | None:
             return found
         found = _module_of(frame) or found
     return None
+
+
+def is_in_model_code() -> bool:
+    """Whether code that isn't torch's runs between the call of what was compiled and its graph: a
+    break has left it to Python."""
+    for frame in _frames():
+        if frame.f_code.co_name == _COMPILED_CALL:
+            return False
+        if not _OURS_OR_TORCHS.intersection(Path(frame.f_code.co_filename).parents):
+            return True
+    return False
 
 
 def outermost_module() -> nn.Module | None:

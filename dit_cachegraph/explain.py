@@ -87,7 +87,7 @@ def _code_of_its_own(function: FunctionType) -> FunctionType:
 def _explain_graph(gm: fx.GraphModule, overrides: Layers) -> tuple[GraphReport, str]:
     cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
-        return refused(str(cut)), ""
+        return refused(cut), ""
     spans = resolve(*map(dict, overrides)).rule.spans(cut.trunk.list_sizes)
     regions = tuple(
         (region.start, region.stop) for region in plan_regions(cut.trunk, cut.roles, spans)

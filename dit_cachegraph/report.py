@@ -10,7 +10,7 @@ from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.few_steps import why_nothing_gained
 from dit_cachegraph.freeze import frozen_config, settings_as_config
-from dit_cachegraph.plan import BlockListReport, Trunk
+from dit_cachegraph.plan import BlockListReport, Trunk, Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.models import ModelState
 from dit_cachegraph.runtime.step_log import StepReport
@@ -23,7 +23,7 @@ NUM_STEPS_SHOWN = 60
 @dataclass(frozen=True, slots=True)
 class GraphReport:
     """One Dynamo graph: what was found, cut and compiled, or why it isn't cached; then it stands
-    for the `num_graphs` that are refused for that reason."""
+    for the `num_graphs` that are refused for that reason, as where the graph `has_no_blocks`."""
 
     block_lists: tuple[BlockListReport, ...]
     num_blocks: int
@@ -34,6 +34,7 @@ class GraphReport:
     compile_seconds: float | None
     refusals: tuple[str, ...]
     num_graphs: int = 1
+    has_no_blocks: bool = False
 
     def __str__(self) -> str:
         if self.refusals:
@@ -122,8 +123,12 @@ class Report:
 
     def __str__(self) -> str:
         lines = list(filter(None, [self.standing]))
-        lines += [note for note in self.notes if note not in lines]
-        lines += [said for graph in self.graphs if (said := str(graph)) not in lines]
+        lines += [note for note in self.notes if note not in self.standing]
+        # Their sentence would blame a graph of a call whose blocks are cached, or repeat a note.
+        unsaid = [g for g in self.graphs if g.has_no_blocks and (self.is_cached or self.notes)]
+        lines += [said for g in self.graphs if g not in unsaid and (said := str(g)) not in lines]
+        if num_unsaid := sum(graph.num_graphs for graph in unsaid):
+            lines.append(f"  {num_unsaid} more graphs of its calls hold no blocks")
         num_steps = self.num_hits + self.num_computed
         if num_steps:
             lines.append(
@@ -188,7 +193,7 @@ def _merged(graphs: Sequence[GraphReport]) -> Sequence[GraphReport]:
 
 def _graph(graph: object, state: ModelState) -> GraphReport:
     if isinstance(graph, UncachedModel):
-        return refused(str(graph.refusal))
+        return refused(graph.refusal)
     assert isinstance(graph, CachedModel)
     trunk = graph.compiled.trunk
     return graph_report(
@@ -251,6 +256,7 @@ def graph_report(
     )
 
 
-def refused(reason: str) -> GraphReport:
+def refused(refusal: Uncacheable) -> GraphReport:
     """The report of a graph that isn't cached."""
-    return GraphReport((), 0, 0, 0, 0, (), None, (reason,))
+    has_no_blocks = refusal.has_no_blocks
+    return GraphReport((), 0, 0, 0, 0, (), None, (str(refusal),), has_no_blocks=has_no_blocks)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import CodeType, MethodType
+from types import CodeType, FunctionType, MethodType
 
 from torch import nn
 from torch._dynamo import config
@@ -49,15 +49,11 @@ def codes_of(function: Callable[..., object]) -> Iterator[CodeType]:
     """The code of a function or a bound method, and of what stands behind its decorators."""
     found: object = function
     while found is not None:
-        if isinstance(found, partial):
-            found = found.func
-        elif isinstance(found, MethodType):
-            found = found.__func__
-        else:
-            code = getattr(found, "__code__", None)
-            if isinstance(code, CodeType):
-                yield code
-            found = getattr(found, "__wrapped__", None)
+        bare = found.func if isinstance(found, partial) else found
+        bare = bare.__func__ if isinstance(bare, MethodType) else bare
+        if isinstance(bare, FunctionType):
+            yield bare.__code__
+        found = getattr(found, "__wrapped__", None)
 
 
 def limit_reached(codes: Sequence[CodeType], module: nn.Module | None) -> LimitReached | None:
@@ -73,9 +69,9 @@ def limit_reached(codes: Sequence[CodeType], module: nn.Module | None) -> LimitR
 
 
 def is_left_out(codes: Sequence[CodeType]) -> bool:
-    """Whether Dynamo has looked at all of it, and compiled none."""
+    """Whether Dynamo has looked at it, and compiled nothing of the innermost that it looked at."""
     seen = [code for code in codes if code in input_codes]
-    return bool(seen) and not any(_debug_get_cache_entry_list(code) for code in seen)
+    return bool(seen) and not _debug_get_cache_entry_list(seen[-1])
 
 
 def _counts_for(entry: CacheEntry, module: nn.Module | None) -> bool:

@@ -80,7 +80,10 @@ def _after_last_call(asked: Asked, state: ModelState) -> tuple[Standing, str]:
             return Standing.TURNED_OFF, "turned off: `enabled=False` runs every block"
         return Standing.CACHED, "cached"
     if last is Outcome.REFUSED:
-        return Standing.REFUSED, (asked.notes or tuple(map(str, state.calls.refusals)))[0]
+        refusals = state.calls.refusals
+        if asked.notes and all(refusal.has_no_blocks for refusal in refusals):
+            return Standing.REFUSED, asked.notes[0]
+        return Standing.REFUSED, str(refusals[0])
     if last is Outcome.UNASKED:
         return Standing.UNASKED, _why_unasked(asked, state)
     return _before_any_call(asked)
@@ -88,10 +91,11 @@ def _after_last_call(asked: Asked, state: ModelState) -> tuple[Standing, str]:
 
 def _before_any_call(asked: Asked) -> tuple[Standing, str]:
     reached = limit_reached(asked.codes, asked.module)
-    if reached is not None:
-        return Standing.UNASKED, f"not cached: no call has come here; {reached}"
-    if is_left_out(asked.codes):
-        return Standing.UNASKED, f"not cached: no call has come here; {_LEFT_OUT}"
+    if reached is not None or is_left_out(asked.codes):
+        why = asked.notes[0] if asked.notes else reached or _LEFT_OUT
+        return Standing.UNASKED, f"not cached: no call has come here; {why}"
+    if asked.notes:
+        return Standing.NOT_CALLED, f"no call has come here yet; {asked.notes[0]}"
     if not asked.is_compiled:
         return Standing.NOT_CALLED, (
             f"{_NOT_CALLED}; this {asked.name} has no compiled call itself (a copy by `deepcopy` "
@@ -103,8 +107,9 @@ def _before_any_call(asked: Asked) -> tuple[Standing, str]:
 
 _NOT_CALLED = "not called yet: nothing is compiled before the first call"
 _LEFT_OUT = (
-    "Dynamo has looked at its code and leaves it out since, as it does with what is called while "
-    f"`torch._dynamo.config.disable` is set: {RESET}"
+    "Dynamo has looked at its code and leaves it out since, as it does after a graph break that it "
+    "can't go on from, and with what is called while `torch._dynamo.config.disable` is set: "
+    f"{RESET}"
 )
 
 
@@ -118,8 +123,8 @@ def _why_unasked(asked: Asked, state: ModelState) -> str:
     reached = limit_reached(asked.codes, asked.module)
     num = state.calls.num_unasked
     said = "the last call ran eagerly" if num == 1 else f"the last {num} calls ran eagerly"
-    if reached is not None:
-        return f"not cached: {said}; {reached}"
+    if asked.notes or reached is not None:
+        return f"not cached: {said}; {asked.notes[0] if asked.notes else reached}"
     return (
         f"not cached: {said}, and Dynamo didn't ask for them to be compiled: start with "
         f'`TORCH_LOGS="recompiles,graph_breaks"` to see why, and {RESET} to begin anew'
