@@ -30,7 +30,7 @@ from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at
 from dit_cachegraph.runtime.stages import Role, Stage
 from dit_cachegraph.runtime.step import RegionStep, Step
-from dit_cachegraph.runtime.step_plan import PlanTable
+from dit_cachegraph.runtime.step_plan import PlanTable, tell_overridden
 from dit_cachegraph.runtime.weights import Weights, WeightsReader
 
 
@@ -72,7 +72,8 @@ class CachedModel:
         request = current_request()
         weights = self._weights.read(values)
         model = self._model(values, weights)
-        model.graphs.setdefault(id(self), self)
+        if id(self) not in model.graphs:
+            self._join(model)
         note_cached(model)
         handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self._called)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
@@ -95,6 +96,13 @@ class CachedModel:
             return self._weightless
         found = REGISTRY.by_weight(values[self._first_weight])
         return found if found is not None else REGISTRY.of_weights(weights.tensors)
+
+    def _join(self, model: ModelState) -> None:
+        """The first call of this graph for `model`."""
+        others = [graph for graph in list(model.graphs.values()) if isinstance(graph, CachedModel)]
+        model.graphs[id(self)] = self
+        if all(graph.plans.options != self.plans.options for graph in others):
+            tell_overridden(self.plans.options, model.overrides)
 
     def _run_whole(self, step: Step) -> None:
         self.looker.look_at_clock(step)

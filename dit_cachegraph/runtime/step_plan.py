@@ -1,6 +1,7 @@
 """By which settings a step goes, and the regions that they ask for: worked out once for each
 combination of settings that is met."""
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from dit_cachegraph.runtime.region import plan_regions
 from dit_cachegraph.runtime.stages import Stage, stages_of
 
 MAX_PLANS_KEPT = 256
+log = logging.getLogger("dit_cachegraph")
 
 
 class StepPlan(NamedTuple):
@@ -27,6 +29,16 @@ class StepPlan(NamedTuple):
     spans: tuple[Span, ...]
     regions: tuple[Region, ...]
     stages: tuple[Stage, ...]
+
+
+def tell_overridden(options: Mapping[str, object], model: Layers) -> None:
+    """Log which of the `options` of `torch.compile` don't hold, since `configure` gave others for
+    the model: those stay until they are changed, also over `torch._dynamo.reset()`."""
+    given = dict(pair for layer in model for pair in layer)
+    names = [name for name in given if name in options and given[name] != options[name]]
+    if names:
+        told = ", ".join(f"{name}={given[name]!r} (not {options[name]!r})" for name in names)
+        log.info("settings of `configure` hold over the `options` of `torch.compile`: %s", told)
 
 
 class PlanTable:
