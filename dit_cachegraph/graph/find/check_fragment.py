@@ -21,7 +21,7 @@ ASKS_TO_EDIT = "Remove the `torch.compiler.disable` call"  # a hint of Dynamo's
 def check_fragment(gm: fx.GraphModule) -> None:
     """Raise `NoBlocks` if the model's largest list of blocks has no weight in this graph."""
     model = model_being_called()
-    found = _largest_list(model) if model is not None else None
+    found = largest_list(model) if model is not None else None
     if found is None:
         return
     name, blocks = found
@@ -61,7 +61,7 @@ def is_of_a_library(filename: str) -> bool:
     return not {"site-packages", "dist-packages"}.isdisjoint(Path(filename).parts)
 
 
-def _largest_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+def largest_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """The list of repeated modules that holds most parameters."""
     lists = {
         name: module
