@@ -5,7 +5,7 @@ pipe.transformer.compile(backend="cachedit")
 `import dit_cachegraph as cache_dit` has the calls of cache-dit as well: `docs/migrating.md`.
 """
 
-from dit_cachegraph.api import configure, request, reset, summary
+from dit_cachegraph.api import check, configure, request, reset, summary
 from dit_cachegraph.calibration.calibrate import calibrate
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.compat.block_adapter import BlockAdapter, ForwardPattern, get_adapter
@@ -37,7 +37,13 @@ from dit_cachegraph.compat.not_taken import ParallelismConfig, QuantizeConfig
 from dit_cachegraph.compat.params_modifier import ParamsModifier
 from dit_cachegraph.compat.strify import strify
 from dit_cachegraph.compat.supported import SupportedPipelines, supported_pipelines
-from dit_cachegraph.exc import CacheGraphError, InvalidConfig, NotCachedWarning, UnknownTarget
+from dit_cachegraph.exc import (
+    CacheGraphError,
+    InvalidConfig,
+    NotCached,
+    NotCachedWarning,
+    UnknownTarget,
+)
 from dit_cachegraph.explain import explain
 from dit_cachegraph.plot import plot
 from dit_cachegraph.policy.step_mask import steps_mask
@@ -62,6 +68,7 @@ __all__ = [
     "ForwardPattern",
     "InvalidConfig",
     "NONE",
+    "NotCached",
     "NotCachedWarning",
     "ParallelismConfig",
     "ParamsModifier",
@@ -79,6 +86,7 @@ __all__ = [
     "block_range",
     "cache_type",
     "calibrate",
+    "check",
     "configure",
     "disable_cache",
     "enable_cache",

@@ -4,13 +4,15 @@ import logging as std_logging
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
 
+from dit_cachegraph.account.status import status_of
 from dit_cachegraph.config import resolve
+from dit_cachegraph.exc import NotCached
 from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.report import Report, report_of
 from dit_cachegraph.requests.request import Request, entered
 from dit_cachegraph.runtime.driver import CachedModel
-from dit_cachegraph.targets import modules_in, notes_on
+from dit_cachegraph.targets import asked_about, modules_in
 
 log = std_logging.getLogger("dit_cachegraph")
 
@@ -39,12 +41,32 @@ def summary(target: object, details: bool = False, logging: bool = False) -> Rep
 
     `logging` logs it too, at INFO; `details`, as cache-dit has it, changes nothing: all is in it.
     """
-    modules = modules_in(target)
-    notes = [note for module in modules for note in notes_on(module)]
-    report = report_of(REGISTRY.states_of(modules), notes)
+    asked = asked_about(target)
+    states = REGISTRY.states_of(modules_in(target))
+    statuses = [status_of(one, state) for one, state in zip(asked, states, strict=True)]
+    notes = [
+        note
+        for one, status in zip(asked, statuses, strict=True)
+        if not status.is_cached
+        for note in one.notes
+    ]
+    report = report_of(states, notes, statuses)
     if logging:
         log.info("%s", report)
     return report
+
+
+def check(target: object) -> None:
+    """Return if the last call of each transformer in `target` went through the cache: for tests
+    and health checks, after a call.
+
+    Raises:
+        NotCached: one didn't, with why not and what helps; nor did one that wasn't called yet.
+        UnknownTarget: `target` holds no transformer.
+    """
+    report = summary(target)
+    if not report.is_cached:
+        raise NotCached(report.standing)
 
 
 def reset(target: object, key: Hashable | None = None) -> None:

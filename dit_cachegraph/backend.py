@@ -1,14 +1,15 @@
 """`torch.compile(transformer, backend="cachedit")`: the stages, one a line."""
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
 
+from dit_cachegraph.account.hooks import hooks_on
+from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.config import split_options
-from dit_cachegraph.exc import CannotCut, NotCachedWarning
+from dit_cachegraph.exc import CannotCut, NoBlocks
 from dit_cachegraph.graph.cut.compile_segments import (
     InnerCompiler,
     compile_segments,
@@ -16,7 +17,7 @@ from dit_cachegraph.graph.cut.compile_segments import (
 )
 from dit_cachegraph.graph.cut.copy_streams import copy_streams
 from dit_cachegraph.graph.cut.segment_graph import Cut, segment_graph
-from dit_cachegraph.graph.find.check_fragment import check_fragment, model_being_called
+from dit_cachegraph.graph.find.check_fragment import check_fragment
 from dit_cachegraph.graph.find.find_blocks import find_blocks
 from dit_cachegraph.graph.fx_utils import weight_arguments
 from dit_cachegraph.graph.prepare.inline_checkpoints import inline_checkpoints
@@ -74,6 +75,11 @@ def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
         if copy_streams(gm, assignment, pattern.streams):
             assignment, pattern = _understand(gm)
         return segment_graph(gm, assignment, pattern)
+    except NoBlocks as refusal:
+        model = model_being_called()
+        hooks = None if model is None else hooks_on(model)
+        reason = str(refusal) if hooks is None else hooks.when_compiled()
+        return Uncacheable(reason, has_no_blocks=True)
     except CannotCut as refusal:
         return Uncacheable(str(refusal))
 
@@ -93,7 +99,6 @@ def _run_uncached(
     compiler: InnerCompiler,
     refusal: Uncacheable,
 ) -> UncachedModel:
-    warnings.warn(str(refusal), NotCachedWarning, stacklevel=2)
     weights, roles = weight_arguments(gm), find_fragment_roles(gm)
     function = compiler.whole(gm, example_inputs)
     return UncachedModel(function, refusal, weights, roles, _class_being_called())

@@ -18,5 +18,15 @@ class CannotCut(CacheGraphError):
     `Uncacheable`: the model then runs compiled and uncached, with this sentence in the report."""
 
 
+class NoBlocks(CannotCut):
+    """There are no blocks in this graph: the model has none, or a graph break put them into
+    others."""
+
+
+class NotCached(CacheGraphError):
+    """`check` was given a model whose last call didn't go through the cache; says why, and what
+    helps."""
+
+
 class NotCachedWarning(UserWarning):
     """A model runs compiled and uncached, and why."""

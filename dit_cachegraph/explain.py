@@ -87,7 +87,7 @@ def _code_of_its_own(function: FunctionType) -> FunctionType:
 def _explain_graph(gm: fx.GraphModule, overrides: Layers) -> tuple[GraphReport, str]:
     cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
-        return refused(str(cut)), ""
+        return refused(cut), ""
     plan = make_plan(resolve(*map(dict, overrides)), cut.trunk, cut.roles)
     regions = tuple((region.start, region.stop) for region in plan.regions)
     report = graph_report(cut.trunk, num_distinct=len(cut.graphs), regions=regions)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dit_cachegraph.call_log import CallLog
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.requests.table import RequestTable
@@ -26,14 +27,17 @@ class ModelState:
     """All that is known of one model: settings given by `configure`, state, steps, graphs.
 
     `recordings` are those of the last dry runs, one an image; `graphs` holds what `summary` shows
-    of each Dynamo graph, by the driver or refusal it came from.
+    of each Dynamo graph, by the driver or refusal it came from, for as long as Dynamo keeps it.
     """
 
     overrides: Layers = ()
     requests: RequestTable = field(default_factory=RequestTable)
     log: StepLog = field(default_factory=StepLog)
     recordings: deque[list[Recorded]] = field(default_factory=lambda: deque(maxlen=MAX_RECORDINGS))
-    graphs: dict[int, object] = field(default_factory=dict)
+    graphs: weakref.WeakValueDictionary[int, object] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
+    calls: CallLog = field(default_factory=CallLog)
 
     def absorb(self, other: "ModelState") -> None:
         """Take over what was seen of the same model by another of its graphs."""
@@ -43,6 +47,7 @@ class ModelState:
         if not self.requests.known.direction:
             self.requests.known = other.requests.known
         self.graphs.update(other.graphs)
+        self.calls.absorb(other.calls)
 
 
 class ModelRegistry:
@@ -54,6 +59,7 @@ class ModelRegistry:
             weakref.WeakKeyDictionary()
         )
         self._by_weight: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._warned: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
     def of_module(self, module: nn.Module) -> ModelState:
         """The state of `module`, made now if it has none yet. Several graphs of a model that breaks
@@ -97,6 +103,15 @@ class ModelRegistry:
         return next((state for state in known if state is not None), None) or self.of_weights(
             tensors
         )
+
+    def is_first_warning(self, model: nn.Module | None, sentence: str) -> bool:
+        """Whether nobody was told `sentence` of `model` before; None: of no model that is known."""
+        if model is None:
+            return True
+        told = self._warned.setdefault(model, set())
+        is_first = sentence not in told
+        told.add(sentence)
+        return is_first
 
     def _owner(self, weights: Sequence[Tensor]) -> ModelState | None:
         """The state of a registered module that has all of these weights: its first call, or a

@@ -15,9 +15,11 @@ CompiledSegment = Callable[[list[object]], Sequence[object]]
 
 @dataclass(frozen=True, slots=True)
 class Uncacheable:
-    """A refusal: why this graph runs compiled and uncached."""
+    """A refusal: why this graph runs compiled and uncached. `has_no_blocks`: they may be in other
+    graphs of the same call, and cached there."""
 
     reason: str
+    has_no_blocks: bool = False
 
     def __str__(self) -> str:
         return f"not cached: {self.reason}"

@@ -1,15 +1,17 @@
 """What was compiled and what was decided: as an object, as text, as JSON."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from dit_cachegraph.account.status import Status
 from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.few_steps import why_nothing_gained
 from dit_cachegraph.freeze import frozen_config, settings_as_config
 from dit_cachegraph.models import ModelState
-from dit_cachegraph.plan import BlockListReport, Trunk
+from dit_cachegraph.plan import BlockListReport, Trunk, Uncacheable
 from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.uncached import UncachedModel
@@ -20,7 +22,8 @@ NUM_STEPS_SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class GraphReport:
-    """One Dynamo graph: what was found, cut and compiled, or why it isn't cached.
+    """One Dynamo graph: what was found, cut and compiled, or why it isn't cached; then it stands
+    for the `num_graphs` that are refused for that reason, as where the graph `has_no_blocks`.
 
     `share_of_weights` and `share_of_work` are those of the blocks in what the graph holds and does,
     `share_skipped` is that of the work of the regions; None where there are no weights, or no
@@ -40,10 +43,13 @@ class GraphReport:
     share_of_work: float | None = None
     share_skipped: float | None = None
     makers: tuple[str, ...] = ()
+    num_graphs: int = 1
+    has_no_blocks: bool = False
 
     def __str__(self) -> str:
         if self.refusals:
-            return "\n".join(self.refusals)
+            said = "\n".join(self.refusals)
+            return said if self.num_graphs == 1 else f"{said} ({self.num_graphs} graphs)"
         lists = " + ".join(f"{b.name} x {b.num_blocks}" for b in self.block_lists)
         lines = [f"{lists}: {self.num_blocks} blocks"]
         lines += [f"  {b.name}: {b.pattern}" for b in self.block_lists]
@@ -108,6 +114,20 @@ class Report:
     settings: tuple[Mapping[str, object], ...] = ()
     trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()
+    statuses: tuple[Status, ...] = ()
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the last call of each model went through the cache."""
+        return bool(self.statuses) and all(status.is_cached for status in self.statuses)
+
+    @property
+    def standing(self) -> str:
+        """Which of these holds, a line a model: cached; compiled and not cached; not called yet;
+        called, but Dynamo never asked for it to be compiled. With cause and remedy."""
+        several = len({status.sentence for status in self.statuses}) > 1
+        told = (f"{s.model}: {s.sentence}" if several else s.sentence for s in self.statuses)
+        return "\n".join(dict.fromkeys(told))
 
     @property
     def refusals(self) -> tuple[str, ...]:
@@ -127,12 +147,18 @@ class Report:
         return frozen_config(self.settings[-1], cached[-1].regions, self.steps)
 
     def to_dict(self) -> dict[str, object]:
-        return {name: _jsonable(value) for name, value in asdict(self).items()}
+        told = {name: _jsonable(value) for name, value in asdict(self).items()}
+        told["statuses"] = [{**asdict(s), "standing": s.standing.value} for s in self.statuses]
+        return {"is_cached": self.is_cached, **told}
 
     def __str__(self) -> str:
-        lines = [*self.notes, *(str(graph) for graph in self.graphs)]
-        if not self.graphs and not self.notes:
-            lines.append("not called yet: nothing is compiled before the first call")
+        lines = list(filter(None, [self.standing]))
+        lines += [note for note in self.notes if note not in self.standing]
+        # Their sentence would blame a graph of a call whose blocks are cached, or repeat a note.
+        unsaid = [g for g in self.graphs if g.has_no_blocks and (self.is_cached or self.notes)]
+        lines += [said for g in self.graphs if g not in unsaid and (said := str(g)) not in lines]
+        if num_unsaid := sum(graph.num_graphs for graph in unsaid):
+            lines.append(f"  {num_unsaid} more graphs of its calls hold no blocks")
         num_steps = self.num_hits + self.num_computed
         if num_steps:
             lines.append(
@@ -163,13 +189,15 @@ def _step_line(step: StepReport) -> str:
     return f"  {step.request:>6} step {step.step:>3}{timestep} {mark} {step.reason}"
 
 
-def report_of(states: Sequence[ModelState], notes: Sequence[str]) -> Report:
+def report_of(
+    states: Sequence[ModelState], notes: Sequence[str], statuses: Sequence[Status] = ()
+) -> Report:
     """The report of one model, or of the several of a pipeline together."""
     plans = [
         found for state in states for g in list(state.graphs.values()) if (found := _plan(g, state))
     ]
     return Report(
-        graphs=tuple(_graph(g, state) for state in states for g in list(state.graphs.values())),
+        graphs=tuple(_merged([_graph(g, s) for s in states for g in list(s.graphs.values())])),
         steps=tuple(step for state in states for step in list(state.log.steps)),
         num_hits=sum(state.log.tally.num_hits for state in states),
         num_computed=sum(state.log.tally.num_computed for state in states),
@@ -180,12 +208,22 @@ def report_of(states: Sequence[ModelState], notes: Sequence[str]) -> Report:
         settings=tuple(settings_as_config(plan.settings) for _, plan in plans),
         trials=_trials(states, plans),
         notes=tuple(notes),
+        statuses=tuple(statuses),
     )
+
+
+def _merged(graphs: Sequence[GraphReport]) -> Sequence[GraphReport]:
+    """Equal refusals in one."""
+    counts = Counter(graph.refusals for graph in graphs if graph.refusals)
+    cached = {id(graph): graph for graph in graphs if not graph.refusals}
+    refused_once = {graph.refusals: graph for graph in reversed(graphs) if graph.refusals}
+    kept = {**cached, **{id(graph): graph for graph in refused_once.values()}}
+    return [replace(g, num_graphs=counts.get(g.refusals, 1)) for g in graphs if id(g) in kept]
 
 
 def _graph(graph: object, state: ModelState) -> GraphReport:
     if isinstance(graph, UncachedModel):
-        return refused(str(graph.refusal))
+        return refused(graph.refusal)
     assert isinstance(graph, CachedModel)
     trunk = graph.compiled.trunk
     return graph_report(
@@ -260,6 +298,7 @@ def graph_report(
     )
 
 
-def refused(reason: str) -> GraphReport:
+def refused(refusal: Uncacheable) -> GraphReport:
     """The report of a graph that isn't cached."""
-    return GraphReport((), 0, 0, 0, 0, (), None, (reason,))
+    has_no_blocks = refusal.has_no_blocks
+    return GraphReport((), 0, 0, 0, 0, (), None, (str(refusal),), has_no_blocks=has_no_blocks)

@@ -1,10 +1,15 @@
 """What users hand to `configure`, `summary` and `reset`: find the transformers in it."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from dit_cachegraph.account.dynamo_records import codes_of
+from dit_cachegraph.account.hooks import hooks_on
+from dit_cachegraph.account.status import Asked
 from dit_cachegraph.exc import UnknownTarget
 from dit_cachegraph.models import REGISTRY
 
@@ -26,15 +31,15 @@ def uncached_forward(module: nn.Module) -> Forward | None:
 
 
 def modules_in(target: object) -> list[nn.Module]:
-    """The transformers that `target` is or holds: a module, what `torch.compile` returned for one
-    or for its `forward`, or a pipeline.
+    """The transformers that `target` is or holds: a module, what `torch.compile` returned for one,
+    for its `forward` or for a function that calls it, or a pipeline.
 
     Raises:
         UnknownTarget: it holds none.
     """
     if (module := as_module(target)) is not None:
         return [module]
-    if modules := _transformers_of_pipeline(target):
+    if modules := _transformers_of_pipeline(target) or _modules_of_function(target):
         return modules
     raise UnknownTarget(
         f"expected a pipeline, a transformer or what torch.compile returned for it, got "
@@ -68,9 +73,57 @@ def _transformers_of_pipeline(target: object) -> list[nn.Module]:
     return list(dict.fromkeys(found))
 
 
+def _modules_of_function(target: object) -> list[nn.Module]:
+    """The modules that a compiled function knows by name; of several, those that are known here."""
+    original = getattr(target, "_torchdynamo_orig_callable", None)
+    if not isinstance(original, FunctionType):
+        return []
+    known = inspect.getclosurevars(original)
+    defaults = [p.default for p in inspect.signature(original).parameters.values()]
+    named = (*known.nonlocals.values(), *known.globals.values(), *defaults)
+    modules = list(dict.fromkeys(_transformers_in(named)))
+    return [m for m in modules if REGISTRY.has_module(m)] or modules
+
+
+def _transformers_in(values: Iterable[object]) -> Iterable[nn.Module]:
+    for value in values:
+        module = as_module(value)
+        yield from _transformers_of_pipeline(value) if module is None else [module]
+
+
+def asked_about(target: object) -> list[Asked]:
+    """What is asked about each of the transformers in `target`.
+
+    Raises:
+        UnknownTarget: it holds none.
+    """
+    modules = modules_in(target)
+    compiled = getattr(target, "_torchdynamo_orig_callable", None)
+    components = getattr(target, "components", None)
+    values = components.values() if isinstance(components, Mapping) else ()
+    wrapped = {v._orig_mod for v in values if isinstance(v, OptimizedModule)}
+    return [
+        Asked(
+            name=type(module).__name__,
+            module=module,
+            codes=tuple(codes_of(module.forward if compiled is None else compiled)),
+            is_compiled=compiled is not None or module in wrapped or _is_compiled(module),
+            notes=tuple(notes_on(module)),
+        )
+        for module in modules
+    ]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or uncached_forward(module) is not None
+
+
 def notes_on(module: nn.Module) -> list[str]:
     """What `summary` says of a module before anything else."""
-    notes = (_block_by_block_note(module), foreign_cache_note(module), _offload_note(module))
+    foreign = foreign_cache_note(module)
+    hooks = hooks_on(module) if foreign is None else None
+    hooked = None if hooks is None else hooks.while_on()
+    notes = (_block_by_block_note(module), foreign, hooked, _offload_note(module))
     return [note for note in notes if note is not None]
 
 

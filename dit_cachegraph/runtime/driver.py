@@ -10,11 +10,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from dit_cachegraph.calls import note_cached
 from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.planning.region import Region
 from dit_cachegraph.planning.stages import Role, Stage
-from dit_cachegraph.planning.step_plan import PlanTable
+from dit_cachegraph.planning.step_plan import PlanTable, tell_overridden
 from dit_cachegraph.policy.rule import Decision, ProbeKind
 from dit_cachegraph.requests.handoff import current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
@@ -72,7 +73,9 @@ class CachedModel:
         request = current_request()
         weights = self._weights.read(values)
         model = self._model(values, weights)
-        model.graphs.setdefault(id(self), self)
+        if id(self) not in model.graphs:
+            self._join(model)
+        note_cached(model)
         handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self._called)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
         given = self._conditioning(values) if handoff is None else handoff.conditioning
@@ -94,6 +97,13 @@ class CachedModel:
             return self._weightless
         found = REGISTRY.by_weight(values[self._first_weight])
         return found if found is not None else REGISTRY.of_weights(weights.tensors)
+
+    def _join(self, model: ModelState) -> None:
+        """The first call of this graph for `model`."""
+        others = [graph for graph in list(model.graphs.values()) if isinstance(graph, CachedModel)]
+        model.graphs[id(self)] = self
+        if all(graph.plans.options != self.plans.options for graph in others):
+            tell_overridden(self.plans.options, model.overrides)
 
     def _run_whole(self, step: Step) -> None:
         self.looker.look_at_clock(step)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from dit_cachegraph.calls import note_refused
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.plan import FragmentRoles, Uncacheable
 from dit_cachegraph.requests.handoff import hand_on
@@ -30,6 +31,7 @@ class UncachedModel:
     def __call__(self, *args: object) -> object:
         model = REGISTRY.of_any_weight([args[i] for i in self._weights])
         model.graphs.setdefault(id(self), self)
+        note_refused(model, self.refusal)
         if self._roles is not None:
             hand_on(self._model, self._roles, args)
         return self._function(*args)

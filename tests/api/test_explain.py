@@ -118,7 +118,7 @@ def test_nothing_is_compiled():
     dc.explain(model, **INPUTS)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["aot_autograd"] and not counters["inductor"]
-    assert str(dc.summary(model)) == NOT_CALLED
+    assert str(dc.summary(model)).startswith(NOT_CALLED)
 
 
 def test_the_module_is_as_it_was():
@@ -142,7 +142,7 @@ def test_a_pipeline_with_the_arguments_of_its_call():
     ]
     assert explained.code[0].count("def forward(") == explained.graphs[0].num_compiled == 4
     assert traces(model) == before
-    assert str(dc.summary(pipe)) == NOT_CALLED
+    assert str(dc.summary(pipe)).startswith(NOT_CALLED)
     inputs = FLUX.make_inputs(model, batch=1, size=2, text_tokens=5, seed=0)
     assert dc.explain(model, **inputs).graphs == explained.graphs
 
@@ -229,7 +229,7 @@ def test_a_compiled_forward():
     compiled = compile_toy(model.forward)
     with torch.no_grad():
         assert dc.explain(compiled, **INPUTS).graphs[0].num_blocks == 4
-    assert str(dc.summary(model)) == NOT_CALLED
+    assert str(dc.summary(model)).startswith(NOT_CALLED)
 
 
 def test_many_explanations_do_not_keep_the_model_from_being_compiled():

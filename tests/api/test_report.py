@@ -52,6 +52,7 @@ def test_text_of_a_run():
     assert_expected_inline(
         without_seconds(dc.summary(compiled)),
         """\
+cached
 blocks x 4: 4 blocks
   blocks: Pattern_3 (h -> h)
   6 segments, 3 distinct, compiled in X s
@@ -148,7 +149,7 @@ class TestTargets:
         model = adding_dit(1, 2)
         for target in (model, compile_toy(model), model.forward, pipeline_around(build_flux(1, 1))):
             report = dc.summary(target)
-            assert str(report) == NOT_CALLED
+            assert str(report).startswith(NOT_CALLED) and not report.is_cached
             assert (report.graphs, report.steps, report.state_nbytes) == ((), (), 0)
 
     def test_what_compile_returned_and_its_module(self):
@@ -156,6 +157,23 @@ class TestTargets:
         compiled = compile_toy(model, residual_diff_threshold=0.6)
         run_steps(compiled, FAR, NEAR)
         self.check(compiled, model)
+
+    def test_a_compiled_function(self):
+        """It finds the model by the name that the function has for it, also before the first
+        call."""
+        model = adding_dit(1, 2)
+
+        def step(hidden_states, timestep, encoder_hidden_states=None):
+            return model(hidden_states, timestep, encoder_hidden_states)
+
+        compiled = compile_toy(step)
+        assert str(dc.summary(compiled)).startswith(NOT_CALLED)
+        dc.configure(compiled, residual_diff_threshold=0.6)
+        run_steps(compiled, FAR, NEAR)
+        dc.check(compiled)
+        self.check(compiled, model)
+        dc.reset(compiled)
+        assert dc.summary(compiled).state_nbytes == 0
 
     def test_a_compiled_forward(self):
         model = adding_dit(1, 2)
@@ -237,6 +255,22 @@ class TestLog:
         run_steps(compile_toy(adding_dit(1, 2, 3, 4), **options), FAR)
         (line,) = [found for found in lines.found if "CUDA graphs" in found]
         assert "the cache runs without Inductor's CUDA graphs: they overwrite what it" in line
+
+    def test_settings_that_outlive_a_reset_and_new_options(self, lines):
+        """Once, and not where both say the same."""
+        told = "INFO settings of `configure` hold over the `options` of `torch.compile`: "
+        model = adding_dit(1, 2)
+        run_steps(compile_toy(model, residual_diff_threshold=0.5), FAR)
+        dc.configure(model, residual_diff_threshold=0.25)
+        torch._dynamo.reset()
+        assert not [line for line in lines.found if line.startswith(told)]
+        run_steps(compile_toy(model, residual_diff_threshold=0.75), FAR, NEAR)
+        assert [line for line in lines.found if line.startswith(told)] == [
+            f"{told}residual_diff_threshold=0.25 (not 0.75)"
+        ]
+        torch._dynamo.reset()
+        run_steps(compile_toy(model, residual_diff_threshold=0.25), FAR)
+        assert len([line for line in lines.found if line.startswith(told)]) == 1
 
     def test_an_image_is_told_when_the_next_one_begins(self, lines):
         compiled = compile_toy(adding_dit(1, 2, 3, 4), residual_diff_threshold=1.0)

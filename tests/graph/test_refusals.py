@@ -2,6 +2,7 @@
 the same; and next to each refusal the model that must be taken."""
 
 import re
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -93,7 +94,8 @@ BREAKS_OUTSIDE = pytest.mark.parametrize("broken", [BreakBeforeTrunkDiT, BreakAf
 def hit_outside_break(compiled: nn.Module, model: nn.Module) -> dc.Report:
     """Three steps, the last a repeat of the second: the report, whose last step should be a hit."""
     steps = toy_steps([90.0, 60.0])
-    with pytest.warns(dc.NotCachedWarning, match=NO_LIST):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", dc.NotCachedWarning)
         run(compiled, steps[0])
     for inputs in (steps[1], once_more(steps[1])):
         torch.testing.assert_close(run(compiled, inputs), run(model, inputs))

@@ -17,17 +17,18 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those before its own group. `graph` and `runtime` are on one level, and so
 # never import each other; inside of a folder there is no order but that of `GRAPH_ORDER`.
 ORDER = (
-    ("exc", "plan"),
+    ("exc", "plan", "call_stack"),
     ("ops",),
     ("policy",),
     ("layers",),
     ("config",),
     ("planning", "requests"),
-    ("step_log",),
+    ("step_log", "call_log"),
     ("models",),
+    ("calls",),
     ("graph", "runtime"),
     ("simulate", "freeze"),
-    ("dry_run", "few_steps"),
+    ("dry_run", "few_steps", "account"),
     ("report",),
     ("backend",),
     ("targets",),

@@ -7,29 +7,36 @@ is on Python's stack while its parts are compiled.
     refiner (a graph) | block (a graph) | block (the same graph) | ...      nothing is cached
 """
 
-import sys
+from pathlib import Path
 
 from torch import fx, nn
 
-from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.call_stack import is_in_model_code, model_being_called
+from dit_cachegraph.exc import NoBlocks
 from dit_cachegraph.graph.fx_utils import is_weight
 
-_OUTERMOST = "compile_wrapper"  # what `torch.compile` puts around what it was given, since 2.9
+ASKS_TO_EDIT = "Remove the `torch.compiler.disable` call"  # a hint of Dynamo's
 
 
 def check_fragment(gm: fx.GraphModule) -> None:
-    """Raise `CannotCut` if the model's largest list of blocks has no weight in this graph."""
+    """Raise `NoBlocks` if the model's largest list of blocks has no weight in this graph."""
     model = model_being_called()
-    found = _largest_list(model) if model is not None else None
+    found = largest_list(model) if model is not None else None
     if found is None:
         return
     name, blocks = found
     weights = {id(p) for p in blocks.parameters()}
     if not any(id(w) in weights for w in _weights_of(gm)):
-        raise CannotCut(
+        raise NoBlocks(
             f"the blocks of {type(model).__name__}, `{name}`, are not in this graph: a graph break "
             f"put them into others{where_it_broke(gm)}"
         )
+
+
+def is_whole(gm: fx.GraphModule) -> bool:
+    """Whether the graph is all of the call: no break ended it, and none is before it."""
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    return reason is not None and not reason.graph_break and not is_in_model_code()
 
 
 def where_it_broke(gm: fx.GraphModule) -> str:
@@ -41,24 +48,20 @@ def where_it_broke(gm: fx.GraphModule) -> str:
     frame = reason.user_stack[-1]
     lines = [line.strip() for line in reason.reason.splitlines()]
     hints = [line for line in lines if line.startswith("Hint:")]
+    if is_of_a_library(frame.filename):
+        hints = [hint for hint in hints if not hint.startswith(f"Hint: {ASKS_TO_EDIT}")]
     # Dynamo's name for an `if`.
     what = "a branch on the value of a tensor" if "generic_jump" in lines[0] else lines[0]
     said = "; ".join([what, *hints[:1]])
     return f" (at {frame.filename.rpartition('/')[2]}:{frame.lineno}: {said})"
 
 
-def model_being_called() -> nn.Module | None:
-    """The outermost module whose call is under way inside what was compiled."""
-    found = None
-    frame = sys._getframe()
-    while frame is not None and frame.f_code.co_name != _OUTERMOST:
-        caller = frame.f_locals.get("self")
-        found = caller if isinstance(caller, nn.Module) else found
-        frame = frame.f_back  # type: ignore[assignment]
-    return found if frame is not None else None
+def is_of_a_library(filename: str) -> bool:
+    """Whether a file was installed, so that its user can't be asked to edit it."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(filename).parts)
 
 
-def _largest_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+def largest_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """The list of repeated modules that holds most parameters."""
     lists = {
         name: module

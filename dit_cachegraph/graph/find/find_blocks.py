@@ -14,8 +14,8 @@ from collections import defaultdict
 
 from torch import fx
 
-from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.find.check_fragment import where_it_broke
+from dit_cachegraph.exc import NoBlocks
+from dit_cachegraph.graph.find.check_fragment import is_whole, where_it_broke
 from dit_cachegraph.graph.find.find_layers import ModuleCall, with_layers
 from dit_cachegraph.graph.find.find_repeats import find_repeats
 from dit_cachegraph.graph.find.join_lists import has_repeats, is_chained, join_lists
@@ -27,7 +27,7 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
     """The sequences of the trunk in call order.
 
     Raises:
-        CannotCut: the graph has no list of at least two blocks of which each feeds the next.
+        NoBlocks: the graph has no list of at least two blocks of which each feeds the next.
     """
     nodes = list(gm.graph.nodes)
     _check_hooks(nodes)
@@ -37,7 +37,8 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
     chained = [s for s in candidates if has_repeats(s) and is_chained(s, nodes)]
     chained = chained or ([] if candidates else _repeated_code(nodes, work))
     if not chained:
-        raise CannotCut(_why_no_blocks(candidates, nodes, where_it_broke(gm)))
+        where = None if is_whole(gm) else where_it_broke(gm)
+        raise NoBlocks(_why_no_blocks(candidates, nodes, where))
     anchor = max(chained, key=lambda s: _work_of(s, work))
     return join_lists(anchor, candidates, nodes)
 
@@ -58,23 +59,25 @@ def _check_hooks(nodes: list[fx.Node]) -> None:
     """Refuse the fragments of a model whose forward methods diffusers' hooks have replaced."""
     for node in nodes:
         if any("original_forward" in path for _, path, _ in module_stack(node)):
-            raise CannotCut(
+            raise NoBlocks(
                 "hooks replace the forward methods of the blocks, as diffusers' own cache does: "
                 "call `transformer.disable_cache()` before you compile"
             )
 
 
-def _why_no_blocks(candidates: list[BlockSequence], nodes: list[fx.Node], where: str) -> str:
+def _why_no_blocks(candidates: list[BlockSequence], nodes: list[fx.Node], where: str | None) -> str:
+    """`where` the graph broke; None where it didn't."""
     if not candidates:
-        return (
+        said = (
             "this graph calls no module of a list (`nn.ModuleList`), so there are no repeated "
-            f"blocks; if the model has some, a graph break may have kept them out of it{where}"
+            "blocks"
         )
-    seen = ", ".join(f"{s}{call_of(s.blocks[0], nodes)}" for s in candidates[:4])
-    return (
-        f"no list of at least two blocks of which each feeds the next (seen: {seen}); if the "
-        f"model has one, a graph break may have split it{where}"
-    )
+        may_be = f"if the model has some, a graph break may have kept them out of it{where}"
+    else:
+        seen = ", ".join(f"{s}{call_of(s.blocks[0], nodes)}" for s in candidates[:4])
+        said = f"no list of at least two blocks of which each feeds the next (seen: {seen})"
+        may_be = f"if the model has one, a graph break may have split it{where}"
+    return said if where is None else f"{said}; {may_be}"
 
 
 def _module_lists(nodes: list[fx.Node]) -> list[BlockSequence]:

@@ -14,6 +14,8 @@ from torch import fx
 from torch._dynamo import config, error_on_graph_break
 from torch._dynamo.exc import Unsupported, UserError
 
+from dit_cachegraph.graph.find.check_fragment import ASKS_TO_EDIT, is_of_a_library
+
 CAPTURES = ("capture_scalar_outputs", "capture_dynamic_output_shape_ops")
 _TORCH = Path(torch.__file__).parent
 _NEEDED = re.compile(r"Could not .*? data-dependent expression")
@@ -83,15 +85,21 @@ def _told(message: str) -> GraphBreak:
     said, _, frames = message.partition("from user code:")
     lines = [line.strip() for line in said.splitlines()]
     hints = [line.removeprefix("Hint: ") for line in lines if line.startswith("Hint: ")]
+    file, place = _place_in(frames)
+    if is_of_a_library(file):
+        hints = [hint for hint in hints if not hint.startswith(ASKS_TO_EDIT)]
     known = next(((key, change) for key, change in _CHANGES if key in said), None)
     key, change = known or ("", hints[0] if hints else "move it out of the model's call")
     needed = _NEEDED.search(said)
     reason = needed.group() if needed else lines[0].rstrip(".")
-    return GraphBreak(_place_in(frames), reason, change, key in CAPTURES)
+    return GraphBreak(place, reason, change, key in CAPTURES)
 
 
-def _place_in(frames: str) -> str:
-    """The innermost line that isn't torch's own."""
+def _place_in(frames: str) -> tuple[str, str]:
+    """The file, and `file:line`, of the innermost line that isn't torch's own."""
     found = [(Path(file), line) for file, line in _FRAME.findall(frames)]
     own = [frame for frame in found if _TORCH not in frame[0].parents] or found
-    return f"{own[-1][0].name}:{own[-1][1]}" if own else "a place that Dynamo doesn't name"
+    if not own:
+        return "", "a place that Dynamo doesn't name"
+    file, line = own[-1]
+    return str(file), f"{file.name}:{line}"

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.call_stack import model_being_called
+from dit_cachegraph.exc import CannotCut, NoBlocks
+from dit_cachegraph.graph.find.check_fragment import largest_list
 from dit_cachegraph.graph.fx_utils import call_of, is_weight, target_name, value_of
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment
@@ -41,13 +43,26 @@ def match_pattern(sequences: Sequence[BlockSequence], assignment: Assignment) ->
     streams = find_streams(assignment)
     probe = choose_probe(streams, assignment)
     if probe is None:
-        block = assignment.blocks[0]
-        raise CannotCut(
-            f"{block.path}{call_of(block, assignment.nodes)} hands on nothing that it was given: "
-            "there is no residual to compare steps by"
-        )
+        raise _no_probe(assignment)
     roles = find_roles(assignment, streams, probe)
     return Pattern(streams, probe, roles, _name_patterns(sequences, streams, probe, assignment))
+
+
+def _no_probe(assignment: Assignment) -> CannotCut:
+    """The refusal of blocks without a residual. What isn't of the model's largest list was only
+    found since that list wasn't."""
+    block, model = assignment.blocks[0], model_being_called()
+    found = None if model is None else largest_list(model)
+    where = call_of(block, assignment.nodes)
+    if found is not None and not f"{block.path}.".startswith(f"{found[0]}."):
+        return NoBlocks(
+            f"no modules of the blocks of {type(model).__name__}, `{found[0]}`, are called in this "
+            f"graph so that each feeds the next; of what is, {block.path}{where} keeps no residual"
+        )
+    return CannotCut(
+        f"{block.path}{where} hands on nothing that it was given: "
+        "there is no residual to compare steps by"
+    )
 
 
 def _name_patterns(

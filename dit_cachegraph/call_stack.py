@@ -1,0 +1,58 @@
+"""Python's stack, from a graph of ours outwards: which modules are being called, and by which call
+of what `torch.compile` returned."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+_COMPILED_CALL = "compile_wrapper"  # what `torch.compile` puts around what it was given, since 2.9
+
+_OURS_OR_TORCHS = frozenset((Path(__file__).parent, Path(torch.__file__).parent))
+
+
+def compiled_call() -> FrameType | None:
+    """The innermost call of what `torch.compile` returned."""
+    return next((f for f in _frames() if f.f_code.co_name == _COMPILED_CALL), None)
+
+
+def model_being_called() -> nn.Module | None:
+    """The outermost module whose call is under way inside what was compiled."""
+    found = None
+    for frame in _frames():
+        if frame.f_code.co_name == _COMPILED_CALL:
+            return found
+        found = _module_of(frame) or found
+    return None
+
+
+def is_in_model_code() -> bool:
+    """Whether code that isn't torch's runs between the call of what was compiled and its graph: a
+    break has left it to Python."""
+    for frame in _frames():
+        if frame.f_code.co_name == _COMPILED_CALL:
+            return False
+        if not _OURS_OR_TORCHS.intersection(Path(frame.f_code.co_filename).parents):
+            return True
+    return False
+
+
+def outermost_module() -> nn.Module | None:
+    """The outermost module whose call is under way, whatever was compiled of it."""
+    modules = [module for frame in _frames() if (module := _module_of(frame)) is not None]
+    return modules[-1] if modules else None
+
+
+def _module_of(frame: FrameType) -> nn.Module | None:
+    caller = frame.f_locals.get("self")
+    return caller if isinstance(caller, nn.Module) else None
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
