@@ -45,6 +45,7 @@ from dit_cachegraph.exc import (
     UnknownTarget,
 )
 from dit_cachegraph.explain import explain
+from dit_cachegraph.keep_whole import keep_whole
 from dit_cachegraph.plot import plot
 from dit_cachegraph.policy.step_mask import steps_mask
 from dit_cachegraph.report import Report
@@ -92,6 +93,7 @@ __all__ = [
     "enable_cache",
     "explain",
     "get_adapter",
+    "keep_whole",
     "load_attn_backend_config",
     "load_cache_config",
     "load_configs",

@@ -137,15 +137,22 @@ def test_is_cached_as_the_model_without_writes(
         torch.testing.assert_close(outputs, eager)
 
 
+EVERY_RUN = (iadd, iadd_to_slice)
+OTHERS = (add_method, add_out, addcmul, add_and_clamp, promoted)
+
+
 @pytest.mark.parametrize("build", [block_dit, glue_dit])
-@pytest.mark.parametrize("form", [iadd, iadd_to_slice])
+@pytest.mark.parametrize(
+    "form", [*EVERY_RUN, *(pytest.param(form, marks=pytest.mark.slow) for form in OTHERS)]
+)
 def test_under_inductor_at_batch_two(build: Callable[[Form], ToyDiT], form: Form) -> None:
     model = build(form)
     compiled = compile_toy(model, inner_backend="inductor", residual_diff_threshold=0.0)
     for inputs in toy_steps(TIMESTEPS[:3]):
         batch = {name: torch.cat([value, value.flip(-1)]) for name, value in inputs.items()}
         torch.testing.assert_close(run(compiled, batch), run(model, batch))
-    assert dc.summary(compiled).refusals == ()
+    (graph,) = dc.summary(compiled).graphs
+    assert (graph.num_blocks, graph.refusals) == (4, ())
 
 
 def test_a_view_that_is_read_later_sees_what_was_written() -> None:

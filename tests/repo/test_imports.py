@@ -32,7 +32,7 @@ ORDER = (
     ("report",),
     ("backend",),
     ("targets",),
-    ("api", "explain"),
+    ("api", "explain", "keep_whole"),
     ("compat",),
     ("calibration", "plot", "testing"),
     ("__init__",),

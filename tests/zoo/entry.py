@@ -5,11 +5,13 @@ model is told apart from what an image gives it, because the cache tells images 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+import dit_cachegraph as dc
 from support.tiny_models import HEAD_DIM, NUM_CHANNELS, NUM_HEADS, ROPE_DIMS, TEXT_DIM, finish
 
 Inputs = dict[str, object]
@@ -63,6 +65,15 @@ def by_ones(latents: Tensor, level: float) -> Inputs:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A method that goes by data, and what tells the sizes of its result."""
+
+    model: type[nn.Module]
+    method: str
+    fake: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
 class Entry:
     """A tiny transformer and how to call it.
 
@@ -76,6 +87,7 @@ class Entry:
     stride: of the noise level in one step, small where a random model's timestep embedding is wild.
     breaks: diffusers itself can't compile it with `fullgraph=True`.
     refusal: part of what the report says of it, where it can't be cached.
+    experts: what is kept whole, where nothing would be cached without.
     """
 
     name: str
@@ -89,9 +101,16 @@ class Entry:
     stride: float = 0.005
     breaks: bool = False
     refusal: str | None = None
+    experts: Experts | None = None
 
     def __str__(self) -> str:
         return self.name
+
+    def keep_whole(self) -> AbstractContextManager[object]:
+        """In here the model is compiled as its user is told to."""
+        if self.experts is None:
+            return nullcontext()
+        return dc.keep_whole(self.experts.model, self.experts.method, fake=self.experts.fake)
 
     def build(self, times_deeper: int = 1) -> nn.Module:
         depths = {name: times_deeper * depth for name, depth in self.depths.items()}

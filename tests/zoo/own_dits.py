@@ -211,6 +211,55 @@ class ExpertsDiT(OwnDiT):
         return torch.index_copy(h, 1, picked, some)
 
 
+class RoutedExperts(nn.Module):
+    """Every token goes to the one expert that its router picks: by data."""
+
+    def __init__(self, num_experts: int = 3) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, num_experts)
+        self.experts = nn.ModuleList(Mlp() for _ in range(num_experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, picked = self.router(x).softmax(dim=-1).max(dim=-1)
+        routed = self.route(x.flatten(0, 1), picked=picked.flatten())
+        return share[..., None] * routed.view_as(x)
+
+    def route(self, tokens: Tensor, picked: Tensor) -> Tensor:
+        routed = torch.zeros_like(tokens)
+        for i, expert in enumerate(self.experts):
+            (mine,) = (picked == i).nonzero(as_tuple=True)
+            if len(mine) > 0:
+                routed[mine] = expert(tokens[mine])
+        return routed
+
+
+class RoutedBlock(nn.Module):
+    """Attention, and experts of which each token sees one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(WIDTH), Attention()
+        self.experts = RoutedExperts()
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        x = self.norm(h)
+        h = h + self.attention(x, x)
+        return h + temb * self.experts(self.norm(h))
+
+
+class RoutedDiT(OwnDiT):
+    """The experts are routed by data in every block, which is no graph unless they are kept
+    whole."""
+
+    def make_blocks(self, num_layers: int) -> None:
+        self.blocks = blocks_of(RoutedBlock, num_layers)
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
+        for block in self.blocks:
+            h = block(h, temb)
+        return h
+
+
 class TowersDiT(OwnDiT):
     """Two towers, in turn, that read each other; the neighbour's in a context manager."""
 

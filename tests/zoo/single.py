@@ -7,6 +7,7 @@ from diffusers import (
     OmniGenTransformer2DModel,
     QwenImage21Transformer2DModel,
 )
+from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU
 from diffusers.models.transformers.transformer_ideogram4 import Ideogram4Transformer2DModel
 from diffusers.models.transformers.transformer_krea2 import Krea2Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
@@ -25,6 +26,7 @@ from zoo.entry import (
     WIDTH,
     Draw,
     Entry,
+    Experts,
     Inputs,
     by_ones,
     by_rising_ones,
@@ -71,6 +73,10 @@ def _llama_layers(draw: Draw) -> Inputs:
 
 def _by_timesteps(latents: Tensor, level: float) -> Inputs:
     return {"hidden_states": latents, "timesteps": torch.full([len(latents)], 1000 * level)}
+
+
+def _as_its_tokens(x: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _with_slots(draw: Draw) -> Inputs:
@@ -167,13 +173,12 @@ SINGLE = (
             "axes_dims_rope": ROPE_DIMS,
             "max_resolution": (8, 8),
         },
-        {"num_layers": 1, "num_single_layers": 3, "llama_layers": [0] * 4},
+        {"num_layers": 2, "num_single_layers": 2, "llama_layers": [0] * 4},
         ("double_stream_blocks", "single_stream_blocks"),
         IMAGE,
         _llama_layers,
         _by_timesteps,
-        breaks=True,
-        refusal="graph break",
+        experts=Experts(MOEFeedForwardSwiGLU, "moe_infer", _as_its_tokens),
     ),
     Entry(
         "qwen_image21",

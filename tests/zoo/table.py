@@ -23,7 +23,8 @@ Every transformer class of diffusers that has a loop over blocks is built in sma
 what must hold for an entry is written in `tests/zoo/checks.py`. Nothing in the package goes by
 this table or knows these models; `supported_pipelines()` tells what it says. Where there is one
 graph, it was compiled with `fullgraph=True`; where there are more, the model's own code breaks,
-with any backend.
+with any backend. A method that is *kept whole* is one operator of the graph, by
+[`dit_cachegraph.keep_whole`](authors.md#experts-that-go-by-data).
 
 {num_cached} of {num_entries} entries are cached, of {num_classes} classes.
 
@@ -44,15 +45,18 @@ These run compiled and uncached, with the reason in the report.
 
 
 def row_of(result: Result) -> str:
-    """One line of the table. An entry whose graph breaks outside the blocks says so."""
+    """One line of the table. An entry whose graph breaks outside the blocks says so, and what is
+    kept whole."""
     entry, end = result.entry, f"| {result.num_graphs} |"
     if result.graph is None:
         return f"{_start_of(entry)} {result.reason.removeprefix('not cached: ')} {end}"
     names = ", ".join(found.name for found in result.graph.block_lists)
     patterns = dict.fromkeys(found.pattern for found in result.graph.block_lists)
-    breaks = " (the graph breaks elsewhere)" if entry.breaks else ""
+    note = " (the graph breaks elsewhere)" if entry.breaks else ""
+    if entry.experts is not None:
+        note = f" (`{entry.experts.model.__name__}.{entry.experts.method}` kept whole)"
     shares = " | ".join(map(_percent, (result.graph.share_of_weights, result.graph.share_of_work)))
-    return f"{_start_of(entry)} {names}{breaks} | {', '.join(patterns)} | {shares} {end}"
+    return f"{_start_of(entry)} {names}{note} | {', '.join(patterns)} | {shares} {end}"
 
 
 def _percent(share: float | None) -> str:

@@ -2,9 +2,10 @@
 same, that must be refused."""
 
 import pytest
+import torch
 
 from zoo.checks import check
-from zoo.entry import TOKENS, Draw, Entry, Inputs
+from zoo.entry import TOKENS, Draw, Entry, Experts, Inputs
 from zoo.own_dits import (
     DictDiT,
     ExpertsDiT,
@@ -13,6 +14,8 @@ from zoo.own_dits import (
     PairDiT,
     ParallelDiT,
     PreNormDiT,
+    RoutedDiT,
+    RoutedExperts,
     TowersDiT,
     TwiceDiT,
     UShapedDiT,
@@ -27,6 +30,7 @@ from zoo.own_layers import (
     ZippedDiT,
 )
 
+ROUTED = Experts(RoutedExperts, "route", lambda tokens, picked: torch.empty_like(tokens))
 NO_CHAIN = "no list of at least two blocks of which each feeds the next"
 
 WRITES = "writes in place (`add_` at own_dits.py:"
@@ -42,6 +46,8 @@ def own(
     *trunk: str,
     depth: int = 4,
     refusal: str | None = None,
+    breaks: bool = False,
+    experts: Experts | None = None,
 ) -> Entry:
     config = {"is_sound": refusal is None}
     return Entry(
@@ -52,7 +58,9 @@ def own(
         trunk,
         TOKENS,
         text,
+        breaks=breaks,
         refusal=refusal,
+        experts=experts,
     )
 
 
@@ -61,6 +69,7 @@ SOUND = (
     own("parallel", ParallelDiT, "blocks"),
     own("u_shaped", UShapedDiT, "down", "up"),
     own("experts", ExpertsDiT, "blocks"),
+    own("routed", RoutedDiT, "blocks", experts=ROUTED),
     own("towers", TowersDiT, "image_blocks", "text_blocks"),
     own("twice", TwiceDiT, "blocks"),
     own("pair", PairDiT, "blocks", depth=2),
@@ -79,6 +88,7 @@ REFUSED = (
     own("side_by_side", ParallelDiT, "blocks", refusal=NO_CHAIN),
     own("widening", UShapedDiT, "down", refusal="hands on nothing that it was given"),
     own("picked_tokens", ExpertsDiT, "blocks", refusal="has a size that depends on data"),
+    own("routed_in_pieces", RoutedDiT, "blocks", breaks=True, refusal="graph break"),
     own(
         "context_around",
         TowersDiT,

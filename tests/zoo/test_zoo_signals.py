@@ -76,7 +76,7 @@ def test_signal(entry):
     fed = fed_to_products(entry, model, inputs)
     options = {"inner_backend": "eager", "rule": "teacache"}
     compiled = torch.compile(model, backend="cachedit", options=options)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), entry.keep_whole():
         warnings.simplefilter("ignore", dc.NotCachedWarning)
         if entry.name in WITHOUT:
             with pytest.raises(dc.InvalidConfig, match="does not modulate|no matrix product"):

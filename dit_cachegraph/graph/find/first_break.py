@@ -31,7 +31,8 @@ _CHANGES = (
     ("graph_break()", "remove this call"),
     (
         "data-dependent expression",
-        "give this number to the model as a Python value, or pad and mask instead of cutting by it",
+        "give this number to the model as a Python value, pad and mask instead of cutting by it, "
+        "or make the method that does it one operator (`dit_cachegraph.keep_whole`)",
     ),
     ("marked as skipped", "do this before the model is called, or let Dynamo trace the function"),
 )
