@@ -262,6 +262,22 @@ class TestStanding:
         dc.configure(compiled, enabled=True)
         assert_cached_now(compiled)
 
+    def test_after_disable_cache(self):
+        model = dc.enable_cache(gated_dit(3), Fn_compute_blocks=1)
+        assert draw(model) == 3
+        assert_cached_now(model)
+        dc.disable_cache(model)
+        assert draw(model) == 0
+        assert "this ToyDiT has no compiled call itself" in why_not(model)
+
+    def test_graphs_beside_the_blocks_are_not_blamed(self):
+        compiled = compile_toy(BreakBeforeTrunkDiT(gated_blocks()))
+        draw(compiled)
+        said = str(dc.summary(compiled))
+        assert said.startswith("cached\nblocks x 3: 3 blocks\n")
+        assert "more graphs of its calls without blocks" in said
+        assert "not cached" not in said
+
     def test_a_call_that_fails_says_nothing(self):
         compiled = compile_toy(gated_dit(3))
         run(compiled, toy_inputs(90.0))
