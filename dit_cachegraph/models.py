@@ -5,9 +5,10 @@ is their weights, which come with every call. The registry may be filled before 
 `configure(module)`; it is the package's only process-wide state.
 """
 
+import logging
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from dit_cachegraph.requests.table import RequestTable
 from dit_cachegraph.step_log import StepLog
 
 MAX_RECORDINGS = 16
+log = logging.getLogger("dit_cachegraph")
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -27,7 +29,8 @@ class ModelState:
     """All that is known of one model: settings given by `configure`, state, steps, graphs.
 
     `recordings` are those of the last dry runs, one an image; `graphs` holds what `summary` shows
-    of each Dynamo graph, by the driver or refusal it came from, for as long as Dynamo keeps it.
+    of each Dynamo graph, by the driver or refusal it came from, for as long as Dynamo keeps it;
+    `options` are those that `torch.compile` was given for them.
     """
 
     overrides: Layers = ()
@@ -37,7 +40,21 @@ class ModelState:
     graphs: weakref.WeakValueDictionary[int, object] = field(
         default_factory=weakref.WeakValueDictionary
     )
+    options: list[dict[str, object]] = field(default_factory=list)
     calls: CallLog = field(default_factory=CallLog)
+
+    def join(self, graph: object, options: Mapping[str, object]) -> None:
+        """A graph of this model is called first. Logs which of its `options` don't hold, since
+        `configure` gave others: those stay, also over `torch._dynamo.reset()`."""
+        self.graphs[id(graph)] = graph
+        if options in self.options:
+            return
+        self.options.append(dict(options))
+        given = dict(pair for layer in self.overrides for pair in layer)
+        names = [name for name in given if name in options and given[name] != options[name]]
+        if names:
+            told = ", ".join(f"{name}={given[name]!r} (not {options[name]!r})" for name in names)
+            log.info("settings of `configure` hold over the `options` of `torch.compile`: %s", told)
 
     def absorb(self, other: "ModelState") -> None:
         """Take over what was seen of the same model by another of its graphs."""
@@ -91,6 +108,12 @@ class ModelRegistry:
         for weight in tensors:
             self._by_weight[weight] = state
         return state
+
+    def of_call(self, first: object, weights: Sequence[object]) -> ModelState:
+        """The state of the model whose trunk weights these are, by the first of them if that is
+        known: the fast way."""
+        found = self.by_weight(first)
+        return found if found is not None else self.of_weights(weights)
 
     def by_weight(self, weight: object) -> ModelState | None:
         """The state of the model that has this weight, if it was called before: the fast way."""

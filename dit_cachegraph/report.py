@@ -156,9 +156,11 @@ class Report:
         lines += [note for note in self.notes if note not in self.standing]
         # Their sentence would blame a graph of a call whose blocks are cached, or repeat a note.
         unsaid = [g for g in self.graphs if g.has_no_blocks and (self.is_cached or self.notes)]
-        lines += [said for g in self.graphs if g not in unsaid and (said := str(g)) not in lines]
+        told = map(str, [graph for graph in self.graphs if graph not in unsaid])
+        lines += [said for said in told if said != self.standing]
         if num_unsaid := sum(graph.num_graphs for graph in unsaid):
-            lines.append(f"  {num_unsaid} more graphs of its calls hold no blocks")
+            graphs = "1 more graph" if num_unsaid == 1 else f"{num_unsaid} more graphs"
+            lines.append(f"  {graphs} of its calls without blocks")
         num_steps = self.num_hits + self.num_computed
         if num_steps:
             lines.append(

@@ -16,6 +16,7 @@ from torch import nn
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._dynamo.eval_frame import OptimizedModule
 
+from dit_cachegraph.call_log import CallLog
 from dit_cachegraph.compat.block_adapter import Hint, check_hints
 from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.models import REGISTRY
@@ -81,6 +82,7 @@ class CachedForward(ForwardInPlace):
         state = REGISTRY.of_module(self.module)
         state.overrides = self._overrides_before or ()
         state.requests.drop()
+        state.calls = CallLog()
         self._overrides_before = None
         self._compiled.clear()
         self.is_on = self.compiles = False

@@ -1,7 +1,6 @@
 """By which settings a step goes, and the regions that they ask for: worked out once for each
 combination of settings that is met."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ from dit_cachegraph.planning.stages import Stage, stages_of
 from dit_cachegraph.policy.rule import Rule, Span
 
 MAX_PLANS_KEPT = 256
-log = logging.getLogger("dit_cachegraph")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +52,6 @@ def make_plan(settings: Settings, trunk: Trunk, roles: ArgumentRoles) -> StepPla
     pairs = zip(used, predictors, strict=True)
     regions = tuple([plan_region(trunk, roles, span, predictor) for span, predictor in pairs])
     return StepPlan(settings, rule, used, regions, stages_of(regions, trunk.num_blocks))
-
-
-def tell_overridden(options: Mapping[str, object], model: Layers) -> None:
-    """Log which of the `options` of `torch.compile` don't hold, since `configure` gave others for
-    the model: those stay until they are changed, also over `torch._dynamo.reset()`."""
-    given = dict(pair for layer in model for pair in layer)
-    names = [name for name in given if name in options and given[name] != options[name]]
-    if names:
-        told = ", ".join(f"{name}={given[name]!r} (not {options[name]!r})" for name in names)
-        log.info("settings of `configure` hold over the `options` of `torch.compile`: %s", told)
 
 
 class PlanTable:

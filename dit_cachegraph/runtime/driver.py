@@ -15,7 +15,7 @@ from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.planning.region import Region
 from dit_cachegraph.planning.stages import Role, Stage
-from dit_cachegraph.planning.step_plan import PlanTable, tell_overridden
+from dit_cachegraph.planning.step_plan import PlanTable
 from dit_cachegraph.policy.rule import Decision, ProbeKind
 from dit_cachegraph.requests.handoff import current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
@@ -26,7 +26,7 @@ from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region
 from dit_cachegraph.runtime.look import Looker
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
-from dit_cachegraph.runtime.reading import Probed, StepReader
+from dit_cachegraph.runtime.reading import Asked, Probed, StepReader
 from dit_cachegraph.runtime.recording import record, sampled
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
@@ -74,7 +74,7 @@ class CachedModel:
         weights = self._weights.read(values)
         model = self._model(values, weights)
         if id(self) not in model.graphs:
-            self._join(model)
+            model.join(self, self.plans.options)
         note_cached(model)
         handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self._called)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
@@ -95,18 +95,10 @@ class CachedModel:
         """The state of the model whose weights these are; one of the graph's own without any."""
         if self._first_weight is None:
             return self._weightless
-        found = REGISTRY.by_weight(values[self._first_weight])
-        return found if found is not None else REGISTRY.of_weights(weights.tensors)
-
-    def _join(self, model: ModelState) -> None:
-        """The first call of this graph for `model`."""
-        others = [graph for graph in list(model.graphs.values()) if isinstance(graph, CachedModel)]
-        model.graphs[id(self)] = self
-        if all(graph.plans.options != self.plans.options for graph in others):
-            tell_overridden(self.plans.options, model.overrides)
+        return REGISTRY.of_call(values[self._first_weight], weights.tensors)
 
     def _run_whole(self, step: Step) -> None:
-        self.looker.look_at_clock(step)
+        self.looker.identify(step, self.reader.read(step.values, step.handoff, Asked()))
         self.segments.run(step.values, 0, len(self.compiled.trunk.segments))
         step.regions.append(RegionStep(Decision(False, "disabled")))
 

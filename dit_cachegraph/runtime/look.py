@@ -53,10 +53,6 @@ class Looker:
         step.state = state if why_nothing is None else None
         step.why_nothing = why_nothing
 
-    def look_at_clock(self, step: Step) -> None:
-        """For a step that uses nothing and keeps nothing."""
-        self.identify(step, self._reader.read(step.values, step.handoff, Asked()))
-
     def identify(self, step: Step, reading: Reading) -> None:
         """Which track goes on, by what was read."""
         table = step.model.requests
