@@ -124,6 +124,7 @@ class EagerOracle:
     block_lists: names of the ModuleLists in call order, one after the other or `in_turn`.
     stream_outputs: for each list, the names of what its blocks return, in order; each is also the
     name of the argument that the stream comes in by. A block of one name returns a bare tensor.
+    replays_values: what left the region is replayed as it was, not what the region added.
     """
 
     def __init__(
@@ -133,10 +134,12 @@ class EagerOracle:
         stream_outputs: Mapping[str, tuple[str, ...]],
         image_stream: str = IMAGE_STREAM,
         in_turn: bool = False,
+        replays_values: bool = False,
         **settings: object,
     ) -> None:
         self.model = copy.deepcopy(model)
         self.image_stream = image_stream
+        self.replays_values = replays_values
         lists = {name: self.model.get_submodule(name) for name in block_lists}
         places = [(i, name) for name, blocks in lists.items() for i in range(len(blocks))]
         if in_turn:
@@ -216,7 +219,7 @@ class EagerOracle:
         leaving = run()
         if is_last:
             now.residuals = {
-                name: stream - now.entering[name]
+                name: stream - self._base(now.entering[name])
                 for name, stream in leaving.items()
                 if stream is not None and name in now.entering
             }
@@ -226,7 +229,12 @@ class EagerOracle:
         entering, residuals = self._pass.entering, self._state.residuals
         assert residuals is not None
         # A stream without a residual left the region as None when it was computed (SD3's text).
-        return {n: entering[n] + residuals[n] if n in residuals else None for n in streams}
+        return {
+            n: self._base(entering[n]) + residuals[n] if n in residuals else None for n in streams
+        }
+
+    def _base(self, entering: Tensor) -> Tensor:
+        return torch.zeros_like(entering) if self.replays_values else entering
 
     def _decide(self, probe_diff: float | None) -> _Verdict:
         if not self.settings.enabled:
