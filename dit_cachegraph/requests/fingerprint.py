@@ -25,9 +25,9 @@ class Fingerprint(NamedTuple):
     def is_at_the_step_of(self, other: "Fingerprint | None") -> bool:
         """True for two passes of one step: by timestep and latents, since a timestep may come twice
         (Heun)."""
-        return (
-            other is not None and self.clock == other.clock and is_same(self.sample, other.sample)
-        )
+        if other is None or self.clock != other.clock:
+            return False
+        return is_same(self.sample, other.sample)
 
     def repeats(self, other: "Fingerprint | None") -> bool:
         """True for a call of the same trunk with the same latents at the same timestep. Where

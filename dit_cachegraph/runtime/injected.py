@@ -19,7 +19,7 @@ from dit_cachegraph import ops
 from dit_cachegraph.planning.region import Region
 from dit_cachegraph.requests.latents import objects_of
 from dit_cachegraph.runtime.cached_state import CachedState, InjectedSample
-from dit_cachegraph.runtime.slots import Values
+from dit_cachegraph.runtime.slots import Values, tensor_at
 
 BOUND = 0.4
 """Relative L1. A jump by half has to show, also after rounding; a ControlNet's own drift over a run
@@ -88,13 +88,10 @@ def injected_now(
     for slot, arguments in {r.slot: r.sources for of in regions for r in of.injected}.items():
         sources = objects_of([values[i] for i in arguments])
         same = next((b for b in known[slot] if sources.are_unwritten_since(b.sources)), None)
-        found[slot] = same or InjectedSample(sources, _sampled(values[slot], batch_dim))
+        found[slot] = same or InjectedSample(
+            sources, ops.sampled(tensor_at(values, slot), batch_dim)
+        )
     return Injected(regions, found)
-
-
-def _sampled(value: object, batch_dim: int | None) -> Tensor:
-    assert isinstance(value, Tensor)
-    return ops.sampled(value, batch_dim)
 
 
 def _pairs(

@@ -8,8 +8,6 @@ not the expected  what is held of that one, and a second copy if there is someth
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.policy.rule import History, Need
 from dit_cachegraph.requests.fingerprint import Fingerprint
@@ -20,7 +18,7 @@ from dit_cachegraph.runtime.agree import agreed_reading
 from dit_cachegraph.runtime.cached_state import CachedState
 from dit_cachegraph.runtime.injected import injected_now
 from dit_cachegraph.runtime.reading import Asked, Probed, Reading, StepReader
-from dit_cachegraph.runtime.slots import gatherer
+from dit_cachegraph.runtime.slots import gatherer, tensors
 from dit_cachegraph.runtime.step import Step
 
 
@@ -55,8 +53,10 @@ class Looker:
 
     def identify(self, step: Step, reading: Reading) -> None:
         """Which track goes on, by what was read."""
-        table = step.model.requests
-        step.reading, step.call = reading, self._fingerprint(step, reading)
+        table, latents = step.model.requests, self.latents_of(step)
+        shape, taken = tuple([t.shape for t in tensors(latents)]), objects_of(latents)
+        seen = Fingerprint(reading.clock, reading.sample, shape, taken, self._signature)
+        step.reading, step.call = reading, seen
         step.match = find_track(step.conditioning.tracks, step.call, table.known, step.partner)
         track, num_steps = step.match.track, step.plan.settings.common.num_inference_steps
         step.passes = () if track is None else track.companions_at(step.call)
@@ -77,12 +77,6 @@ class Looker:
         ends = None if state is None else state.ends
         probed = probed.against(None if first is None else first.probe)
         return Asked(probed, None if ends is None else ends.moved, injected)
-
-    def _fingerprint(self, step: Step, reading: Reading) -> Fingerprint:
-        latents = self.latents_of(step)
-        shape = tuple([t.shape for t in latents if isinstance(t, Tensor)])
-        taken = objects_of(latents)
-        return Fingerprint(reading.clock, reading.sample, shape, taken, self._signature)
 
     def _usable(self, track: Track | None, step: Step) -> tuple[CachedState | None, str | None]:
         """What is held of a track, if this step can use it; else why not."""

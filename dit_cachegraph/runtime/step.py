@@ -28,8 +28,6 @@ from dit_cachegraph.runtime.reading import Reading
 from dit_cachegraph.runtime.slots import Values
 from dit_cachegraph.runtime.weights import Weights
 
-TIMESTEP_RANGE = 1000.0
-
 
 @dataclass(eq=False, slots=True)
 class RegionStep:
@@ -90,7 +88,7 @@ class Step:
         first, known = self.match.step.trajectory.first, self.match.step.known
         if not self.call.clock or not first:
             return None
-        share = self.call.clock[0] / (TIMESTEP_RANGE if first[0] > 1 else 1.0)
+        share = self.call.clock[0] / (1000.0 if first[0] > 1 else 1.0)
         return 1 - share if known.direction > 0 else share
 
     def companions(self, region: int) -> tuple[Companion, ...]:
