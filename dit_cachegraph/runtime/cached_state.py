@@ -56,8 +56,7 @@ class InputOutput(NamedTuple):
     moved: tuple[Tensor, Tensor] | None
 
     def has_shapes_of(self, other: "InputOutput") -> bool:
-        shapes = (self.input.shape, self.output.shape)
-        return shapes == (other.input.shape, other.output.shape)
+        return (self.input.shape, self.output.shape) == (other.input.shape, other.output.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,7 @@ class Looker:
         if state is not None:
             why_nothing = step.match.step.doubt
             why_nothing = why_nothing or step.injected.why_of_no_use(state, step.reading.injected)
-        step.state = state if why_nothing is None else None
-        step.why_nothing = why_nothing
+        step.state, step.why_nothing = None if why_nothing else state, why_nothing
 
     def identify(self, step: Step, reading: Reading) -> None:
         """Which track goes on, by what was read."""
