@@ -36,21 +36,14 @@ _WRITES_IF = MappingProxyType({
     "embedding": ("max_norm", ("weight",)),
     "embedding_bag": ("max_norm", ("weight",)),
 })  # fmt: skip
-# Random unless told not to be, with the argument that tells: (its name, its position, its default).
-_RANDOM_IF = MappingProxyType({
-    "dropout": ("training", 2, True),
-    "dropout1d": ("training", 2, True),
-    "dropout2d": ("training", 2, True),
-    "dropout3d": ("training", 2, True),
-    "alpha_dropout": ("training", 2, False),
-    "feature_alpha_dropout": ("training", 2, False),
-    "feature_dropout": ("train", 2, True),
-    "native_dropout": ("train", 2, True),
-    "rrelu": ("training", 3, False),
-    "scaled_dot_product_attention": ("dropout_p", 4, 0.0),
-    "multi_head_attention_forward": ("training", 14, True),
-})  # fmt: skip
-_RANDOM = frozenset(("gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d"))
+# Functions of torch that draw random numbers and are no operators, which have a tag for it.
+_RANDOM = frozenset((
+    "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "rrelu",
+    "gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d",
+    "scaled_dot_product_attention", "multi_head_attention_forward",
+))  # fmt: skip
+# What draws does not where one of these is zero; `p` so only in what drops: `geometric_` draws.
+_SWITCHES = ("train", "training", "dropout", "dropout_p", "p")
 
 
 def has_effect(node: fx.Node) -> bool:
@@ -132,7 +125,7 @@ def _written(node: fx.Node) -> list[object]:
     elif isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         written += [a for o in _overloads(node.target) for a in _written_by_schema(node, o)]
     elif _is_in_place_name(node) or _is_told_to_be_in_place(node):
-        written.append(node.args[0] if node.args else next(iter(node.kwargs.values())))
+        written.append(_first_argument(node))
     return written
 
 
@@ -161,33 +154,46 @@ def _operator_of(node: fx.Node) -> list[torch._ops.OpOverload]:
 
 
 def _written_unsaid(node: fx.Node) -> list[object]:
-    flag, written = _WRITES_IF.get(target_name(node).removesuffix(".default"), ("", ()))
-    told = _arguments_of(node) if written else {}
-    return [told.get(name) for name in written if told.get(flag) not in (None, False)]
+    flag, written = _WRITES_IF.get(_plain_name(node), ("", ()))
+    return [
+        told.get(name)
+        for told in (_readings_of(node) if written else ())
+        for name in written
+        if told.get(flag) not in (None, False)
+    ]
 
 
-def _arguments_of(node: fx.Node) -> dict[str, object]:
-    """The arguments of a call by their names, with the defaults of those that it leaves out."""
+def _readings_of(node: fx.Node) -> list[dict[str, object]]:
+    """The arguments of a call by their names, with the defaults of those that it leaves out: one
+    reading for each form of the operator that can be called so."""
     if inspect.isfunction(node.target):
         parameters = inspect.signature(node.target).parameters.values()
-        defaults = {p.name: p.default for p in parameters}
+        forms = [{p.name: p.default for p in parameters}]
     else:
-        schemas = [overload._schema for overload in _operator_of(node)[:1]]
-        defaults = {a.name: a.default_value for schema in schemas for a in schema.arguments}
-    return {**defaults, **dict(zip(defaults, node.args, strict=False)), **node.kwargs}
+        schemas = [overload._schema for overload in _operator_of(node)]
+        forms = [{_name_of(a, node): a.default_value for a in s.arguments} for s in schemas]
+    return [
+        {**form, **dict(zip(form, node.args, strict=False)), **node.kwargs}
+        for form in forms
+        if len(node.args) <= len(form) and form.keys() >= node.kwargs.keys()
+    ]
+
+
+def _name_of(argument: torch.Argument, node: fx.Node) -> str:
+    """Of an argument of an operator. Torch's functions call `input` what schemas call `self`."""
+    return "input" if argument.name == "self" and "input" in node.kwargs else argument.name
+
+
+def _first_argument(node: fx.Node) -> object:
+    """What torch's functions work on, whether it is told by position or by name."""
+    return node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
 
 
 def _is_told_to_be_in_place(node: fx.Node) -> bool:
     """True for `F.relu(x, inplace=True)`, also where it is told by position."""
-    if "inplace" in node.kwargs:
-        return node.kwargs["inplace"] is True
-    if node.op != "call_function" or not any(a is True for a in node.args):
+    if not inspect.isfunction(node.target):
         return False
-    try:
-        names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return "inplace" in names[: len(node.args)] and node.args[names.index("inplace")] is True
+    return any(_is_nonzero(told.get("inplace", False)) for told in _readings_of(node))
 
 
 def _written_by_schema(node: fx.Node, overload: torch._ops.OpOverload) -> list[object]:
@@ -202,7 +208,7 @@ def _written_by_schema(node: fx.Node, overload: torch._ops.OpOverload) -> list[o
 def _is_in_place_name(node: fx.Node) -> bool:
     """True for `add_`, `torch.relu_`, `masked_fill_`, ...: torch's mark of an in-place function.
     Python's own operators (`and_`, `or_`, `not_`) are named so for another reason."""
-    if node.op not in ("call_method", "call_function") or not node.args:
+    if node.op not in ("call_method", "call_function"):
         return False
     if getattr(node.target, "__module__", None) == operator.and_.__module__:
         return False
@@ -211,19 +217,21 @@ def _is_in_place_name(node: fx.Node) -> bool:
 
 
 def _is_random(node: fx.Node) -> bool:
-    """True for what draws random numbers: by torch's own tag on the operator of that name."""
-    name = target_name(node).removesuffix(".default")
-    if name in _RANDOM_IF:
-        argument, position, default = _RANDOM_IF[name]
-        told = node.args[position] if len(node.args) > position else node.kwargs.get(argument)
-        told = default if told is None else told
-        return _is_nonzero(told) and _is_nonzero(_probability(node))
+    """True for what draws random numbers: by torch's own tag on the operator of that name, unless
+    an argument says that it draws none this time."""
+    name = _plain_name(node).removesuffix("_")
     tags = {tag for overload in _operator_of(node) for tag in overload.tags}
-    return name in _RANDOM or torch.Tag.nondeterministic_seeded in tags
+    if name not in _RANDOM and torch.Tag.nondeterministic_seeded not in tags:
+        return False
+    switches = [switch for switch in _SWITCHES if switch != "p" or "dropout" in name]
+    readings = _readings_of(node)
+    return not readings or any(
+        all(_is_nonzero(told.get(switch)) for switch in switches) for told in readings
+    )
 
 
-def _probability(node: fx.Node) -> object:
-    return node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+def _plain_name(node: fx.Node) -> str:
+    return target_name(node).removesuffix(".default")
 
 
 def _is_nonzero(number: object) -> bool:
