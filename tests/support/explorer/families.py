@@ -65,7 +65,7 @@ STATIC_VALUES = {
     "steps_computation_mask": MASKS,
 }
 ERROR_CONTROL_VALUES = {
-    "error_tolerance": st.sampled_from([0.2, 0.4, 0.7, 1.5, 0.0]),
+    "error_tolerance": st.sampled_from([0.2, 0.4, 0.7, 1.0, 0.0]),
     "max_gap": st.integers(1, 6),
     "min_error_steps": st.integers(1, 4),
     "max_state_bytes": st.sampled_from([None, None, None, 3000]),

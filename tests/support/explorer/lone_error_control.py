@@ -28,9 +28,9 @@ class ErrorControlRules:
     """The settings of one step, by the field's names."""
 
     enabled: bool = True
-    error_tolerance: float = 0.7
+    error_tolerance: float = 1.0
     max_gap: int = 4
-    min_error_steps: int = 2
+    min_error_steps: int = 1
 
     @property
     def region(self) -> range:
