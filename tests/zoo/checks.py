@@ -1,6 +1,7 @@
 """What must hold for every entry of the zoo: the checks that `dit_cachegraph.testing` makes of any
 model, and what needs an entry's own data."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,7 @@ def _check(entry: Entry) -> Result:
     blocks = blocks_called(model, entry.trunk, steps[0])
     assert_block_matters(model, blocks[len(blocks) // 2], steps[0], eager[0])
     compiled = compiled_entry(entry, model)
+    assert_warns_once_if_refused(entry, compiled, steps[0])
     assert_equals_eager(compiled, steps, eager)
     num_graphs = assert_breaks_are_as_said(entry)
     if entry.refusal is not None:
@@ -64,9 +66,19 @@ def _check(entry: Entry) -> Result:
     assert_real_diffs_hit(compiled, steps)
     assert_default_rule_holds(compiled, steps, eager)
     assert_default_rule_hits(compiled, steps)
+    dc.check(compiled)
     assert_a_hit_skips_half(compiled, steps, blocks)
     assert_no_growth(entry, graph)
     return Result(entry, graph, num_graphs)
+
+
+def assert_warns_once_if_refused(entry: Entry, compiled: nn.Module, inputs: Inputs) -> None:
+    """However many graphs its first call makes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", dc.NotCachedWarning)
+        call(compiled, inputs)
+    told = [str(w.message) for w in caught if issubclass(w.category, dc.NotCachedWarning)]
+    assert len(told) == (entry.refusal is not None), f"{len(told)} warnings: {told}"
 
 
 def levels_of(entry: Entry, num_steps: int = NUM_STEPS) -> list[float]:
@@ -90,6 +102,7 @@ def assert_refused(compiled: nn.Module, sentence: str) -> str:
     """The first refusal that says so."""
     report = dc.summary(compiled)
     assert all(graph.refusals for graph in report.graphs), f"cached after all:\n{report}"
+    assert not report.is_cached, f"called cached:\n{report}"
     matching = [refusal for refusal in report.refusals if sentence in refusal]
     assert matching, f"no refusal says {sentence!r}:\n{report}"
     return matching[0]
