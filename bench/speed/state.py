@@ -18,6 +18,7 @@ from dit_cachegraph.policy.rule import Decision
 from dit_cachegraph.runtime.cached_state import CachedState
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.driver import CachedModel
+from dit_cachegraph.runtime.reading import Asked
 from dit_cachegraph.runtime.step import RegionStep
 
 NUM_CALLS = 50
@@ -85,7 +86,7 @@ def _state_of(driver: CachedModel, arguments: Sequence[object]) -> Callable[[], 
     """What a computed step does for its state, of an image that goes on."""
     values, trunk = driver.segments.values_of(arguments), driver.compiled.trunk
     first = driver.begin(values)
-    driver.looker.look_at_clock(first)
+    driver.looker.identify(first, driver.reader.read(values, first.handoff, Asked()))
     clock, sample, state = first.call.clock, first.call.sample, first.conditioning.tracks[-1].state
     if clock is None or sample is None or not isinstance(state, CachedState):
         raise RuntimeError("the step that was captured read no clock or kept nothing")
