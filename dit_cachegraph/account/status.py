@@ -1,6 +1,6 @@
 """Whether the last calls of a model went through the cache; if not, why not, and what helps.
 
-What became of each call that came to us is noted at its end (`runtime/calls.py`). Of those that
+What became of each call that came to us is noted at its end (`calls.py`). Of those that
 didn't, Dynamo's own records tell, and are read when the report is asked for.
 """
 

@@ -55,6 +55,15 @@ def tensors_in(value: object) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
+def nodes_in(argument: object) -> Iterator[fx.Node]:
+    """All nodes of a (possibly nested) argument."""
+    if isinstance(argument, fx.Node):
+        yield argument
+    elif isinstance(argument, list | tuple):
+        for item in argument:
+            yield from nodes_in(item)
+
+
 def storages_of(node: fx.Node) -> set[int]:
     """The storages behind a node's value. Fake views share the storage of their base, so equal
     numbers mean aliases. Only meaningful while the fake values are alive."""

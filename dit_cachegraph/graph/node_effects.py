@@ -16,7 +16,7 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import storages_of, target_name, value_of
+from dit_cachegraph.graph.fx_utils import nodes_in, storages_of, target_name, value_of
 
 _IN_PLACE_OPERATORS = frozenset(
     getattr(operator, name)
@@ -72,7 +72,7 @@ def written_by(node: fx.Node) -> list[fx.Node]:
 def writes_of(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Each write as (the node that writes, the argument of `node` that it writes to): the node
     itself, or one in a body that it runs (`wrap`, `cond`)."""
-    for written in _nodes_in(_written(node)):
+    for written in nodes_in(_written(node)):
         yield node, written
     operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
     for writer, storages in (write for body in bodies_of(node) for write in _writes_outside(body)):
@@ -127,14 +127,6 @@ def _written(node: fx.Node) -> list[object]:
     elif _is_in_place_name(node) or _is_told_to_be_in_place(node):
         written.append(_first_argument(node))
     return written
-
-
-def _nodes_in(argument: object) -> Iterator[fx.Node]:
-    if isinstance(argument, fx.Node):
-        yield argument
-    elif isinstance(argument, list | tuple):
-        for item in argument:
-            yield from _nodes_in(item)
 
 
 def _overloads(

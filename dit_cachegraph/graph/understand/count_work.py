@@ -9,13 +9,13 @@ run alone that was traced inside `vmap` or a context; and on the CPU it knows no
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import fx
 
 from dit_cachegraph.graph.fx_utils import (
     is_weight,
+    nodes_in,
     num_elements_hint,
     size_hints,
     target_name,
@@ -39,7 +39,7 @@ def work_of(node: fx.Node) -> int:
     """The floating-point operations of one node; 0 for what has no formula."""
     name, made = target_name(node).partition(".")[0], num_elements_hint(value_of(node))
     arguments = [*node.args, *node.kwargs.values()]
-    operands = [sizes for n in _nodes_in(arguments) if (sizes := _sizes(n))]
+    operands = [sizes for n in nodes_in(arguments) if (sizes := _sizes(n))]
     if name in _PRODUCTS or _is_foreign_product(node):
         return 2 * made * operands[0][-1]
     if name in _PRODUCTS_ADDED:
@@ -56,14 +56,6 @@ def work_of(node: fx.Node) -> int:
         windows = math.prod(operands[0]) if "transpose" in name else made
         return 2 * windows * math.prod(operands[1][1:])
     return sum(work_of(inner) for body in bodies_of(node) for inner in body.graph.nodes)
-
-
-def _nodes_in(argument: object) -> Iterator[fx.Node]:
-    if isinstance(argument, fx.Node):
-        yield argument
-    elif isinstance(argument, list | tuple):
-        for item in argument:
-            yield from _nodes_in(item)
 
 
 def _sizes(node: fx.Node) -> tuple[int, ...]:
