@@ -1,6 +1,7 @@
 """Experts of diffusers that are kept whole, beyond what holds for every entry of the zoo: decisions
 are the oracle's, also under Inductor, and what is split by the numbers of a tensor is kept too."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from dit_cachegraph.testing.run import call
 from oracles.dbcache import EagerOracle
 from zoo.checks import compiled_entry, levels_of
 from zoo.entries import ENTRIES
-from zoo.entry import Entry
+from zoo.entry import Entry, Inputs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -56,21 +57,29 @@ def test_decisions_and_outputs_equal_the_oracle() -> None:
     assert dc.summary(compiled).num_hits == 5
 
 
+def assert_exact_then_reused(
+    compiled: nn.Module, model: nn.Module, steps: Sequence[Inputs]
+) -> None:
+    """All steps but the last at threshold 0, the last one with the widest."""
+    *first, last = steps
+    for inputs in first:
+        torch.testing.assert_close(call(compiled, inputs), call(model, inputs))
+    dc.configure(compiled, residual_diff_threshold=1.0)
+    call(compiled, last)
+    report = dc.summary(compiled)
+    assert (report.refusals, report.num_hits) == ((), 1)
+
+
 @torch.no_grad()
 def test_under_inductor() -> None:
     """A batch of two; exact where nothing is reused, then reused."""
     entry = entry_of("hidream")
     model = entry.build()
     options = {"residual_diff_threshold": 0.0, "max_warmup_steps": 0, "Fn_compute_blocks": 1}
-    *first, last = entry.steps(model, levels_of(entry, 3))
+    steps = list(entry.steps(model, levels_of(entry, 3)))
     with entry.keep_whole():
         compiled = torch.compile(model, backend="cachedit", fullgraph=True, options=options)
-        for inputs in first:
-            torch.testing.assert_close(call(compiled, inputs), call(model, inputs))
-        dc.configure(compiled, residual_diff_threshold=1.0)
-        call(compiled, last)
-    report = dc.summary(compiled)
-    assert (report.refusals, report.num_hits) == ((), 1)
+        assert_exact_then_reused(compiled, model, steps)
 
 
 def as_its_tokens(x: Tensor, num_tokens_per_expert: Tensor) -> Tensor:
@@ -82,15 +91,10 @@ def as_its_tokens(x: Tensor, num_tokens_per_expert: Tensor) -> Tensor:
 def test_experts_that_are_split_by_numbers_of_a_tensor(dynamic: bool) -> None:
     entry = entry_of("nucleus")
     model = entry.build()
-    *first, last = entry.steps(model, levels_of(entry, 3))
+    steps = list(entry.steps(model, levels_of(entry, 3)))
     options = {"inner_backend": "eager", "residual_diff_threshold": 0.0, "max_warmup_steps": 0}
     with dc.keep_whole(SwiGLUExperts, "forward", fake=as_its_tokens):
         compiled = torch.compile(
             model, backend="cachedit", fullgraph=True, dynamic=dynamic, options=options
         )
-        for inputs in first:
-            torch.testing.assert_close(call(compiled, inputs), call(model, inputs))
-        dc.configure(compiled, residual_diff_threshold=1.0)
-        call(compiled, last)
-    report = dc.summary(compiled)
-    assert (report.refusals, report.num_hits) == ((), 1)
+        assert_exact_then_reused(compiled, model, steps)
