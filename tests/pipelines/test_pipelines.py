@@ -69,7 +69,8 @@ class Drawn:
 
 
 def compiled(tiny: TinyPipeline):
-    torch._dynamo.reset()
+    """A pipeline with a transformer, and so with requests, of its own; what Dynamo has compiled for
+    one serves the next."""
     pipe = tiny.build()
     pipe.set_progress_bar_config(disable=True)
     pipe.transformer = torch.compile(pipe.transformer, backend="cachedit", options=SETTINGS)
@@ -107,6 +108,7 @@ PIPELINES = (
 
 @pytest.fixture(scope="module", params=PIPELINES)
 def drawn(request) -> Drawn:
+    torch._dynamo.reset()
     tiny = request.param
     uncompiled = tiny.build()
     uncompiled.set_progress_bar_config(disable=True)

@@ -75,6 +75,7 @@ def test_guidance_as_one_batch(model):
 @pytest.mark.parametrize("other", [{"size": 6}, {"text_tokens": 9}, {"batch": 3}], ids=str)
 def test_other_sizes_that_arrive_in_mid_run(model, other):
     """Dynamo compiles the graph anew, with sizes as arguments, while requests are under way."""
+    torch._dynamo.reset()
     compiled = torch.compile(
         model, backend="cachedit", options={"inner_backend": "eager", **SETTINGS}
     )

@@ -86,7 +86,9 @@ def test_disabled_computes_and_keeps_nothing():
     assert [r.reason for r in again] == ["nothing kept", "hit, threshold >= 1"]
 
 
-@pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "tiny", [FLUX, pytest.param(WAN, marks=pytest.mark.slow)], ids=lambda t: t.name
+)
 def test_new_sizes_make_as_many_graphs_as_plain_compile(tiny):
     model = tiny.build(4)
     sizes = [{}, {"size": 4}, {"size": 5, "text_tokens": 7}, {"size": 4, "batch": 3}, {}]
