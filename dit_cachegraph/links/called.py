@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dit_cachegraph.call_stack import outermost_call
 from dit_cachegraph.calls import note_part
 from dit_cachegraph.links.given import given_to
+from dit_cachegraph.links.glue import stop_watching
 from dit_cachegraph.links.kinds import Call, Kinds
 from dit_cachegraph.links.link import Link
 
@@ -51,6 +52,7 @@ class CalledLink:
         if isinstance(under_way, _UnderWay):
             note_part()
             return under_way.call
+        stop_watching()
         model, args, kwargs = variables["self"], variables["args"], variables["kwargs"]
         assert isinstance(model, nn.Module)
         if model not in self._kinds:

@@ -42,13 +42,19 @@ class Glue(TorchDispatchMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        storages = {t.untyped_storage()._cdata for t in operands if t.layout is torch.strided}
-        for i, ref in enumerate(self._outputs):
-            output = ref()
-            if output is not None and output.untyped_storage()._cdata in storages:
-                self.read.add(i)
+        for operand in tree_leaves((args, kwargs)):
+            if isinstance(operand, Tensor):
+                self.read.update(self._outputs_behind(operand))
         return func(*args, **kwargs)
+
+    def _outputs_behind(self, operand: Tensor) -> set[int]:
+        """The outputs that a tensor is, or else is a view of: two of them may share a storage."""
+        alive = {i: output for i, ref in enumerate(self._outputs) if (output := ref()) is not None}
+        same = {i for i, output in alive.items() if output is operand}
+        if same or operand.layout is not torch.strided:
+            return same
+        storage = operand.untyped_storage()._cdata
+        return {i for i, output in alive.items() if output.untyped_storage()._cdata == storage}
 
     def watch(self, outputs: Sequence[Tensor]) -> None:
         """From now on, these."""
@@ -76,6 +82,13 @@ class Glue(TorchDispatchMode):
 
 
 _watching: ContextVar[Glue | None] = ContextVar("dit_cachegraph_glue", default=None)
+
+
+def stop_watching() -> None:
+    """Of a call that failed, a traceback may keep the glue alive."""
+    glue = _watching.get()
+    if glue is not None:
+        glue.end()
 
 
 class GlueHook:
