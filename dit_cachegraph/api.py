@@ -47,7 +47,7 @@ def summary(target: object, details: bool = False, logging: bool = False) -> Rep
     notes = [
         note
         for one, status in zip(asked, statuses, strict=True)
-        if not status.is_cached
+        if status.needs_help
         for note in one.notes
     ]
     report = report_of(states, notes, statuses)

@@ -1,6 +1,7 @@
 """`torch.compile(transformer, backend="cachedit")`: the stages, one a line."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,9 +17,11 @@ from dit_cachegraph.graph.cut.compile_segments import (
     inner_compiler,
 )
 from dit_cachegraph.graph.cut.copy_streams import copy_streams
+from dit_cachegraph.graph.cut.link_graph import link_graph
 from dit_cachegraph.graph.cut.segment_graph import Cut, segment_graph
 from dit_cachegraph.graph.find.check_fragment import check_fragment
 from dit_cachegraph.graph.find.find_blocks import find_blocks
+from dit_cachegraph.graph.find.find_link import find_link
 from dit_cachegraph.graph.fx_utils import weight_arguments
 from dit_cachegraph.graph.prepare.inline_checkpoints import inline_checkpoints
 from dit_cachegraph.graph.prepare.move_numbers import move_numbers
@@ -28,6 +31,8 @@ from dit_cachegraph.graph.understand.check_effects import check_effects
 from dit_cachegraph.graph.understand.check_share import check_share
 from dit_cachegraph.graph.understand.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.understand.match_pattern import Pattern, match_pattern
+from dit_cachegraph.links.called import CalledLink
+from dit_cachegraph.links.link import Link
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.uncached import UncachedModel
@@ -56,6 +61,9 @@ def cachedit(
     """
     compile_options, settings = split_options(options or {})
     compiler = inner_compiler(compile_options, mode)
+    block = None if torch.is_grad_enabled() else find_link(gm)
+    if block is not None:
+        return _link(gm, example_inputs, compiler, block, settings)
     cut = Uncacheable(GRAD_MODE) if torch.is_grad_enabled() else cut_graph(gm)
     if isinstance(cut, Uncacheable):
         return _run_uncached(gm, example_inputs, compiler, cut)
@@ -82,6 +90,26 @@ def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
         return Uncacheable(reason, has_no_blocks=True)
     except CannotCut as refusal:
         return Uncacheable(str(refusal))
+
+
+def _link(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[torch.Tensor],
+    compiler: InnerCompiler,
+    block: nn.Module,
+    settings: Mapping[str, object],
+) -> Callable[..., object]:
+    """A block that was compiled alone: its calls are joined into a trunk at run time."""
+    start = time.perf_counter()
+    try:
+        inline_checkpoints(gm)
+        move_numbers(gm)
+        plain_writes(gm)
+        graph = link_graph(gm, block)
+    except CannotCut as refusal:
+        return _run_uncached(gm, example_inputs, compiler, Uncacheable(str(refusal)))
+    function = compiler.whole(gm, example_inputs)
+    return CalledLink(Link(function, graph, settings, time.perf_counter() - start))
 
 
 def _understand(gm: fx.GraphModule) -> tuple[Assignment, Pattern]:

@@ -7,10 +7,11 @@ from dit_cachegraph.plan import Uncacheable
 
 
 class Outcome(enum.Enum):
-    """A call: its blocks ran behind the cache; compiled by us and refused; Dynamo ran it without
-    asking us."""
+    """A call: its blocks ran behind the cache; they ran, and it was watched; compiled by us and
+    refused; Dynamo ran it without asking us."""
 
     CACHED = enum.auto()
+    WATCHED = enum.auto()
     REFUSED = enum.auto()
     UNASKED = enum.auto()
 

@@ -11,6 +11,9 @@ from torch import nn
 
 _COMPILED_CALL = "compile_wrapper"  # what `torch.compile` puts around what it was given, since 2.9
 
+_MODULE_CALL = nn.Module._wrapped_call_impl.__code__
+_RESUMED = "torch_dynamo_resume_in"  # what Dynamo calls the code after a graph break
+
 _OURS_OR_TORCHS = frozenset((Path(__file__).parent, Path(torch.__file__).parent))
 
 
@@ -38,6 +41,34 @@ def is_in_model_code() -> bool:
         if not _OURS_OR_TORCHS.intersection(Path(frame.f_code.co_filename).parents):
             return True
     return False
+
+
+def block_being_compiled() -> nn.Module | None:
+    """The module that was compiled alone and is being compiled as a whole: the only one whose call
+    is under way inside what was compiled, with no code of the model but its own forward."""
+    found = None
+    for frame in _frames():
+        if frame.f_code.co_name == _COMPILED_CALL:
+            return found
+        module = _module_of(frame)
+        is_own = _OURS_OR_TORCHS.intersection(Path(frame.f_code.co_filename).parents)
+        is_other = module is None and not is_own
+        if is_other or (module is not None and found not in (None, module)):
+            return None
+        if frame.f_code.co_name.startswith(_RESUMED):
+            return None
+        found = module or found
+    return None
+
+
+def outermost_call() -> FrameType | None:
+    """The call of the outermost module that is under way. No frame's variables are read: on Python
+    3.12 and before, whoever does keeps what they held alive."""
+    found = None
+    for frame in _frames():
+        if frame.f_code is _MODULE_CALL:
+            found = frame
+    return found
 
 
 def outermost_module() -> nn.Module | None:

@@ -35,12 +35,13 @@ _INSTALLING = threading.Lock()
 class CallUnderWay:
     """The models of which graphs have run in this call, and what of it is known so far."""
 
-    __slots__ = ("has_trunk", "models", "refusals")
+    __slots__ = ("has_trunk", "is_part", "is_watched", "models", "refusals")
 
     def __init__(self) -> None:
         self.models: dict[ModelState, None] = {}
         self.refusals: dict[Uncacheable, None] = {}
         self.has_trunk = False
+        self.is_watched = self.is_part = False
 
 
 _under_way: ContextVar[CallUnderWay | None] = ContextVar("dit_cachegraph_call", default=None)
@@ -62,7 +63,7 @@ class CallHook:
         if call.models:
             self._models.update(call.models)
             _settle(call)
-        elif sys.exc_info()[0] is None:
+        elif not call.is_part and sys.exc_info()[0] is None:
             why = Unasked(torch._dynamo.eval_frame._stance.stance, bool(config.disable))
             for model in list(self._models):
                 model.calls.note_unasked(why)
@@ -89,6 +90,23 @@ def note_refused(model: ModelState, refusal: Uncacheable) -> None:
         _settle(call)
 
 
+def note_watched(model: ModelState) -> None:
+    """A call of `model` computes, and is watched to see whether the next may be reused."""
+    call = _under_way.get() or _begun()
+    if call is None:
+        model.calls.note(Outcome.WATCHED, ())
+        return
+    call.models[model] = None
+    call.is_watched = True
+
+
+def note_part() -> None:
+    """The compiled call under way is one of several in a call of the model, which is noted."""
+    call = _under_way.get()
+    if call is not None:
+        call.is_part = True
+
+
 def _begun() -> CallUnderWay | None:
     """The call that has begun before there was a hook; there is one from now on. None where none
     is found on the stack."""
@@ -112,6 +130,10 @@ def _settle(call: CallUnderWay) -> None:
     if call.has_trunk:
         for model in call.models:
             model.calls.note(Outcome.CACHED, ())
+        return
+    if call.is_watched:
+        for model in call.models:
+            model.calls.note(Outcome.WATCHED, ())
         return
     refusals = tuple(call.refusals)
     is_new = [model.calls.note(Outcome.REFUSED, refusals) for model in call.models]

@@ -193,6 +193,23 @@ class FragmentRoles:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkGraph:
+    """A graph that is one block of a list and nothing else; its arguments by index.
+
+    `weights` are those of the block, `numbers` are held by its modules, `tensors` all else that is
+    a tensor. `sums[p]` are the arguments from which a sum leads to output `p`. `kind` is equal for
+    graphs that differ in sizes alone.
+    """
+
+    class_name: str
+    weights: tuple[int, ...]
+    numbers: tuple[int, ...]
+    tensors: tuple[int, ...]
+    sums: tuple[frozenset[int], ...]
+    kind: int
+
+
+@dataclass(frozen=True, slots=True)
 class CompiledTrunk:
     """A trunk with its compiled functions, `functions[segment.kind]`, the fused diff, and the
     modulated input, which is not compiled."""

@@ -10,6 +10,7 @@ from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.few_steps import why_nothing_gained
 from dit_cachegraph.freeze import frozen_config, settings_as_config
+from dit_cachegraph.links.model import LinkedModel, RefusedLinks
 from dit_cachegraph.models import ModelState
 from dit_cachegraph.plan import BlockListReport, Trunk, Uncacheable
 from dit_cachegraph.planning.step_plan import StepPlan
@@ -20,6 +21,12 @@ from dit_cachegraph.step_log import StepReport
 NUM_STEPS_SHOWN = 60
 
 
+_LINKED = (
+    "  joined at run time, of blocks compiled one by one: the code between them runs at every "
+    "step, at the cost of a call of Python each; `torch.compile` of the whole model saves more"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class GraphReport:
     """One Dynamo graph: what was found, cut and compiled, or why it isn't cached; then it stands
@@ -28,7 +35,7 @@ class GraphReport:
     `share_of_weights` and `share_of_work` are those of the blocks in what the graph holds and does,
     `share_skipped` is that of the work of the regions; None where there are no weights, or no
     products to count. `makers` are the blocks of the regions that make a stream anew, so that what
-    is replayed of it is its value.
+    is replayed of it is its value. `is_linked`: its blocks were compiled one by one.
     """
 
     block_lists: tuple[BlockListReport, ...]
@@ -45,6 +52,7 @@ class GraphReport:
     makers: tuple[str, ...] = ()
     num_graphs: int = 1
     has_no_blocks: bool = False
+    is_linked: bool = False
 
     def __str__(self) -> str:
         if self.refusals:
@@ -66,6 +74,8 @@ class GraphReport:
             num_blocks = sum(stop - start for start, stop in self.regions)
             lines.append(f"  {len(self.regions)} regions, of {num_blocks} blocks in all")
         lines += filter(None, [self._shares(), self._replayed()])
+        if self.is_linked:
+            lines.append(_LINKED)
         return "\n".join(lines)
 
     def _shares(self) -> str:
@@ -224,7 +234,7 @@ def _merged(graphs: Sequence[GraphReport]) -> Sequence[GraphReport]:
 
 
 def _graph(graph: object, state: ModelState) -> GraphReport:
-    if isinstance(graph, UncachedModel):
+    if isinstance(graph, UncachedModel | RefusedLinks):
         return refused(graph.refusal)
     assert isinstance(graph, CachedModel)
     trunk = graph.compiled.trunk
@@ -233,6 +243,7 @@ def _graph(graph: object, state: ModelState) -> GraphReport:
         num_distinct=graph.compiled.num_compiled,
         regions=_regions(graph, state),
         compile_seconds=graph.compiled.compile_seconds,
+        is_linked=isinstance(graph, LinkedModel),
     )
 
 
@@ -274,6 +285,7 @@ def graph_report(
     num_distinct: int,
     regions: tuple[tuple[int, int], ...] = (),
     compile_seconds: float | None = None,
+    is_linked: bool = False,
 ) -> GraphReport:
     """The report of a trunk that was cut."""
     skipped = [trunk.costs.share_of_work(start, stop) for start, stop in regions]
@@ -297,6 +309,7 @@ def graph_report(
         share_of_work=trunk.costs.share_of_work(0, trunk.num_blocks),
         share_skipped=sum(known) if known else None,
         makers=tuple(makers),
+        is_linked=is_linked,
     )
 
 

@@ -156,8 +156,7 @@ def _offload_note(module: nn.Module) -> str | None:
 
 
 def _block_by_block_note(module: nn.Module) -> str | None:
-    """One sentence for a model whose blocks were compiled one by one, so that no graph holds two
-    of them; None for any other."""
+    """One sentence for a model whose blocks were compiled one by one; None for any other."""
     if module._compiled_call_impl is not None:
         return None
     compiled = [n for n, m in module.named_modules() if n and m._compiled_call_impl is not None]
@@ -165,6 +164,6 @@ def _block_by_block_note(module: nn.Module) -> str | None:
         return None
     return (
         f"{type(module).__name__} was compiled block by block ({compiled[0]} and "
-        f"{len(compiled) - 1} more), so no graph holds two blocks and nothing is cached: call "
+        f"{len(compiled) - 1} more), so no graph holds two blocks: call "
         '`model.compile(backend="cachedit")` on the whole transformer instead'
     )

@@ -25,6 +25,7 @@ class Standing(enum.Enum):
     """How a model stands: which of these holds of its last call."""
 
     CACHED = "cached"
+    WATCHED = "watched"
     REFUSED = "refused"
     TURNED_OFF = "turned off"
     UNASKED = "unasked"
@@ -42,6 +43,11 @@ class Status:
     @property
     def is_cached(self) -> bool:
         return self.standing is Standing.CACHED
+
+    @property
+    def needs_help(self) -> bool:
+        """Whether something has to be done for it to be cached."""
+        return self.standing not in (Standing.CACHED, Standing.WATCHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ def _after_last_call(asked: Asked, state: ModelState) -> tuple[Standing, str]:
         if _is_turned_off(state):
             return Standing.TURNED_OFF, "turned off: `enabled=False` runs every block"
         return Standing.CACHED, "cached"
+    if last is Outcome.WATCHED:
+        return Standing.WATCHED, _WATCHED
     if last is Outcome.REFUSED:
         refusals = state.calls.refusals
         if asked.notes and all(refusal.has_no_blocks for refusal in refusals):
@@ -105,6 +113,10 @@ def _before_any_call(asked: Asked) -> tuple[Standing, str]:
     return Standing.NOT_CALLED, f"{_NOT_CALLED} (calls under `force_eager` leave no trace)"
 
 
+_WATCHED = (
+    "not cached yet: the blocks were compiled one by one, and the first calls of each kind are "
+    "watched before any is reused"
+)
 _NOT_CALLED = "not called yet: nothing is compiled before the first call"
 _LEFT_OUT = (
     "Dynamo has looked at its code and leaves it out since, as it does after a graph break that it "

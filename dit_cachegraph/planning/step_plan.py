@@ -10,9 +10,13 @@ from dit_cachegraph.layers import Layers
 from dit_cachegraph.plan import ArgumentRoles, Trunk
 from dit_cachegraph.planning.region import Region, check_spans, plan_region
 from dit_cachegraph.planning.stages import Stage, stages_of
-from dit_cachegraph.policy.rule import Rule, Span
+from dit_cachegraph.policy.rule import Need, Rule, Span
 
 MAX_PLANS_KEPT = 256
+NO_OUTPUT = (
+    "this rule compares the model's output, which is not seen where blocks are compiled one by "
+    "one: compile the whole model, or choose another rule"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ def make_plan(settings: Settings, trunk: Trunk, roles: ArgumentRoles) -> StepPla
     check_spans(trunk, spans)
     used = tuple(span for span in spans if span.start < span.stop)
     _check_dry_run(settings, len(used))
+    if Need.OUTPUT in settings.rule.needs and not trunk.results:
+        raise InvalidConfig(NO_OUTPUT)
     rule = settings.rule.on_trunk(trunk.list_sizes)
     predictors = [rule.predictor_of(i) or settings.predictor for i in range(len(used))]
     pairs = zip(used, predictors, strict=True)

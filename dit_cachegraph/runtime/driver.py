@@ -6,7 +6,7 @@ Straight Python over compiled functions; no FX. One driver serves all models, re
 of its graph: what differs between them lies in their state, and weights come with each call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 from torch import nn
 
@@ -58,11 +58,21 @@ class CachedModel:
 
     def __call__(self, *args: object) -> tuple[object, ...]:
         step = self.begin(self.segments.values_of(args))
-        if step.plan.settings.common.enabled:
-            for stage in step.plan.stages:
-                self._run_stage(step, stage)
-        else:
-            self._run_whole(step)
+        for start, stop in self.walk(step):
+            self.segments.run(step.values, start, stop)
+        return self.end(step)
+
+    def walk(self, step: Step) -> Iterator[tuple[int, int]]:
+        """What is to run of a step: segments `start..stop-1`, which have run when it is asked for
+        the next. For a region that is reused there is nothing: its estimate is put."""
+        if not step.plan.settings.common.enabled:
+            yield from self._run_whole(step)
+            return
+        for stage in step.plan.stages:
+            yield from self._run_stage(step, stage)
+
+    def end(self, step: Step) -> tuple[object, ...]:
+        """All has run: write it down."""
         step.latents = tuple(self.looker.latents_of(step))
         step.results = tuple(step.values[slot] for slot in self.compiled.trunk.results)
         commit(step, self.compiled.trunk)
@@ -97,49 +107,51 @@ class CachedModel:
             return self._weightless
         return REGISTRY.of_call(values[self._first_weight], weights.tensors)
 
-    def _run_whole(self, step: Step) -> None:
+    def _run_whole(self, step: Step) -> Iterator[tuple[int, int]]:
         self.looker.identify(step, self.reader.read(step.values, step.handoff, Asked()))
-        self.segments.run(step.values, 0, len(self.compiled.trunk.segments))
+        yield 0, len(self.compiled.trunk.segments)
         step.regions.append(RegionStep(Decision(False, "disabled")))
 
-    def _run_stage(self, step: Step, stage: Stage) -> None:
+    def _run_stage(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
         if stage.role is Role.RUNS:
-            self.segments.run(step.values, stage.start, stage.stop)
+            yield stage.start, stage.stop
         elif stage.role is Role.PROBED:
-            self._decide(step, stage)
+            yield from self._decide(step, stage)
         elif step.regions[-1].decision.hit:
             _reuse(step, step.plan.regions[len(step.regions) - 1])
         else:
-            self._compute(step, stage)
+            yield from self._compute(step, stage)
 
-    def _decide(self, step: Step, stage: Stage) -> None:
+    def _decide(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
         """Run up to where a region's probe is complete; look, if it is the first; and decide."""
         if stage.region is None:
             self.looker.look(step, None)
             step.regions.append(RegionStep(Decision(False, EMPTY)))
             return
         region = step.plan.regions[stage.region]
-        probed = self._run_probed(step, stage, region)
+        probed = yield from self._run_probed(step, stage, region)
         if stage.region == 0:
             self.looker.look(step, probed)
         step.regions.append(decide_region(step, probed, self.reader))
 
-    def _run_probed(self, step: Step, stage: Stage, region: Region) -> Probed | None:
+    def _run_probed(
+        self, step: Step, stage: Stage, region: Region
+    ) -> Generator[tuple[int, int], None, Probed | None]:
         values, probe = step.values, region.probe
         hidden_in = None if region.probe_in is None else tensor_at(values, region.probe_in)
-        self.segments.run(values, stage.start, stage.stop)
+        yield stage.start, stage.stop
         if probe is not None and probe.kind is ProbeKind.MODULATED_INPUT:
             return Probed(probe, self._modulated_input.read(step, probe.noise_filter), hidden_in)
         if probe is None or region.probe_out is None:
             return None
         return Probed(probe, tensor_at(values, region.probe_out), hidden_in)
 
-    def _compute(self, step: Step, stage: Stage) -> None:
+    def _compute(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
         """Run a region, and hold what it did."""
         i, done, values = len(step.regions) - 1, step.regions[-1], step.values
         region, batch_dim, number = step.plan.regions[i], self._batch_dim, step.history.step
         bases = replay.bases_of(values, region)
-        self.segments.run(values, stage.start, stage.stop)
+        yield stage.start, stage.stop
         if done.cached is not None and step.plan.settings.observes_error:
             estimated = replay.estimates(region, done.cached, bases, number)
             done.error_sums = replay.error_sums(values, region, estimated, batch_dim)

@@ -158,19 +158,16 @@ def test_without_gradients_it_is_cached(mode: Callable[[], object]) -> None:
     assert len(report.steps) == 1
 
 
-def test_compiled_block_by_block() -> None:
+def test_compiled_block_by_block_by_another_backend() -> None:
     model = gated_dit(3)
     for block in model.blocks:
-        block.compile(backend="cachedit", options={"inner_backend": "eager"})
-    inputs = toy_inputs(90.0)
-    with pytest.warns(dc.NotCachedWarning, match=NO_LIST):
-        actual = run(model, inputs)
-    torch.testing.assert_close(actual, run(gated_dit(3), inputs))
+        block.compile(backend="eager")
+    run(model, toy_inputs(90.0))
     report = dc.summary(model)
     (note,) = report.notes
     assert note.startswith("ToyDiT was compiled block by block (blocks.0 and 2 more)")
     assert 'call `model.compile(backend="cachedit")` on the whole transformer' in note
-    assert str(report).startswith(note)
+    assert note in str(report)
 
 
 def test_compiled_as_a_whole_has_no_note() -> None:

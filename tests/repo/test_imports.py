@@ -27,6 +27,7 @@ ORDER = (
     ("models",),
     ("calls",),
     ("graph", "runtime"),
+    ("links",),
     ("simulate", "freeze"),
     ("dry_run", "few_steps", "account"),
     ("report",),

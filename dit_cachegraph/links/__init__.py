@@ -1,0 +1,1 @@
+"""Links: blocks that were compiled one by one, joined at run time into one trunk."""

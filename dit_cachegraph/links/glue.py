@@ -1,0 +1,133 @@
+"""Sees whether the code between two blocks reads what the one returned.
+
+    block i returns | glue: every operator is looked at | block i + 1 is called
+
+A mode of torch's dispatcher sees the operators. While it is on, Dynamo's guards would fail, so it
+is taken off where the compiled call of a block begins: at a hook that `torch.compile` runs there
+and leaves empty. It is put on when that call is over, which is when the variables of its frame
+die: before that, torch itself puts the dispatcher back as it was.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._pytree import tree_leaves
+
+from dit_cachegraph.call_stack import compiled_call
+
+
+class Glue(TorchDispatchMode):
+    """Looks at the operators between two blocks. `read` are the positions of the outputs that were
+    an operand of one since they were returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+        self._outputs: list[weakref.ref[Tensor]] = []
+        self._is_on, self._is_over = False, False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        for operand in tree_leaves((args, kwargs)):
+            if isinstance(operand, Tensor):
+                self.read.update(self._outputs_behind(operand))
+        return func(*args, **kwargs)
+
+    def _outputs_behind(self, operand: Tensor) -> set[int]:
+        """The outputs that a tensor is, or else is a view of: two of them may share a storage."""
+        alive = {i: output for i, ref in enumerate(self._outputs) if (output := ref()) is not None}
+        same = {i for i, output in alive.items() if output is operand}
+        if same or operand.layout is not torch.strided:
+            return same
+        storage = operand.untyped_storage()._cdata
+        return {i for i, output in alive.items() if output.untyped_storage()._cdata == storage}
+
+    def watch(self, outputs: Sequence[Tensor]) -> None:
+        """From now on, these."""
+        self._outputs, self.read = [weakref.ref(output) for output in outputs], set()
+
+    def put_on(self) -> None:
+        if not self._is_on and not self._is_over:
+            self.__enter__()
+            self._is_on = True
+
+    def take_off(self) -> None:
+        if self._is_on and _get_current_dispatch_mode() is self:
+            self.__exit__(None, None, None)
+            self._is_on = False
+
+    def begin(self) -> None:
+        _watching.set(self)
+
+    def end(self) -> None:
+        """The call is over."""
+        self._is_over = True
+        self.take_off()
+        if _watching.get() is self:
+            _watching.set(None)
+
+
+_watching: ContextVar[Glue | None] = ContextVar("dit_cachegraph_glue", default=None)
+
+
+def stop_watching() -> None:
+    """Of a call that failed, a traceback may keep the glue alive."""
+    glue = _watching.get()
+    if glue is not None:
+        glue.end()
+
+
+class GlueHook:
+    """What torch calls at the begin of each call of one compiled block."""
+
+    def __call__(self) -> Callable[[], None]:
+        glue = _watching.get()
+        if glue is None:
+            return _nothing
+        glue.take_off()
+        return _PutsOn(glue)
+
+
+def _nothing() -> None:
+    """There is no glue to watch."""
+
+
+class _PutsOn:
+    """Lies in the frame of a compiled call, and dies with it."""
+
+    __slots__ = ("_glue",)
+
+    def __init__(self, glue: Glue) -> None:
+        self._glue = glue
+
+    def __call__(self) -> None:
+        """Too early: the dispatcher isn't yet as it was."""
+
+    def __del__(self) -> None:
+        self._glue.put_on()
+
+
+def has_hook() -> bool:
+    """Whether the compiled call under way had the hook when it began; it has it from now on."""
+    frame = compiled_call()
+    hooks = None if frame is None else getattr(frame.f_locals.get("self"), "enter_exit_hooks", None)
+    if not isinstance(hooks, list):
+        return False
+    if any(isinstance(hook, GlueHook) for hook in hooks):
+        return True
+    hooks.append(GlueHook())
+    return False

@@ -1,0 +1,47 @@
+"""The driver of a trunk whose blocks were compiled one by one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from dit_cachegraph.links.chain import Chain
+from dit_cachegraph.links.given import Given
+from dit_cachegraph.links.roles import GivenRoles
+from dit_cachegraph.links.trunk import Slots, compiled_trunk, slots_of
+from dit_cachegraph.plan import Uncacheable
+from dit_cachegraph.runtime.driver import CachedModel
+from dit_cachegraph.runtime.slots import Values
+
+
+class LinkedModel(CachedModel):
+    """The driver's part of a call that the links of a chain make, one after the other."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        given: Given,
+        roles: GivenRoles,
+        settings: Mapping[str, object],
+        model: nn.Module,
+    ) -> None:
+        self.chain: Chain = chain
+        self.slots: Slots = slots_of(chain, given)
+        num_weights = sum(p.numel() for p in model.parameters())
+        compiled = compiled_trunk(chain, self.slots, given, roles, num_weights)
+        super().__init__(compiled, settings, type(model))
+
+    def values_of_call(self, given: Given) -> Values | None:
+        """A slot for each value of a call; None where a weight of the chain is gone."""
+        weights = [ref() for link in self.chain.links for ref in link.weights]
+        if not all(isinstance(weight, Tensor) for weight in weights):
+            return None
+        calls = [None] * len(self.chain.links)
+        return self.segments.values_of([*weights, *given.tensors, *calls])
+
+
+@dataclass(frozen=True, eq=False)
+class RefusedLinks:
+    """Calls of one kind whose links can't be joined, for the report."""
+
+    refusal: Uncacheable

@@ -1,0 +1,94 @@
+"""What a skipped link returns in the place of its outputs, and how it is made good.
+
+A placeholder has the right layout, so that the next block's guards pass. Nobody may compute with
+it: on a CUDA build each access to its storage raises, elsewhere it is full of NaN. So code that
+begins to read what it handed on before gives an error or NaN, and never a plausible picture. What
+a link sees of such a change (`step.py`) is made good: the true values are written into it.
+"""
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dit_cachegraph.links.link import Link
+from dit_cachegraph.links.watch import Spec, version_of
+
+_MESSAGE = (
+    "the code between two blocks reads what dit_cachegraph has skipped, as it did not when it was "
+    'watched: call `model.compile(backend="cachedit")` on the whole model instead'
+)
+
+
+def can_forbid_access() -> bool:
+    """Whether this build of torch can make an access to a storage raise."""
+    return hasattr(torch._C, "_set_storage_access_error_msg")
+
+
+def placeholder(spec: Spec) -> Tensor:
+    """A tensor that nobody may compute with."""
+    tensor = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
+    if can_forbid_access():
+        torch._C._set_storage_access_error_msg(tensor, _MESSAGE)
+    else:
+        tensor.fill_(torch.nan)
+    return tensor
+
+
+def make_good(tensor: Tensor, true: Tensor) -> None:
+    """Give a placeholder the values that it stands for."""
+    if can_forbid_access():
+        tensor.set_(true)  # type: ignore[call-overload]
+    else:
+        tensor.copy_(true)
+
+
+class Handed:
+    """What a link has returned: each output, held weakly, and how often it was written to.
+    `stand_in` are the positions of placeholders."""
+
+    __slots__ = ("_outputs", "stand_in")
+
+    def __init__(self, outputs: Sequence[Tensor], stand_in: frozenset[int] = frozenset()) -> None:
+        self._outputs = [(weakref.ref(t), version_of(t)) for t in outputs]
+        self.stand_in = stand_in
+
+    def is_output(self, p: int, value: object) -> bool:
+        return self._outputs[p][0]() is value
+
+    def has(self, value: object) -> bool:
+        return any(ref() is value for ref, _ in self._outputs)
+
+    def is_written(self) -> bool:
+        return any((t := ref()) is not None and version_of(t) != v for ref, v in self._outputs)
+
+    def has_living_stand_in(self) -> bool:
+        return any(self._outputs[p][0]() is not None for p in self.stand_in)
+
+    def make_good(self, true: Sequence[Tensor]) -> None:
+        """Of the placeholders that live on: not of those that somebody has written to, whose write
+        would be lost."""
+        for p in self.stand_in:
+            ref, version = self._outputs[p]
+            tensor = ref()
+            if tensor is not None and version_of(tensor) == version:
+                make_good(tensor, true[p])
+
+
+class Pending:
+    """One call of a link that may not have run: its arguments, without the streams, which are
+    given when it runs. `entries` are the arguments of these."""
+
+    __slots__ = ("_args", "_entries", "_link", "handed")
+
+    def __init__(self, link: Link, args: Sequence[object], entries: Sequence[int]) -> None:
+        self._link, self._entries = link, entries
+        self._args = [None if i in entries else arg for i, arg in enumerate(args)]
+        self.handed: Handed | None = None
+
+    def run(self, streams: Sequence[object]) -> Sequence[Tensor]:
+        args = list(self._args)
+        for i, stream in zip(self._entries, streams, strict=True):
+            args[i] = stream
+        return self._link.function(*args)

@@ -1,0 +1,53 @@
+"""What the caller's tensors are, where no graph has them.
+
+timesteps     of at most one dimension, and other numbers from call to call; of several, those that
+              are called so
+latents       the first float of the most dimensions
+conditioning  the rest
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dit_cachegraph.links.given import Given
+
+Numbers = Mapping[str, tuple[float, ...]]
+
+
+class GivenRoles(NamedTuple):
+    """By index of the caller's tensors."""
+
+    timesteps: tuple[int, ...]
+    latents: tuple[int, ...]
+    conditioning: tuple[int, ...]
+
+
+def numbers_in(given: Given) -> Numbers:
+    """The values of all that may be a timestep. This waits for the device."""
+    small = [(n, t) for n, t in zip(given.names, given.tensors, strict=True) if t.dim() <= 1]
+    return {name: tuple(tensor.reshape(-1).tolist()) for name, tensor in small}
+
+
+def roles_of(given: Given, calls: Sequence[Numbers]) -> GivenRoles:
+    """The roles of tensors, with the numbers of some calls."""
+    changed = [name for name in calls[-1] if len({call[name] for call in calls}) > 1]
+    named = [name for name in calls[-1] if "time" in name]
+    told = [name for name in changed if name in named] or changed or named
+    timesteps = tuple(i for i, name in enumerate(given.names) if name in told)
+    floats = [i for i, t in enumerate(given.tensors) if t.is_floating_point()]
+    others = [i for i in floats if i not in timesteps]
+    most = max((given.tensors[i].dim() for i in others), default=0)
+    latents = tuple([i for i in others if given.tensors[i].dim() == most][:1])
+    taken = {*timesteps, *latents}
+    rest = tuple(i for i in range(len(given.tensors)) if i not in taken)
+    return GivenRoles(timesteps, latents, rest)
+
+
+def batch_dim_of(stream: Sequence[int], latents: Tensor | None) -> int | None:
+    """The dimension of the stream that has the latents' batch size."""
+    if latents is None or not latents.dim():
+        return None
+    sizes = list(stream[:-1])
+    return sizes.index(latents.shape[0]) if latents.shape[0] in sizes else None

@@ -1,0 +1,137 @@
+"""A call that computes, watched: which block was given what the one before had returned.
+
+transformer_blocks.0 -> (e, h)    transformer_blocks.1 (h, e, temb): fed (1, 0)
+...                               and of each output: it died, unwritten, and nobody read it
+"""
+
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dit_cachegraph.links.glue import Glue, has_hook
+from dit_cachegraph.links.link import Link, Place, Places
+
+WeightRefs = tuple["weakref.ref[object]", ...]
+
+
+class Spec(NamedTuple):
+    """The layout of a value that is contiguous."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def spec_of(tensor: Tensor) -> Spec:
+    return Spec(tensor.shape, tensor.dtype, tensor.device)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often it was written to; nobody counts that of an inference tensor."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class SeenLink(NamedTuple):
+    """One call of a link. `fed` are the (argument, output) pairs in which it was given the very
+    object that the link before returned; `given` are its other tensors, by argument, and `objects`
+    which of all that are given to links in this call they are."""
+
+    link: "weakref.ref[Link]"
+    place: Place | None
+    fed: tuple[tuple[int, int], ...]
+    given: tuple[tuple[int, Spec], ...]
+    objects: tuple[int, ...]
+    returned: tuple[Spec, ...]
+
+
+class WatchedCall:
+    """One call of the model. `broken[i]` says why what link `i` returned is more than handed on;
+    `read_at_end` are the outputs of the last link that code after it read. `counts`: nothing was
+    compiled in it, and all its glue was watched."""
+
+    def __init__(self, places: Places) -> None:
+        self.seen: list[SeenLink] = []
+        self.broken: dict[int, str] = {}
+        self.weights: list[WeightRefs] = []
+        self.numbers: list[tuple[float, ...]] = []
+        self.read_at_end: tuple[int, ...] = ()
+        self.counts = True
+        self._places = places
+        self._glue = Glue()
+        self._returned: list[list[tuple[weakref.ref[Tensor], int]]] = []
+        self._objects: list[weakref.ref[Tensor]] = []
+        self._glue.begin()
+
+    def run(self, link: Link, args: Sequence[object]) -> Sequence[Tensor]:
+        """Run the link, and note what is seen."""
+        self._glue.take_off()
+        self.counts = has_hook() and self.counts
+        seen = self._seen(link, args)
+        self._look_back(seen)
+        outputs = link.function(*args)
+        self.seen.append(seen._replace(returned=tuple(map(spec_of, outputs))))
+        self.weights.append(tuple([weakref.ref(args[i]) for i in link.graph.weights]))
+        self.numbers.append(numbers_of(link, args))
+        self._returned.append([(weakref.ref(t), version_of(t)) for t in outputs])
+        self._glue.watch(outputs)
+        return outputs
+
+    def end(self) -> None:
+        """The model has returned, or raised."""
+        self.read_at_end = tuple(sorted(self._glue.read))
+        self._glue.end()
+        self._returned.clear()
+
+    def _seen(self, link: Link, args: Sequence[object]) -> SeenLink:
+        before = self._returned[-1] if self._returned else []
+        fed, given, objects = [], [], []
+        for i in link.graph.tensors:
+            value = args[i]
+            assert isinstance(value, Tensor)
+            from_output = next((p for p, (ref, _) in enumerate(before) if ref() is value), None)
+            if from_output is None:
+                given.append((i, spec_of(value)))
+                objects.append(self._number_of(value))
+            else:
+                fed.append((i, from_output))
+        place = self._places.of(link, args)
+        return SeenLink(weakref.ref(link), place, tuple(fed), tuple(given), tuple(objects), ())
+
+    def _number_of(self, value: Tensor) -> int:
+        """Equal for one object in the whole call."""
+        known = next((i for i, ref in enumerate(self._objects) if ref() is value), None)
+        if known is None:
+            known = len(self._objects)
+            self._objects.append(weakref.ref(value))
+        return known
+
+    def _look_back(self, seen: SeenLink) -> None:
+        """What became of what the links before returned."""
+        i = len(self._returned) - 1
+        if i < 0:
+            return
+        border = f"the code between {self.seen[i].place} and {seen.place}"
+        if self._glue.read:
+            self._break(i, f"{border} reads what the first of them returned")
+        if any(version_of(t) != version for t, version in _alive(self._returned[i])):
+            self._break(i, f"{border} writes to what the first of them returned")
+        if not seen.fed:
+            self._break(i, f"{border} hands on another value than the first of them returned")
+        if i > 0 and any(_alive(self._returned[i - 1])):
+            self._break(i - 1, f"what {self.seen[i - 1].place} returned is kept by the caller")
+
+    def _break(self, i: int, sentence: str) -> None:
+        self.broken.setdefault(i, sentence)
+
+
+def numbers_of(link: Link, args: Sequence[object]) -> tuple[float, ...]:
+    """The numbers that the modules of a block hold."""
+    numbers = [args[i] for i in link.graph.numbers]
+    return tuple([number.item() for number in numbers if isinstance(number, Tensor)])
+
+
+def _alive(returned: Sequence[tuple["weakref.ref[Tensor]", int]]) -> list[tuple[Tensor, int]]:
+    return [(tensor, version) for ref, version in returned if (tensor := ref()) is not None]

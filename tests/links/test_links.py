@@ -1,0 +1,145 @@
+"""Models of diffusers whose blocks are compiled one by one, against the oracle and against the same
+model compiled whole."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import dit_cachegraph as dc
+from oracles.dbcache import EagerOracle
+from support.running import compile_cached, relative_error, run_all
+from support.tiny_models import FLUX, WAN, TinyModel, trajectory
+
+pytestmark = pytest.mark.e2e
+
+DEPTH, NUM_STEPS = 6, 12
+SETTINGS = {"Fn_compute_blocks": 1, "max_warmup_steps": 2, "residual_diff_threshold": 0.2}
+MODELS = pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda tiny: tiny.name)
+
+
+def linked_model(
+    tiny: TinyModel, inner_backend: str = "eager", **settings: object
+) -> tuple[nn.Module, nn.Module]:
+    """A model compiled block by block, which has been watched, and one like it that isn't."""
+    model = tiny.build(DEPTH)
+    plain = copy.deepcopy(model)
+    options = {"inner_backend": inner_backend, **settings}
+    model.compile_repeated_blocks(backend="cachedit", options=options)
+    run_plain(model, steps_of(tiny, model, seed=9)[:4])
+    assert "not cached yet" in dc.summary(model).standing
+    return model, plain
+
+
+def steps_of(tiny: TinyModel, model: nn.Module, seed: int = 0) -> list[dict[str, object]]:
+    inputs = tiny.make_inputs(model, batch=2, size=3, text_tokens=5, seed=seed)
+    return list(trajectory(tiny, inputs, NUM_STEPS, seed=seed))
+
+
+@torch.no_grad()
+def run_plain(model: nn.Module, steps: list[dict[str, object]]) -> list[torch.Tensor]:
+    return [model(**kwargs)[0] for kwargs in steps]
+
+
+@MODELS
+def test_exact_at_threshold_0(tiny):
+    model, plain = linked_model(tiny, **{**SETTINGS, "residual_diff_threshold": 0.0})
+    steps = steps_of(tiny, model)
+    for ran, expected in zip(run_all(model, steps), run_plain(plain, steps), strict=True):
+        assert not ran.hit
+        assert torch.equal(ran.output, expected)
+    dc.check(model)
+
+
+@MODELS
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"Bn_compute_blocks": 1}, {"Fn_compute_blocks": 3}, {"max_continuous_cached_steps": 1}],
+    ids=str,
+)
+def test_every_step_equals_the_oracle(tiny, more):
+    settings = {**SETTINGS, **more}
+    model, plain = linked_model(tiny, **settings)
+    steps = steps_of(tiny, model)
+    ran = run_all(model, steps)
+    oracle = EagerOracle(plain, tiny.block_lists, tiny.stream_outputs, **settings)
+    for i, (step, kwargs) in enumerate(zip(ran, steps, strict=True)):
+        with torch.no_grad():
+            expected = oracle.step(**kwargs)
+        assert step.hit == expected.hit, f"step {i}: {step.reason}, oracle: {expected.reason}"
+        assert relative_error(step.output, expected.output) < 1e-5, f"step {i}"
+    assert 3 <= sum(step.hit for step in ran) < NUM_STEPS - 2
+
+
+@MODELS
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "balanced", "error_tolerance": 0.3},
+        {"rule": "dbprune", "residual_diff_threshold": 0.2},
+        {**SETTINGS, "predictor": "taylorseer", "taylorseer_order": 1},
+    ],
+    ids=lambda settings: str(next(iter(settings.values()))),
+)
+def test_every_step_equals_the_model_compiled_whole(tiny, settings):
+    model, plain = linked_model(tiny, **settings)
+    steps = steps_of(tiny, model)
+    whole = run_all(compile_cached(plain, **settings), steps)
+    for own, other in zip(run_all(model, steps), whole, strict=True):
+        assert own.reason.split()[0] == other.reason.split()[0]
+        assert own.hit == other.hit
+        assert relative_error(own.output, other.output) < 1e-4
+    assert any(step.hit for step in whole)
+
+
+@MODELS
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [None, 1])
+def test_the_same_under_inductor(tiny, order):
+    settings = {**SETTINGS}
+    if order is not None:
+        settings |= {"predictor": "taylorseer", "taylorseer_order": order}
+    model, plain = linked_model(tiny, "inductor", **settings)
+    steps = steps_of(tiny, model)
+    whole = run_all(compile_cached(plain, **settings), steps)
+    for own, other in zip(run_all(model, steps), whole, strict=True):
+        assert own.hit == other.hit
+        assert relative_error(own.output, other.output) < 1e-4
+    assert any(step.hit for step in whole)
+
+
+@MODELS
+def test_interleaved_requests_are_apart(tiny):
+    model, plain = linked_model(tiny, **SETTINGS)
+    images = [steps_of(tiny, model, seed) for seed in (0, 1)]
+    oracles = [
+        EagerOracle(plain, tiny.block_lists, tiny.stream_outputs, **SETTINGS) for _ in images
+    ]
+    num_hits = 0
+    for step in zip(*images, strict=True):
+        for kwargs, oracle in zip(step, oracles, strict=True):
+            (ran,) = run_all(model, [kwargs])
+            with torch.no_grad():
+                expected = oracle.step(**kwargs)
+            assert ran.hit == expected.hit
+            assert relative_error(ran.output, expected.output) < 1e-5
+            num_hits += ran.hit
+    assert num_hits > 4
+
+
+@MODELS
+def test_a_hit_runs_the_first_block_alone(tiny):
+    model, _ = linked_model(tiny, **{**SETTINGS, "residual_diff_threshold": 1.0})
+    steps = steps_of(tiny, model)
+    report = dc.summary(model)
+    run_all(model, steps)
+    report = dc.summary(model)
+    assert report.num_hits == NUM_STEPS - 2
+    assert report.num_blocks_run == 2 * DEPTH + (NUM_STEPS - 2)
+    assert report.is_cached
+    (graph,) = report.graphs
+    assert graph.is_linked and graph.num_blocks == DEPTH
+    assert [blocks.name for blocks in graph.block_lists] == list(tiny.block_lists)
+    assert 0.5 < graph.share_of_weights < 1
+    assert "`torch.compile` of the whole model saves more" in str(report)
