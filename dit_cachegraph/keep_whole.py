@@ -12,6 +12,7 @@ and blocks share one compiled function. The module is found by its weights: ther
 and what is changed on it later holds at once.
 """
 
+import ctypes
 import functools
 import inspect
 import itertools
@@ -174,28 +175,29 @@ def weights_of(module: nn.Module) -> list[Tensor]:
 def _replacement(kept: KeptWhole, real: Method) -> Method:
     operator = _operator(kept)
 
+    # Dynamo calls it as it traces, and hands over what it knows: of the module that it is itself,
+    # which it guards. To hand over the module takes torch 2.13.
+    @torch._dynamo.assume_constant_result
+    def meet(module_id: int, others: str) -> bool:
+        if others:
+            raise InvalidConfig(
+                f"keep_whole: {kept} was given {others}, and takes tensors alone; let it read its "
+                "numbers off the module"
+            )
+        kept.meet(ctypes.cast(module_id, ctypes.py_object).value)
+        return True
+
     @functools.wraps(real)
     def call(self: nn.Module, *args: Tensor | None, **kwargs: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() or not torch.compiler.is_compiling():
             return real(self, *args, **kwargs)
         given = [*args, *kwargs.values()]
         others = [type(v).__name__ for v in given if v is not None and not isinstance(v, Tensor)]
-        _meet(kept, self, ", ".join(others))
+        meet(id(self), ", ".join(others))
         return operator(given, ",".join(kwargs), weights_of(self))
 
     vars(call)[_NAMESPACE] = kept
     return call
-
-
-@torch._dynamo.assume_constant_result  # Dynamo hands over the module itself, and guards that it is.
-def _meet(kept: KeptWhole, module: nn.Module, others: str) -> bool:
-    if others:
-        raise InvalidConfig(
-            f"keep_whole: {kept} was given {others}, and takes tensors alone; let it read its "
-            "numbers off the module"
-        )
-    kept.meet(module)
-    return True
 
 
 def _operator(kept: KeptWhole) -> Method:

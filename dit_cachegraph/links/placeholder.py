@@ -22,15 +22,16 @@ _MESSAGE = (
 
 
 def can_forbid_access() -> bool:
-    """Whether this build of torch can make an access to a storage raise."""
-    return hasattr(torch._C, "_set_storage_access_error_msg")
+    """Whether this build of torch can make an access to data raise."""
+    return hasattr(torch._C, "_set_storage_data_ptr_access_error_msg")
 
 
 def placeholder(spec: Spec) -> Tensor:
     """A tensor that nobody may compute with."""
     tensor = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
     if can_forbid_access():
-        torch._C._set_storage_access_error_msg(tensor, _MESSAGE)
+        storage = tensor.untyped_storage()._cdata
+        torch._C._set_storage_data_ptr_access_error_msg(storage, _MESSAGE)
     else:
         tensor.fill_(torch.nan)
     return tensor
@@ -39,7 +40,7 @@ def placeholder(spec: Spec) -> Tensor:
 def make_good(tensor: Tensor, true: Tensor) -> None:
     """Give a placeholder the values that it stands for."""
     if can_forbid_access():
-        tensor.set_(true)  # type: ignore[call-overload]
+        tensor.data = true  # The storage that raises can't be written to.
     else:
         tensor.copy_(true)
 

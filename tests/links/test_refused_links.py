@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import dit_cachegraph as dc
 from dit_cachegraph.links.kinds import MAX_KINDS
+from dit_cachegraph.links.placeholder import can_forbid_access
 from links.linked import NUM_WATCHED, SwitchedDiT, call, compile_blocks, watch
 from support.toy_dits import GatedBlock, toy_inputs
 from support.toy_runs import toy_steps
@@ -59,6 +60,7 @@ def test_the_neighbour_that_only_hands_on_is_cached() -> None:
     assert [step.hit for step in dc.summary(model).steps] == [False, True, True]
 
 
+@pytest.mark.skipif(can_forbid_access(), reason="there a write to a placeholder raises by itself")
 def test_without_counted_writes_it_is_refused() -> None:
     model, eager = SwitchedDiT(), SwitchedDiT()
     compile_blocks(model)
