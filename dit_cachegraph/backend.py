@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from dit_cachegraph.account.hooks import hooks_on
-from dit_cachegraph.call_stack import model_being_called
+from dit_cachegraph.call_stack import model_being_called, outermost_module
 from dit_cachegraph.config import split_options
 from dit_cachegraph.exc import CannotCut, NoBlocks
 from dit_cachegraph.graph.cut.compile_segments import (
@@ -61,7 +61,7 @@ def cachedit(
     """
     compile_options, settings = split_options(options or {})
     compiler = inner_compiler(compile_options, mode)
-    block = None if torch.is_grad_enabled() else find_link(gm)
+    block = None if torch.is_grad_enabled() or _is_hooked() else find_link(gm)
     if block is not None:
         return _link(gm, example_inputs, compiler, block, settings)
     cut = Uncacheable(GRAD_MODE) if torch.is_grad_enabled() else cut_graph(gm)
@@ -130,6 +130,12 @@ def _run_uncached(
     weights, roles = weight_arguments(gm), find_fragment_roles(gm)
     function = compiler.whole(gm, example_inputs)
     return UncachedModel(function, refusal, weights, roles, _class_being_called())
+
+
+def _is_hooked() -> bool:
+    """Whether hooks replace forward methods of the model, so that a block is not what it was."""
+    model = outermost_module()
+    return model is not None and hooks_on(model) is not None
 
 
 def _class_being_called() -> type[nn.Module] | None:

@@ -12,7 +12,6 @@ from torch import nn
 _COMPILED_CALL = "compile_wrapper"  # what `torch.compile` puts around what it was given, since 2.9
 
 _MODULE_CALL = nn.Module._wrapped_call_impl.__code__
-_RESUMED = "torch_dynamo_resume_in"  # what Dynamo calls the code after a graph break
 
 _OURS_OR_TORCHS = frozenset((Path(__file__).parent, Path(torch.__file__).parent))
 
@@ -43,21 +42,29 @@ def is_in_model_code() -> bool:
     return False
 
 
-def block_being_compiled() -> nn.Module | None:
-    """The module that was compiled alone and is being compiled as a whole: the only one whose call
-    is under way inside what was compiled, with no code of the model but its own forward."""
+def module_being_compiled() -> nn.Module | None:
+    """The module whose forward is what is being compiled, and all of it. Its frame isn't on the
+    stack yet, so that torch's call of it is the innermost: a function that a forward calls, or what
+    is left of it after a break, has the model's code below it."""
     found = None
     for frame in _frames():
-        if frame.f_code.co_name == _COMPILED_CALL:
-            return found
         module = _module_of(frame)
-        is_own = _OURS_OR_TORCHS.intersection(Path(frame.f_code.co_filename).parents)
-        is_other = module is None and not is_own
-        if is_other or (module is not None and found not in (None, module)):
+        is_torchs = _OURS_OR_TORCHS.intersection(Path(frame.f_code.co_filename).parents)
+        is_other = found is not None and module is not None and module is not found
+        if frame.f_code.co_name == _COMPILED_CALL or is_other or not is_torchs:
+            return found
+        found = found or module
+    return None
+
+
+def own_compiled_call() -> FrameType | None:
+    """The call of what `torch.compile` returned for the innermost module alone; None where that was
+    compiled as a part of another."""
+    for frame in _frames():
+        if frame.f_code.co_name == _COMPILED_CALL:
+            return frame
+        if frame.f_code is _MODULE_CALL:
             return None
-        if frame.f_code.co_name.startswith(_RESUMED):
-            return None
-        found = module or found
     return None
 
 

@@ -23,7 +23,8 @@ NUM_STEPS_SHOWN = 60
 
 _LINKED = (
     "  joined at run time, of blocks compiled one by one: the code between them runs at every "
-    "step, at the cost of a call of Python each; `torch.compile` of the whole model saves more"
+    "step, at the cost of a call of Python each; `torch.compile` of the whole model saves more, "
+    "where it has no breaks"
 )
 
 

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from dit_cachegraph.call_stack import outermost_call
 from dit_cachegraph.calls import note_part
@@ -53,7 +54,8 @@ class CalledLink:
             note_part()
             return under_way.call
         stop_watching()
-        model, args, kwargs = variables["self"], variables["args"], variables["kwargs"]
+        called, args, kwargs = variables["self"], variables["args"], variables["kwargs"]
+        model = called._orig_mod if isinstance(called, OptimizedModule) else called
         assert isinstance(model, nn.Module)
         if model not in self._kinds:
             self._kinds[model] = Kinds(model)

@@ -2,27 +2,28 @@
 
     block i returns | glue: every operator is looked at | block i + 1 is called
 
-A mode of torch's dispatcher sees the operators. While it is on, Dynamo's guards would fail, so it
-is taken off where the compiled call of a block begins: at a hook that `torch.compile` runs there
-and leaves empty. It is put on when that call is over, which is when the variables of its frame
-die: before that, torch itself puts the dispatcher back as it was.
+A mode of torch's dispatcher sees the operators. What `torch.compile` returned for a block puts the
+dispatcher back, when it ends, as it was when it began. So there the mode is taken off at the begin,
+by a hook that torch runs then and leaves empty, and is put on when the variables of that call die,
+which is after its end. Where Dynamo gave up the code around the blocks, nothing is put back.
 """
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from types import FrameType
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
-from dit_cachegraph.call_stack import compiled_call
-
 
 class Glue(TorchDispatchMode):
     """Looks at the operators between two blocks. `read` are the positions of the outputs that were
     an operand of one since they were returned."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,10 +122,9 @@ class _PutsOn:
         self._glue.put_on()
 
 
-def has_hook() -> bool:
-    """Whether the compiled call under way had the hook when it began; it has it from now on."""
-    frame = compiled_call()
-    hooks = None if frame is None else getattr(frame.f_locals.get("self"), "enter_exit_hooks", None)
+def has_hook(frame: FrameType) -> bool:
+    """Whether the compiled call of a block had the hook when it began; it has it from now on."""
+    hooks = getattr(frame.f_locals.get("self"), "enter_exit_hooks", None)
     if not isinstance(hooks, list):
         return False
     if any(isinstance(hook, GlueHook) for hook in hooks):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dit_cachegraph.module_lists import outermost_lists
 from dit_cachegraph.plan import LinkGraph
 
 
@@ -57,14 +58,11 @@ class Places:
         model = self._model()
         assert model is not None, "it is being called"
         self._of_weight.clear()
-        for name, module in model.named_modules():
-            if isinstance(module, nn.ModuleList):
-                for index, item in enumerate(module):
-                    self._add(Place(name, index), item)
+        for name, blocks in outermost_lists(model).items():
+            for index, block in enumerate(blocks):
+                for weight in (*block.parameters(), *block.buffers()):
+                    self._add(weight, Place(name, index))
 
-    def _add(self, place: Place, item: nn.Module) -> None:
-        for weight in (*item.parameters(), *item.buffers()):
-            known = self._of_weight.get(weight, place)
-            # An item of an outer list has all weights of the lists inside it.
-            is_inner = place.container.startswith(f"{known}.")
-            self._of_weight[weight] = known if known == place or is_inner else None
+    def _add(self, weight: Tensor, place: Place) -> None:
+        is_shared = self._of_weight.get(weight, place) != place
+        self._of_weight[weight] = None if is_shared else place

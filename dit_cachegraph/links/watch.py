@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dit_cachegraph.call_stack import own_compiled_call
 from dit_cachegraph.links.glue import Glue, has_hook
 from dit_cachegraph.links.link import Link, Place, Places
 
@@ -68,7 +69,8 @@ class WatchedCall:
     def run(self, link: Link, args: Sequence[object]) -> Sequence[Tensor]:
         """Run the link, and note what is seen."""
         self._glue.take_off()
-        self.counts = has_hook() and self.counts
+        own_call = own_compiled_call()
+        self.counts = (own_call is None or has_hook(own_call)) and self.counts
         seen = self._seen(link, args)
         self._look_back(seen)
         outputs = link.function(*args)
@@ -77,6 +79,8 @@ class WatchedCall:
         self.numbers.append(numbers_of(link, args))
         self._returned.append([(weakref.ref(t), version_of(t)) for t in outputs])
         self._glue.watch(outputs)
+        if own_call is None:
+            self._glue.put_on()
         return outputs
 
     def end(self) -> None:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dit_cachegraph.account.status import Standing
 from dit_cachegraph.api import configure, reset, summary
 from dit_cachegraph.exc import NotCachedWarning
 from dit_cachegraph.models import REGISTRY
@@ -21,6 +22,7 @@ from dit_cachegraph.testing.run import Inputs, again, call, redraw, relative_err
 WARM_UP = 2
 CLOSE = 1e-4
 MATTERS = 1e-2
+MAX_ROUNDS = 8
 
 
 def compiled_for(model: nn.Module, *, fullgraph: bool) -> nn.Module:
@@ -34,14 +36,22 @@ def compiled_for(model: nn.Module, *, fullgraph: bool) -> nn.Module:
 def assert_equals_eager(
     compiled: nn.Module, steps: Sequence[Inputs], eager: Sequence[Tensor], close: float = CLOSE
 ) -> None:
-    """With the cache compiled in and nothing reused."""
+    """With the cache compiled in and nothing reused; also while calls are watched."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotCachedWarning)
-        for inputs, expected in zip(steps, eager, strict=False):
-            error = relative_error(call(compiled, inputs), expected)
-            expect(error < close, f"off by {error:.1e} from eager PyTorch with threshold 0")
+        for _ in range(MAX_ROUNDS):
+            for inputs, expected in zip(steps, eager, strict=False):
+                error = relative_error(call(compiled, inputs), expected)
+                expect(error < close, f"off by {error:.1e} from eager PyTorch with threshold 0")
+            if not is_watched(compiled):
+                break
     num_hits = summary(compiled).num_hits
     expect(num_hits == 0, f"{num_hits} steps were reused with threshold 0")
+
+
+def is_watched(compiled: nn.Module) -> bool:
+    """Whether the last call was watched, since the blocks have a graph each."""
+    return any(status.standing is Standing.WATCHED for status in summary(compiled).statuses)
 
 
 def cached_graph(compiled: nn.Module) -> GraphReport:

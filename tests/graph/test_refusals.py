@@ -103,7 +103,18 @@ def hit_outside_break(compiled: nn.Module, model: nn.Module) -> dc.Report:
 
 
 def test_graph_break_between_the_blocks() -> None:
-    assert_refused(BreakInLoopDiT([GatedBlock() for _ in range(4)]), "a graph break may have")
+    """The blocks have a graph each, and are joined at run time once that was watched."""
+    model = BreakInLoopDiT([GatedBlock() for _ in range(4)])
+    compiled = compile_toy(model, residual_diff_threshold=1.0)
+    for timestep in (80.0, 70.0, 60.0, 50.0):
+        inputs = toy_inputs(timestep)
+        torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
+    for inputs in toy_steps([60.0, 50.0, 40.0]):
+        run(compiled, inputs)
+    report = dc.summary(compiled)
+    assert report.is_cached
+    assert [graph.num_blocks for graph in report.graphs if graph.is_linked] == [4]
+    assert report.steps[-1].hit
 
 
 @BREAKS_OUTSIDE

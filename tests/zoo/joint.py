@@ -264,7 +264,6 @@ JOINT = (
         IMAGE,
         _two_encoders,
         breaks=True,
-        refusal="graph break",
     ),
     Entry(
         "hunyuan_image_one_text",

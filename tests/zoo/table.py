@@ -23,7 +23,8 @@ Every transformer class of diffusers that has a loop over blocks is built in sma
 what must hold for an entry is written in `tests/zoo/checks.py`. Nothing in the package goes by
 this table or knows these models; `supported_pipelines()` tells what it says. Where there is one
 graph, it was compiled with `fullgraph=True`; where there are more, the model's own code breaks,
-with any backend. A method that is *kept whole* is one operator of the graph, by
+with any backend, and where it breaks among the blocks these are joined at run time. A method
+that is *kept whole* is one operator of the graph, by
 [`dit_cachegraph.keep_whole`](authors.md#experts-that-go-by-data).
 
 {num_cached} of {num_entries} entries are cached, of {num_classes} classes.
@@ -53,6 +54,8 @@ def row_of(result: Result) -> str:
     names = ", ".join(found.name for found in result.graph.block_lists)
     patterns = dict.fromkeys(found.pattern for found in result.graph.block_lists)
     note = " (the graph breaks elsewhere)" if entry.breaks else ""
+    if result.graph.is_linked:
+        note = " (a graph each)"
     if entry.experts is not None:
         note = f" (`{entry.experts.model.__name__}.{entry.experts.method}` kept whole)"
     shares = " | ".join(map(_percent, (result.graph.share_of_weights, result.graph.share_of_work)))

@@ -21,8 +21,6 @@ WITHOUT = frozenset(
         "cosmos3",
         "dreamlite",
         "framepack",
-        "hunyuan_image",
-        "hunyuan_video15",
         "minimax_music3",
         "motif_video_decoder",
         "omnigen",
@@ -33,8 +31,19 @@ WITHOUT = frozenset(
         "transformer_temporal",
     }
 )
-# Not cached as a whole, or some of their conditioning is gone after a call, and so what it kept.
-NOT_LOOKED_AT = frozenset({"glm_image", "longcat_audio", "mochi", "nucleus", "proteina"})
+# Not cached as a whole, or some of their conditioning is gone after a call, and so what it kept; or
+# their blocks have a graph each, and none has the signal.
+NOT_LOOKED_AT = frozenset(
+    {
+        "glm_image",
+        "hunyuan_image",
+        "hunyuan_video15",
+        "longcat_audio",
+        "mochi",
+        "nucleus",
+        "proteina",
+    }
+)
 CACHED = [e for e in (*IMAGES, *VIDEOS) if e.refusal is None and e.name not in NOT_LOOKED_AT]
 
 

@@ -255,7 +255,6 @@ JOINT_VIDEO = (
         VIDEO,
         _three_encoders,
         breaks=True,
-        refusal="graph break",
     ),
     Entry(
         "motif_video",
