@@ -29,11 +29,29 @@ from zoo.own_layers import (
     TuplesDiT,
     ZippedDiT,
 )
+from zoo.own_writes import (
+    AddcmulDiT,
+    AddMethodDiT,
+    AddOutDiT,
+    ClampDiT,
+    CountingDiT,
+    IaddDiT,
+    SizesDiT,
+    SliceDiT,
+)
 
 ROUTED = Experts(RoutedExperts, "route", lambda tokens, picked: torch.empty_like(tokens))
 NO_CHAIN = "no list of at least two blocks of which each feeds the next"
 
-WRITES = "writes in place (`add_` at own_dits.py:"
+WRITING = {
+    "iadd": IaddDiT,
+    "add_method": AddMethodDiT,
+    "add_out": AddOutDiT,
+    "slice": SliceDiT,
+    "addcmul": AddcmulDiT,
+    "clamp": ClampDiT,
+}
+WRITES = "writes in place (`add_` at own_"
 
 
 def text(draw: Draw) -> Inputs:
@@ -82,6 +100,13 @@ SOUND = (
     own("checkpointed", CheckpointedDiT, "blocks"),
     own("reentrant", ReentrantDiT, "blocks"),
     own("beside_small_layers", BesideDiT, "blocks"),
+    *(own(f"writes_by_{name}", model, "blocks") for name, model in WRITING.items()),
+)
+COUNTS = {"allow_unspec_int_on_nn_module": True, "assume_static_by_default": False}
+# With what Dynamo has to be told of them.
+TOLD = (
+    (own("counter", CountingDiT, "blocks"), COUNTS),
+    (own("sizes_as_a_tensor", SizesDiT, "blocks"), {"capture_scalar_outputs": True}),
 )
 REFUSED = (
     own("writes", PreNormDiT, "blocks", refusal=WRITES),
@@ -113,12 +138,23 @@ REFUSED = (
     own("checkpointed_writes", CheckpointedDiT, "blocks", refusal=WRITES),
     own("reentrant_writes", ReentrantDiT, "blocks", refusal=WRITES),
     own("beside_functions", BesideDiT, "blocks", refusal="so they are not its trunk"),
+    *(
+        own(f"writes_by_{name}_and_to_a_buffer", model, "blocks", refusal=WRITES)
+        for name, model in WRITING.items()
+    ),
+    own("sizes_untold", SizesDiT, "blocks", breaks=True, refusal="graph break"),
 )
 
 
 @pytest.mark.parametrize("entry", SOUND, ids=str)
 def test_own_models(entry: Entry) -> None:
     check(entry)
+
+
+@pytest.mark.parametrize(("entry", "told"), TOLD, ids=str)
+def test_numbers_that_dynamo_has_to_be_told_of(entry: Entry, told: dict[str, bool]) -> None:
+    with torch._dynamo.config.patch(told):
+        check(entry)
 
 
 @pytest.mark.parametrize("entry", REFUSED, ids=str)
