@@ -71,10 +71,7 @@ def _error(step: Step) -> float | None:
     sums = [region.error_sums for region in step.regions if region.error_sums is not None]
     if not sums:
         return None
-    total = sums[0]
-    for other in sums[1:]:
-        total = total + other
-    return batch_diff(*read_sums(total), "max")
+    return batch_diff(*read_sums(sum(sums[1:], sums[0])), "max")
 
 
 def _ends(step: Step) -> InputOutput | None:

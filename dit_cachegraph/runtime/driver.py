@@ -6,9 +6,9 @@ Straight Python over compiled functions; no FX. One driver serves all models, re
 of its graph: what differs between them lies in their state, and weights come with each call.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from dit_cachegraph.calls import note_cached
 from dit_cachegraph.models import REGISTRY, ModelState
@@ -65,11 +65,13 @@ class CachedModel:
     def walk(self, step: Step) -> Iterator[tuple[int, int]]:
         """What is to run of a step: segments `start..stop-1`, which have run when it is asked for
         the next. For a region that is reused there is nothing: its estimate is put."""
-        if not step.plan.settings.common.enabled:
-            yield from self._run_whole(step)
+        if step.plan.settings.common.enabled:
+            for stage in step.plan.stages:
+                yield from self._run_stage(step, stage)
             return
-        for stage in step.plan.stages:
-            yield from self._run_stage(step, stage)
+        self.looker.identify(step, self.reader.read(step.values, step.handoff, Asked()))
+        yield 0, len(self.compiled.trunk.segments)
+        step.regions.append(RegionStep(Decision(False, "disabled")))
 
     def end(self, step: Step) -> tuple[object, ...]:
         """All has run: write it down."""
@@ -107,11 +109,6 @@ class CachedModel:
             return self._weightless
         return REGISTRY.of_call(values[self._first_weight], weights.tensors)
 
-    def _run_whole(self, step: Step) -> Iterator[tuple[int, int]]:
-        self.looker.identify(step, self.reader.read(step.values, step.handoff, Asked()))
-        yield 0, len(self.compiled.trunk.segments)
-        step.regions.append(RegionStep(Decision(False, "disabled")))
-
     def _run_stage(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
         if stage.role is Role.RUNS:
             yield stage.start, stage.stop
@@ -129,22 +126,20 @@ class CachedModel:
             step.regions.append(RegionStep(Decision(False, EMPTY)))
             return
         region = step.plan.regions[stage.region]
-        probed = yield from self._run_probed(step, stage, region)
+        hidden_in = None if region.probe_in is None else tensor_at(step.values, region.probe_in)
+        yield stage.start, stage.stop
+        probed = self._probed(step, region, hidden_in)
         if stage.region == 0:
             self.looker.look(step, probed)
         step.regions.append(decide_region(step, probed, self.reader))
 
-    def _run_probed(
-        self, step: Step, stage: Stage, region: Region
-    ) -> Generator[tuple[int, int], None, Probed | None]:
-        values, probe = step.values, region.probe
-        hidden_in = None if region.probe_in is None else tensor_at(values, region.probe_in)
-        yield stage.start, stage.stop
+    def _probed(self, step: Step, region: Region, hidden_in: Tensor | None) -> Probed | None:
+        probe = region.probe
         if probe is not None and probe.kind is ProbeKind.MODULATED_INPUT:
             return Probed(probe, self._modulated_input.read(step, probe.noise_filter), hidden_in)
         if probe is None or region.probe_out is None:
             return None
-        return Probed(probe, tensor_at(values, region.probe_out), hidden_in)
+        return Probed(probe, tensor_at(step.values, region.probe_out), hidden_in)
 
     def _compute(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
         """Run a region, and hold what it did."""
