@@ -103,11 +103,19 @@ def _is_inside_a_list(seen: Sequence[SeenLink], border: int) -> bool:
     return one is not None and other is not None and one.container == other.container
 
 
+def _as_first(seen: Sequence[SeenLink], start: int) -> SeenLink:
+    """The first link of the trunk, to which what the link before hands on is given from outside."""
+    first = seen[start]
+    handed = [(q, seen[start - 1].returned[p]) for q, p in first.fed]
+    return first._replace(fed=(), given=(*first.given, *handed))
+
+
 class _Threading:
     """Follows each stream through the links `start..stop-1` of a call."""
 
     def __init__(self, call: WatchedCall, start: int, stop: int) -> None:
-        self._call, self._start, self._seen = call, start, call.seen[start:stop]
+        self._call, self._start = call, start
+        self._seen = [_as_first(call.seen, start), *call.seen[start + 1 : stop]]
         self._is_to_the_end = stop == len(call.seen)
         self._num_streams = 0
         self._came_from = self._learn_ways()

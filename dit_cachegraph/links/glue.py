@@ -21,14 +21,16 @@ from torch.utils._pytree import tree_leaves
 
 class Glue(TorchDispatchMode):
     """Looks at the operators between two blocks. `read` are the positions of the outputs that were
-    an operand of one since they were returned."""
+    an operand of one since they were returned, `has_read_older` those of the block before."""
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
         self.read: set[int] = set()
+        self.has_read_older = False
         self._outputs: list[weakref.ref[Tensor]] = []
+        self._older: list[weakref.ref[Tensor]] = []
         self._is_on, self._is_over = False, False
 
     @classmethod
@@ -45,21 +47,16 @@ class Glue(TorchDispatchMode):
         kwargs = kwargs or {}
         for operand in tree_leaves((args, kwargs)):
             if isinstance(operand, Tensor):
-                self.read.update(self._outputs_behind(operand))
+                read = _behind(operand, self._outputs)
+                self.read.update(read)
+                if not read and _behind(operand, self._older):
+                    self.has_read_older = True
         return func(*args, **kwargs)
 
-    def _outputs_behind(self, operand: Tensor) -> set[int]:
-        """The outputs that a tensor is, or else is a view of: two of them may share a storage."""
-        alive = {i: output for i, ref in enumerate(self._outputs) if (output := ref()) is not None}
-        same = {i for i, output in alive.items() if output is operand}
-        if same or operand.layout is not torch.strided:
-            return same
-        storage = operand.untyped_storage()._cdata
-        return {i for i, output in alive.items() if output.untyped_storage()._cdata == storage}
-
     def watch(self, outputs: Sequence[Tensor]) -> None:
-        """From now on, these."""
-        self._outputs, self.read = [weakref.ref(output) for output in outputs], set()
+        """From now on these, and those before."""
+        self._older, self._outputs = self._outputs, [weakref.ref(output) for output in outputs]
+        self.read, self.has_read_older = set(), False
 
     def put_on(self) -> None:
         if not self._is_on and not self._is_over:
@@ -80,6 +77,16 @@ class Glue(TorchDispatchMode):
         self.take_off()
         if _watching.get() is self:
             _watching.set(None)
+
+
+def _behind(operand: Tensor, outputs: Sequence["weakref.ref[Tensor]"]) -> set[int]:
+    """The outputs that a tensor is, or else is a view of: two of them may share a storage."""
+    alive = {i: output for i, ref in enumerate(outputs) if (output := ref()) is not None}
+    same = {i for i, output in alive.items() if output is operand}
+    if same or operand.layout is not torch.strided:
+        return same
+    storage = operand.untyped_storage()._cdata
+    return {i for i, output in alive.items() if output.untyped_storage()._cdata == storage}
 
 
 _watching: ContextVar[Glue | None] = ContextVar("dit_cachegraph_glue", default=None)

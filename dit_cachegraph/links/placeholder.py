@@ -2,7 +2,8 @@
 
 A placeholder has the right layout, so that the next block's guards pass. Nobody may compute with
 it: on a CUDA build each access to its storage raises, elsewhere it is full of NaN. So code that
-begins to read what it handed on before gives an error or NaN, and never a plausible picture. What
+begins to read what it handed on before gives an error or NaN, and no plausible picture, unless it
+makes numbers of NaN itself (`nan_to_num`, a comparison). What
 a link sees of such a change (`step.py`) is made good: the true values are written into it.
 """
 
@@ -81,12 +82,20 @@ class Pending:
     """One call of a link that may not have run: its arguments, without the streams, which are
     given when it runs. `entries` are the arguments of these."""
 
-    __slots__ = ("_args", "_entries", "_link", "handed")
+    __slots__ = ("_args", "_entries", "_link", "_versions", "handed")
 
     def __init__(self, link: Link, args: Sequence[object], entries: Sequence[int]) -> None:
         self._link, self._entries = link, entries
         self._args = [None if i in entries else arg for i, arg in enumerate(args)]
+        self._versions = self._written_so_far()
         self.handed: Handed | None = None
+
+    def can_run(self) -> bool:
+        """False once somebody has written to what it was given: its values are gone."""
+        return self._written_so_far() == self._versions
+
+    def _written_so_far(self) -> list[int]:
+        return [version_of(arg) for arg in self._args if isinstance(arg, Tensor)]
 
     def run(self, streams: Sequence[object]) -> Sequence[Tensor]:
         args = list(self._args)

@@ -9,7 +9,9 @@ what was skipped runs after all, its true values take the place of the placehold
 computes, nothing is written down, and this kind of call is refused from now on.
 
 What no link sees is code that begins to read between two blocks, or that stops before the last
-one: it has placeholders in its hands (`placeholder.py`).
+one: it has placeholders in its hands (`placeholder.py`). So has what computes on, where arguments
+of a skipped block were written to since. And where the model's own attributes change only values
+of the conditioning, between two blocks, nothing shows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -179,6 +181,8 @@ class LinkedStep:
         """Run what was skipped, drop the step, and refuse such calls from now on."""
         streams, links = self._entered, self._model.chain.links
         for k, call in enumerate(self._pending, self._first_pending):
+            if not call.can_run():
+                break
             true = call.run(streams)
             assert call.handed is not None
             call.handed.make_good(true)

@@ -15,6 +15,7 @@ from dit_cachegraph.call_stack import own_compiled_call
 from dit_cachegraph.links.glue import Glue, has_hook
 from dit_cachegraph.links.link import Link, Place, Places
 
+_KEPT = " is kept by the caller"
 WeightRefs = tuple["weakref.ref[object]", ...]
 
 
@@ -63,7 +64,8 @@ class WatchedCall:
         self._places = places
         self._glue = Glue()
         self._returned: list[list[tuple[weakref.ref[Tensor], int]]] = []
-        self._objects: list[weakref.ref[Tensor]] = []
+        self._objects: list[tuple[weakref.ref[Tensor], int]] = []
+        self._is_written = False
         self._glue.begin()
 
     def run(self, link: Link, args: Sequence[object]) -> Sequence[Tensor]:
@@ -86,11 +88,14 @@ class WatchedCall:
     def end(self) -> None:
         """The model has returned, or raised."""
         self.read_at_end = tuple(sorted(self._glue.read))
+        if self._glue.has_read_older:
+            self._break(len(self.seen) - 2, f"what {self.seen[-2].place} returned{_KEPT}")
         self._glue.end()
         self._returned.clear()
 
     def _seen(self, link: Link, args: Sequence[object]) -> SeenLink:
         before = self._returned[-1] if self._returned else []
+        self._is_written = False
         fed, given, objects = [], [], []
         for i in link.graph.tensors:
             value = args[i]
@@ -105,11 +110,15 @@ class WatchedCall:
         return SeenLink(weakref.ref(link), place, tuple(fed), tuple(given), tuple(objects), ())
 
     def _number_of(self, value: Tensor) -> int:
-        """Equal for one object in the whole call."""
-        known = next((i for i, ref in enumerate(self._objects) if ref() is value), None)
+        """Equal for one object in the whole call. Notes whether it was written to since a link was
+        given it last."""
+        now = (weakref.ref(value), version_of(value))
+        known = next((i for i, (ref, _) in enumerate(self._objects) if ref() is value), None)
         if known is None:
-            known = len(self._objects)
-            self._objects.append(weakref.ref(value))
+            self._objects.append(now)
+            return len(self._objects) - 1
+        self._is_written = self._is_written or now[1] != self._objects[known][1]
+        self._objects[known] = now
         return known
 
     def _look_back(self, seen: SeenLink) -> None:
@@ -125,7 +134,9 @@ class WatchedCall:
         if not seen.fed:
             self._break(i, f"{border} hands on another value than the first of them returned")
         if i > 0 and any(_alive(self._returned[i - 1])):
-            self._break(i - 1, f"what {self.seen[i - 1].place} returned is kept by the caller")
+            self._break(i - 1, f"what {self.seen[i - 1].place} returned{_KEPT}")
+        if self._is_written:
+            self._break(i, f"{border} writes to what both of them, or blocks before, are given")
 
     def _break(self, i: int, sentence: str) -> None:
         self.broken.setdefault(i, sentence)

@@ -22,15 +22,19 @@ class SwitchedDiT(ToyDiT):
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
         blocks = list(self.blocks)
-        if self.way == "swapped":
+        if self.way in ("swapped", "writes to the conditioning, swapped"):
             blocks[3], blocks[4] = blocks[4], blocks[3]
         if self.way == "twice":
             blocks = blocks * 2
         if self.way == "stops early":
             blocks = blocks[:-1]
-        kept = []
+        kept, temb = [], temb.clone()
         for i, block in enumerate(blocks):
+            if self.way == "adds the last but one" and i == len(blocks) - 1:
+                kept.append(h)
             h = block(h, temb, e)
+            if self.way.startswith("writes to the conditioning") and i < 4:
+                temb += 0.5
             if self.way == "scales" and i == 3:
                 h = 1.5 * h
             if self.way == "writes" and i == 3:

@@ -52,7 +52,10 @@ def test_what_a_link_sees_is_made_good(way: str, lines: list[str]) -> None:
     assert any(SEEN[way] in refusal for refusal in report.refusals)
 
 
-@pytest.mark.parametrize("way", ["scales", "writes", "reads", "stops early"])
+@pytest.mark.parametrize(
+    "way",
+    ["scales", "writes", "reads", "stops early", "writes to the conditioning, swapped"],
+)
 def test_what_no_link_sees_is_no_picture(way: str) -> None:
     """An error on a CUDA build, else NaN."""
     model, (third, _) = linked()

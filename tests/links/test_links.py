@@ -143,3 +143,20 @@ def test_a_hit_runs_the_first_block_alone(tiny):
     assert [blocks.name for blocks in graph.block_lists] == list(tiny.block_lists)
     assert 0.5 < graph.share_of_weights < 1
     assert "`torch.compile` of the whole model saves more" in str(report)
+
+
+def test_controls_after_the_double_blocks_leave_the_single_ones_as_the_trunk():
+    """ControlNet's residuals are added to the image stream; the text is handed on as it is."""
+    model = FLUX.build(DEPTH)
+    plain = copy.deepcopy(model)
+    model.compile_repeated_blocks(
+        backend="cachedit", options={"inner_backend": "eager", **SETTINGS, "max_warmup_steps": 0}
+    )
+    controls = [0.1 * torch.randn(2, 9, 32)] * 2
+    steps = [{**kwargs, "controlnet_block_samples": controls} for kwargs in steps_of(FLUX, model)]
+    for ran, expected in zip(run_plain(model, steps[:5]), run_plain(plain, steps), strict=False):
+        torch.testing.assert_close(ran, expected)
+    run_plain(model, steps[5:])
+    report = dc.summary(model)
+    assert [blocks.name for blocks in report.graphs[0].block_lists] == ["single_transformer_blocks"]
+    assert report.num_hits > 0

@@ -19,7 +19,9 @@ REFUSED = {
     "scales": "the code between blocks.3 and blocks.4 reads what the first of them returned",
     "writes": "the code between blocks.3 and blocks.4 reads what the first of them returned",
     "reads": "the code between blocks.3 and blocks.4 reads what the first of them returned",
-    "collects": "what blocks.3 returned is kept by the caller",
+    "collects": "what blocks.0 returned is kept by the caller",
+    "adds the last but one": "what blocks.4 returned is kept by the caller",
+    "writes to the conditioning": "the code between blocks.3 and blocks.4 writes to what both",
     "swapped": "blocks.3 is called after blocks.4, out of order",
     "twice": "blocks.0 is called after blocks.5, out of order",
 }
