@@ -79,9 +79,10 @@ def outermost_call() -> FrameType | None:
 
 
 def outermost_module() -> nn.Module | None:
-    """The outermost module whose call is under way, whatever was compiled of it."""
-    modules = [module for frame in _frames() if (module := _module_of(frame)) is not None]
-    return modules[-1] if modules else None
+    """The outermost module whose call is under way, whatever was compiled of it. Of its callers no
+    variable is read, as in `outermost_call`."""
+    call = outermost_call()
+    return None if call is None else _module_of(call)
 
 
 def _module_of(frame: FrameType) -> nn.Module | None:

@@ -1,6 +1,7 @@
 """What a step holds, measured: peaks of live bytes in the allocator while a step runs."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 import dit_cachegraph as dc
 from support.running import compile_cached
 from support.tiny_models import FLUX, build_flux, trajectory
+from support.toy_dits import GatedBlock, ToyDiT, toy_inputs
+from support.toy_runs import compile_toy
 
 pytestmark = pytest.mark.e2e
 
@@ -80,3 +83,18 @@ def test_values_are_dropped_after_their_last_use():
         return peak_nbytes(compiled, second)
 
     assert peak_of(12) == pytest.approx(peak_of(3), rel=0.02)
+
+
+def test_a_call_that_compiles_keeps_none_of_its_callers_variables():
+    """To look into a frame makes Python, to 3.12, hold what its variables held until it ends."""
+    compiled = compile_toy(ToyDiT([GatedBlock() for _ in range(4)]))
+
+    def pipeline() -> bool:
+        inputs = toy_inputs(80.0)
+        latents = weakref.ref(inputs["hidden_states"])
+        with torch.no_grad():
+            compiled(**inputs)
+        del inputs
+        return latents() is None
+
+    assert pipeline()
