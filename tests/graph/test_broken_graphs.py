@@ -1,7 +1,9 @@
 """Graphs that break, and sizes that depend on data: what is cached, what is said of the rest."""
 
+import re
 import warnings
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config
@@ -9,6 +11,8 @@ from torch._dynamo import config
 import dit_cachegraph as dc
 from support.toy_dits import DIM, GatedBlock, ToyDiT, toy_inputs
 from support.toy_runs import assert_cached, assert_refused, compile_toy, run, toy_steps
+
+NUM_WATCHED = 4  # Blocks with a graph each: the first call compiles, three are watched.
 
 
 class Refiner(nn.Module):
@@ -100,7 +104,14 @@ def test_place_and_reason_of_a_break() -> None:
     sentence = (
         r"have kept them out of it \(at test_broken_graphs.py:\d+: [Dd]ata-dependent branching"
     )
-    assert_refused(BranchingDiT(gated_blocks(2)), sentence)
+    compiled = compile_toy(BranchingDiT(gated_blocks(2)))
+    for i in range(NUM_WATCHED):
+        run(compiled, toy_inputs(90.0 - 5 * i))
+    with pytest.warns(dc.NotCachedWarning, match=sentence):
+        run(compiled, toy_inputs(60.0))
+    refusals = dc.summary(compiled).refusals
+    assert any(re.search(sentence, refusal) for refusal in refusals)
+    assert any("blocks.1 reads what the first of them returned" in refusal for refusal in refusals)
 
 
 class RoutingBlock(nn.Module):

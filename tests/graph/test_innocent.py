@@ -47,9 +47,16 @@ class BrokenDiT(ToyDiT):
         return h
 
 
+class BreakingBlock(GatedBlock):
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor | None = None) -> Tensor:
+        h = super().forward(h, temb)
+        torch._dynamo.graph_break()
+        return h + 0.1 * temb
+
+
 def test_a_break_is_named_where_there_is_one():
     assert "graph break" not in refusals_of(adding_dit(1))
-    assert "graph break" in refusals_of(BrokenDiT(gated_blocks()))
+    assert "graph break" in refusals_of(ToyDiT([BreakingBlock() for _ in range(3)]))
 
 
 @pytest.mark.parametrize(
