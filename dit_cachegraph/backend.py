@@ -61,10 +61,12 @@ def cachedit(
     """
     compile_options, settings = split_options(options or {})
     compiler = inner_compiler(compile_options, mode)
-    block = None if torch.is_grad_enabled() or _is_hooked() else find_link(gm)
-    if block is not None:
+    if torch.is_grad_enabled():
+        return _run_uncached(gm, example_inputs, compiler, Uncacheable(GRAD_MODE))
+    block = find_link(gm)
+    if block is not None and not _is_hooked():
         return _link(gm, example_inputs, compiler, block, settings)
-    cut = Uncacheable(GRAD_MODE) if torch.is_grad_enabled() else cut_graph(gm)
+    cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
         return _run_uncached(gm, example_inputs, compiler, cut)
     log.info("compiling %d segments of %d blocks", len(cut.graphs), cut.trunk.num_blocks)
@@ -76,9 +78,7 @@ def cachedit(
 def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
     """Find the blocks of a graph and cut it along them: all stages but the compilation."""
     try:
-        inline_checkpoints(gm)
-        move_numbers(gm)
-        plain_writes(gm)
+        _prepare(gm)
         assignment, pattern = _understand(gm)
         if copy_streams(gm, assignment, pattern.streams):
             assignment, pattern = _understand(gm)
@@ -102,14 +102,18 @@ def _link(
     """A block that was compiled alone: its calls are joined into a trunk at run time."""
     start = time.perf_counter()
     try:
-        inline_checkpoints(gm)
-        move_numbers(gm)
-        plain_writes(gm)
+        _prepare(gm)
         graph = link_graph(gm, block)
     except CannotCut as refusal:
         return _run_uncached(gm, example_inputs, compiler, Uncacheable(str(refusal)))
     function = compiler.whole(gm, example_inputs)
     return CalledLink(Link(function, graph, settings, time.perf_counter() - start))
+
+
+def _prepare(gm: fx.GraphModule) -> None:
+    inline_checkpoints(gm)
+    move_numbers(gm)
+    plain_writes(gm)
 
 
 def _understand(gm: fx.GraphModule) -> tuple[Assignment, Pattern]:

@@ -35,13 +35,13 @@ _INSTALLING = threading.Lock()
 class CallUnderWay:
     """The models of which graphs have run in this call, and what of it is known so far."""
 
-    __slots__ = ("has_trunk", "is_part", "is_watched", "models", "refusals")
+    __slots__ = ("is_part", "models", "outcomes", "refusals")
 
     def __init__(self) -> None:
         self.models: dict[ModelState, None] = {}
         self.refusals: dict[Uncacheable, None] = {}
-        self.has_trunk = False
-        self.is_watched = self.is_part = False
+        self.outcomes: set[Outcome] = set()
+        self.is_part = False
 
 
 _under_way: ContextVar[CallUnderWay | None] = ContextVar("dit_cachegraph_call", default=None)
@@ -71,12 +71,7 @@ class CallHook:
 
 def note_cached(model: ModelState) -> None:
     """The trunk of `model` runs in the call under way."""
-    call = _under_way.get() or _begun()
-    if call is None:
-        model.calls.note(Outcome.CACHED, ())
-        return
-    call.models[model] = None
-    call.has_trunk = True
+    _note(model, Outcome.CACHED)
 
 
 def note_refused(model: ModelState, refusal: Uncacheable) -> None:
@@ -92,12 +87,16 @@ def note_refused(model: ModelState, refusal: Uncacheable) -> None:
 
 def note_watched(model: ModelState) -> None:
     """A call of `model` computes, and is watched to see whether the next may be reused."""
+    _note(model, Outcome.WATCHED)
+
+
+def _note(model: ModelState, outcome: Outcome) -> None:
     call = _under_way.get() or _begun()
     if call is None:
-        model.calls.note(Outcome.WATCHED, ())
+        model.calls.note(outcome, ())
         return
     call.models[model] = None
-    call.is_watched = True
+    call.outcomes.add(outcome)
 
 
 def note_part() -> None:
@@ -127,14 +126,11 @@ def _begun() -> CallUnderWay | None:
 
 
 def _settle(call: CallUnderWay) -> None:
-    if call.has_trunk:
-        for model in call.models:
-            model.calls.note(Outcome.CACHED, ())
-        return
-    if call.is_watched:
-        for model in call.models:
-            model.calls.note(Outcome.WATCHED, ())
-        return
+    for outcome in (Outcome.CACHED, Outcome.WATCHED):
+        if outcome in call.outcomes:
+            for model in call.models:
+                model.calls.note(outcome, ())
+            return
     refusals = tuple(call.refusals)
     is_new = [model.calls.note(Outcome.REFUSED, refusals) for model in call.models]
     said = "\n".join(map(str, refusals))

@@ -185,7 +185,8 @@ class ArgumentRoles:
 
 @dataclass(frozen=True, slots=True)
 class FragmentRoles:
-    """What the arguments of a fragment without blocks are, by index."""
+    """What tensors are that no graph with the blocks has, by index: the arguments of a fragment
+    without blocks, or what the caller gave a model whose blocks have a graph each."""
 
     timesteps: tuple[int, ...]
     latents: tuple[int, ...]

@@ -8,7 +8,7 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sympy
 import torch
@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from dit_cachegraph.plan import Block
 
+_Item = TypeVar("_Item")
 _MODULES_DICT = re.compile(r"(?:\.__dict__\['_modules'\]|\._modules)\['([^']+)'\]")
 _ITEM = re.compile(r"\[(\d+)\]")
 _ROOT = re.compile(r"^[LG]\['[^']*'\](?:\.__self__)?\.?")
@@ -48,20 +49,20 @@ def value_of(node: fx.Node) -> object:
 
 def tensors_in(value: object) -> Iterator[torch.Tensor]:
     """All tensors of a (possibly nested) value."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
+    return _items_in(value, torch.Tensor)
 
 
 def nodes_in(argument: object) -> Iterator[fx.Node]:
     """All nodes of a (possibly nested) argument."""
-    if isinstance(argument, fx.Node):
-        yield argument
-    elif isinstance(argument, list | tuple):
-        for item in argument:
-            yield from nodes_in(item)
+    return _items_in(argument, fx.Node)
+
+
+def _items_in(value: object, kind: type[_Item]) -> Iterator[_Item]:
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _items_in(item, kind)
 
 
 def storages_of(node: fx.Node) -> set[int]:

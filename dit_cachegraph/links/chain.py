@@ -152,7 +152,7 @@ class _Threading:
         """(link, output) -> the argument through which the next call of the link is given it."""
         ways: dict[tuple[int, int], int] = {}
         for one, other in zip(self._seen, self._seen[1:], strict=False):
-            if one.link is other.link or one.link() is other.link():
+            if one.link() is other.link():
                 for q, p in other.fed:
                     ways.setdefault((id(one.link()), p), q)
         return ways

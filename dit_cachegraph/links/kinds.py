@@ -105,7 +105,7 @@ class Kinds:
             values = known.values_of_call(given)
             if values is not None:
                 give_up = partial(self._give_up, given.signature)
-                return LinkedStep(known, given, values, self._places, give_up)
+                return LinkedStep(known, values, self._places, give_up)
             known = self._known[given.signature] = Watched()
         state = REGISTRY.of_module(model)
         if isinstance(known, RefusedLinks):

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from dit_cachegraph.links.chain import Chain
 from dit_cachegraph.links.given import Given
-from dit_cachegraph.links.roles import GivenRoles
 from dit_cachegraph.links.trunk import Slots, compiled_trunk, slots_of
-from dit_cachegraph.plan import Uncacheable
+from dit_cachegraph.plan import FragmentRoles, Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.slots import Values
 
@@ -21,7 +20,7 @@ class LinkedModel(CachedModel):
         self,
         chain: Chain,
         given: Given,
-        roles: GivenRoles,
+        roles: FragmentRoles,
         settings: Mapping[str, object],
         model: nn.Module,
     ) -> None:

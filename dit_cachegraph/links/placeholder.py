@@ -3,8 +3,8 @@
 A placeholder has the right layout, so that the next block's guards pass. Nobody may compute with
 it: on a CUDA build each access to its storage raises, elsewhere it is full of NaN. So code that
 begins to read what it handed on before gives an error or NaN, and no plausible picture, unless it
-makes numbers of NaN itself (`nan_to_num`, a comparison). What
-a link sees of such a change (`step.py`) is made good: the true values are written into it.
+makes numbers of NaN itself (`nan_to_num`, a comparison). What a link sees of such a change
+(`step.py`) is made good: the true values are written into it.
 """
 
 import weakref

@@ -7,21 +7,13 @@ conditioning  the rest
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
 from dit_cachegraph.links.given import Given
+from dit_cachegraph.plan import FragmentRoles
 
 Numbers = Mapping[str, tuple[float, ...]]
-
-
-class GivenRoles(NamedTuple):
-    """By index of the caller's tensors."""
-
-    timesteps: tuple[int, ...]
-    latents: tuple[int, ...]
-    conditioning: tuple[int, ...]
 
 
 def numbers_in(given: Given) -> Numbers:
@@ -30,8 +22,8 @@ def numbers_in(given: Given) -> Numbers:
     return {name: tuple(tensor.reshape(-1).tolist()) for name, tensor in small}
 
 
-def roles_of(given: Given, calls: Sequence[Numbers]) -> GivenRoles:
-    """The roles of tensors, with the numbers of some calls."""
+def roles_of(given: Given, calls: Sequence[Numbers]) -> FragmentRoles:
+    """The roles of the caller's tensors, by index, from the numbers of some calls."""
     changed = [name for name in calls[-1] if len({call[name] for call in calls}) > 1]
     named = [name for name in calls[-1] if "time" in name]
     told = [name for name in changed if name in named] or changed or named
@@ -42,7 +34,7 @@ def roles_of(given: Given, calls: Sequence[Numbers]) -> GivenRoles:
     latents = tuple([i for i in others if given.tensors[i].dim() == most][:1])
     taken = {*timesteps, *latents}
     rest = tuple(i for i in range(len(given.tensors)) if i not in taken)
-    return GivenRoles(timesteps, latents, rest)
+    return FragmentRoles(timesteps, latents, rest)
 
 
 def batch_dim_of(stream: Sequence[int], latents: Tensor | None) -> int | None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from dit_cachegraph.links.given import Given
 from dit_cachegraph.links.link import Link, Places
 from dit_cachegraph.links.model import LinkedModel
 from dit_cachegraph.links.placeholder import Handed, Pending, placeholder
@@ -33,10 +32,8 @@ GiveUp = Callable[[str], None]
 class LinkedStep:
     """The state of one call of the model, for as long as it is under way."""
 
-    def __init__(
-        self, model: LinkedModel, given: Given, values: Values, places: Places, give_up: GiveUp
-    ) -> None:
-        self._model, self._given, self._places, self._give_up = model, given, places, give_up
+    def __init__(self, model: LinkedModel, values: Values, places: Places, give_up: GiveUp) -> None:
+        self._model, self._places, self._give_up = model, places, give_up
         self._values = values
         self._num_called = 0
         self._is_plain = False

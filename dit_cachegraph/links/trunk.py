@@ -17,13 +17,14 @@ from dit_cachegraph import ops
 from dit_cachegraph.links.chain import Chain
 from dit_cachegraph.links.given import Given
 from dit_cachegraph.links.placeholder import Pending
-from dit_cachegraph.links.roles import GivenRoles, batch_dim_of
+from dit_cachegraph.links.roles import batch_dim_of
 from dit_cachegraph.plan import (
     ArgumentRoles,
     BlockListReport,
     CompiledSegment,
     CompiledTrunk,
     Costs,
+    FragmentRoles,
     Segment,
     Stream,
     Trunk,
@@ -67,7 +68,7 @@ def slots_of(chain: Chain, given: Given) -> Slots:
 
 
 def compiled_trunk(
-    chain: Chain, slots: Slots, given: Given, roles: GivenRoles, num_weights_of_model: int
+    chain: Chain, slots: Slots, given: Given, roles: FragmentRoles, num_weights_of_model: int
 ) -> CompiledTrunk:
     """The trunk of a chain. `num_weights_of_model` are elements, of the trunk and all else."""
     latents = given.tensors[roles.latents[0]] if roles.latents else None
@@ -196,7 +197,7 @@ def _signature(chain: Chain) -> int:
 
 
 def _argument_roles(
-    slots: Slots, given: Given, roles: GivenRoles, device: torch.device
+    slots: Slots, given: Given, roles: FragmentRoles, device: torch.device
 ) -> ArgumentRoles:
     def arguments(indices: Sequence[int]) -> tuple[int, ...]:
         return tuple(slots.num_weights + i for i in indices)
