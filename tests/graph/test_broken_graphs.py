@@ -10,9 +10,14 @@ from torch._dynamo import config
 
 import dit_cachegraph as dc
 from support.toy_dits import DIM, GatedBlock, ToyDiT, toy_inputs
-from support.toy_runs import assert_cached, assert_refused, compile_toy, run, toy_steps
-
-NUM_WATCHED = 4  # Blocks with a graph each: the first call compiles, three are watched.
+from support.toy_runs import (
+    NUM_WATCHED,
+    assert_cached,
+    assert_refused,
+    compile_toy,
+    run,
+    toy_steps,
+)
 
 
 class Refiner(nn.Module):

@@ -9,43 +9,20 @@ import torch
 from torch import Tensor, nn
 
 import dit_cachegraph as dc
+from support.in_place import (
+    FIRST,
+    Form,
+    add_and_clamp,
+    add_method,
+    add_out,
+    addcmul,
+    iadd,
+    iadd_to_slice,
+)
 from support.toy_dits import DIM, NUM_TOKENS, GatedBlock, ToyDiT
 from support.toy_runs import assert_refused, compile_toy, run, toy_steps
 
-Form = Callable[[Tensor, Tensor], Tensor]
-FIRST = 2  # From this token on, the forms that write to a slice do.
 TIMESTEPS = [90.0 - 8 * i for i in range(10)]
-
-
-def iadd(h: Tensor, y: Tensor) -> Tensor:
-    h += y
-    return h
-
-
-def add_method(h: Tensor, y: Tensor) -> Tensor:
-    h.add_(y)
-    return h
-
-
-def add_out(h: Tensor, y: Tensor) -> Tensor:
-    torch.add(h, y, out=h)
-    return h
-
-
-def iadd_to_slice(h: Tensor, y: Tensor) -> Tensor:
-    h[:, FIRST:] += y[:, FIRST:]
-    return h
-
-
-def addcmul(h: Tensor, y: Tensor) -> Tensor:
-    h.addcmul_(y, y, value=0.5)
-    return h
-
-
-def add_and_clamp(h: Tensor, y: Tensor) -> Tensor:
-    h = h + y
-    h.clamp_(-3.0, 3.0)
-    return h
 
 
 def promoted(h: Tensor, y: Tensor) -> Tensor:

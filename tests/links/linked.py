@@ -5,9 +5,7 @@ from torch import Tensor, nn
 
 import dit_cachegraph as dc
 from support.toy_dits import GatedBlock, ToyDiT, toy_inputs
-from support.toy_runs import toy_steps
-
-NUM_WATCHED = 4  # the first compiles
+from support.toy_runs import NUM_WATCHED, toy_steps
 
 
 class SwitchedDiT(ToyDiT):

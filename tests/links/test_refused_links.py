@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 import dit_cachegraph as dc
 from dit_cachegraph.links.kinds import MAX_KINDS
 from dit_cachegraph.links.placeholder import can_forbid_access
-from links.linked import NUM_WATCHED, SwitchedDiT, call, compile_blocks, watch
+from links.linked import SwitchedDiT, call, compile_blocks, watch
 from support.toy_dits import GatedBlock, toy_inputs
-from support.toy_runs import toy_steps
+from support.toy_runs import NUM_WATCHED, toy_steps
 
 REFUSED = {
     "scales": "the code between blocks.3 and blocks.4 reads what the first of them returned",

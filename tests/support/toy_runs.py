@@ -12,6 +12,8 @@ import dit_cachegraph as dc
 from dit_cachegraph.report import GraphReport
 from support.toy_dits import toy_inputs
 
+NUM_WATCHED = 4  # Blocks with a graph each: the first call compiles, three are watched.
+
 
 def compile_toy(model: nn.Module, dynamic: bool | None = None, **settings: object) -> nn.Module:
     """Compiled for tests: one first block, no warm-up, whatever `settings` don't say otherwise."""

@@ -6,18 +6,17 @@ Called as those of `own_dits` are; `is_sound=False` makes the neighbour that can
 import torch
 from torch import Tensor, nn
 
+from support.in_place import Form
 from zoo.own_dits import WIDTH, Attention, Mlp, OwnDiT, ParallelBlock, blocks_of
-
-FIRST = 2  # From this token on, the form that writes to a slice does.
 
 
 class WritingBlock(nn.Module):
     """Both residuals are written into the stream, by `write`; the neighbour's also to a buffer."""
 
-    def __init__(self, is_sound: bool) -> None:
+    def __init__(self, write: Form, is_sound: bool) -> None:
         super().__init__()
         self.norm, self.attention, self.mlp = nn.LayerNorm(WIDTH), Attention(), Mlp()
-        self.is_sound = is_sound
+        self.write, self.is_sound = write, is_sound
         self.register_buffer("seen", torch.zeros(1))
 
     def forward(self, h: Tensor, temb: Tensor) -> Tensor:
@@ -27,81 +26,25 @@ class WritingBlock(nn.Module):
             self.seen.add_(h.mean())
         return self.write(h, temb * self.mlp(self.norm(h)))
 
-    def write(self, h: Tensor, update: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class IaddBlock(WritingBlock):
-    def write(self, h: Tensor, update: Tensor) -> Tensor:
-        h += update
-        return h
-
-
-class AddMethodBlock(WritingBlock):
-    def write(self, h: Tensor, update: Tensor) -> Tensor:
-        return h.add_(update)
-
-
-class AddOutBlock(WritingBlock):
-    def write(self, h: Tensor, update: Tensor) -> Tensor:
-        torch.add(h, update, out=h)
-        return h
-
-
-class SliceBlock(WritingBlock):
-    def write(self, h: Tensor, update: Tensor) -> Tensor:
-        h[:, FIRST:] += update[:, FIRST:]
-        return h
-
-
-class AddcmulBlock(WritingBlock):
-    def write(self, h: Tensor, update: Tensor) -> Tensor:
-        return h.addcmul_(update, torch.ones_like(update), value=0.5)
-
-
-class ClampBlock(WritingBlock):
-    def write(self, h: Tensor, update: Tensor) -> Tensor:
-        return h.add_(update).clamp_(-9.0, 9.0)
-
 
 class WritingDiT(OwnDiT):
     """The glue writes into the stream too, in the form of the blocks."""
 
-    block: type[WritingBlock]
+    def __init__(self, num_layers: int, write: Form, is_sound: bool = True) -> None:
+        self.write = write
+        super().__init__(num_layers, is_sound)
 
     def make_blocks(self, num_layers: int) -> None:
-        self.blocks = nn.ModuleList(self.block(self.is_sound) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            WritingBlock(self.write, self.is_sound) for _ in range(num_layers)
+        )
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
         text = 0.1 * e.mean(dim=1, keepdim=True).expand_as(h)
         for block in self.blocks:
-            h = block.write(h, text)
+            h = self.write(h, text)
             h = block(h, temb)
         return h
-
-
-class IaddDiT(WritingDiT):
-    block = IaddBlock
-
-
-class AddMethodDiT(WritingDiT):
-    block = AddMethodBlock
-
-
-class AddOutDiT(WritingDiT):
-    block = AddOutBlock
-
-
-class SliceDiT(WritingDiT):
-    block = SliceBlock
-
-
-class AddcmulDiT(WritingDiT):
-    block = AddcmulBlock
-
-
-class ClampDiT(WritingDiT):
-    block = ClampBlock
 
 
 class CountingDiT(OwnDiT):

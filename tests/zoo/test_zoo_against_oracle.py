@@ -12,6 +12,7 @@ from dit_cachegraph.testing.checks import is_watched
 from dit_cachegraph.testing.run import tensors_in
 from oracles.dbcache import EagerOracle
 from support.running import relative_error
+from support.toy_runs import NUM_WATCHED
 from zoo.checks import compiled_entry, levels_of
 from zoo.entries import ENTRIES
 from zoo.entry import Entry, Inputs
@@ -21,7 +22,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 NUM_STEPS = 12
 CLOSE = 1e-4
 WARM_UP = 2
-NUM_WATCHED = 4  # the first compiles
 
 
 @dataclass(frozen=True)

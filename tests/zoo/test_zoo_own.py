@@ -4,6 +4,7 @@ same, that must be refused."""
 import pytest
 import torch
 
+from support.in_place import add_and_clamp, add_method, add_out, addcmul, iadd, iadd_to_slice
 from zoo.checks import check
 from zoo.entry import TOKENS, Draw, Entry, Experts, Inputs
 from zoo.own_dits import (
@@ -29,29 +30,14 @@ from zoo.own_layers import (
     TuplesDiT,
     ZippedDiT,
 )
-from zoo.own_writes import (
-    AddcmulDiT,
-    AddMethodDiT,
-    AddOutDiT,
-    ClampDiT,
-    CountingDiT,
-    IaddDiT,
-    SizesDiT,
-    SliceDiT,
-)
+from zoo.own_writes import CountingDiT, SizesDiT, WritingDiT
 
 ROUTED = Experts(RoutedExperts, "route", lambda tokens, picked: torch.empty_like(tokens))
 NO_CHAIN = "no list of at least two blocks of which each feeds the next"
 
-WRITING = {
-    "iadd": IaddDiT,
-    "add_method": AddMethodDiT,
-    "add_out": AddOutDiT,
-    "slice": SliceDiT,
-    "addcmul": AddcmulDiT,
-    "clamp": ClampDiT,
-}
-WRITES = "writes in place (`add_` at own_"
+WRITING = (iadd, add_method, add_out, iadd_to_slice, addcmul, add_and_clamp)
+WRITES = "writes in place (`add_` at own_dits.py:"
+WRITES_ALSO = "writes in place (`add_` at own_writes.py:"
 
 
 def text(draw: Draw) -> Inputs:
@@ -66,8 +52,9 @@ def own(
     refusal: str | None = None,
     breaks: bool = False,
     experts: Experts | None = None,
+    **config: object,
 ) -> Entry:
-    config = {"is_sound": refusal is None}
+    config["is_sound"] = refusal is None
     return Entry(
         name,
         model,
@@ -100,7 +87,7 @@ SOUND = (
     own("checkpointed", CheckpointedDiT, "blocks"),
     own("reentrant", ReentrantDiT, "blocks"),
     own("beside_small_layers", BesideDiT, "blocks"),
-    *(own(f"writes_by_{name}", model, "blocks") for name, model in WRITING.items()),
+    *(own(f"writes_by_{form.__name__}", WritingDiT, "blocks", write=form) for form in WRITING),
 )
 COUNTS = {"allow_unspec_int_on_nn_module": True, "assume_static_by_default": False}
 # With what Dynamo has to be told of them.
@@ -139,8 +126,14 @@ REFUSED = (
     own("reentrant_writes", ReentrantDiT, "blocks", refusal=WRITES),
     own("beside_functions", BesideDiT, "blocks", refusal="so they are not its trunk"),
     *(
-        own(f"writes_by_{name}_and_to_a_buffer", model, "blocks", refusal=WRITES)
-        for name, model in WRITING.items()
+        own(
+            f"{form.__name__}_and_to_a_buffer",
+            WritingDiT,
+            "blocks",
+            refusal=WRITES_ALSO,
+            write=form,
+        )
+        for form in WRITING
     ),
     own("sizes_untold", SizesDiT, "blocks", breaks=True, refusal="graph break"),
 )
