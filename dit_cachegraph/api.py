@@ -2,7 +2,6 @@
 
 import logging as std_logging
 from collections.abc import Hashable
-from contextlib import AbstractContextManager
 
 from dit_cachegraph.account.status import status_of
 from dit_cachegraph.config import resolve
@@ -10,7 +9,9 @@ from dit_cachegraph.exc import NotCached
 from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.report import Report, report_of
-from dit_cachegraph.requests.request import Request, entered
+from dit_cachegraph.request_handle import RequestHandle
+from dit_cachegraph.requests.held import Freed
+from dit_cachegraph.requests.request import Request
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.targets import asked_about, modules_in
 
@@ -69,26 +70,39 @@ def check(target: object) -> None:
         raise NotCached(report.standing)
 
 
-def reset(target: object, key: Hashable | None = None) -> None:
+def reset(target: object, key: Hashable | None = None) -> Freed:
     """Drop what is kept for `target`: of the request named `key`, or of all of them. The next step
-    of each computes."""
-    for state in REGISTRY.states_of(modules_in(target)):
-        state.requests.drop(key)
+    of each computes. Returns what that was: images under way, on each pass, and their bytes."""
+    freed = [state.requests.drop(key) for state in REGISTRY.states_of(modules_in(target))]
+    return Freed(sum(f.num_tracks for f in freed), sum(f.nbytes for f in freed))
 
 
-def request(key: Hashable, **settings: object) -> AbstractContextManager[None]:
-    """Calls inside `with request(key):` belong to this request, in this thread or asyncio task.
+def request(key: Hashable, **settings: object) -> RequestHandle:
+    """A handle of the request named `key`: calls inside `with handle:` belong to it.
 
     `settings` hold for its calls alone, over those of `configure`. Two images at once under the
     very same conditioning tensors need a key each; everything else is told apart without.
 
     Raises:
         InvalidConfig: an unknown name or a bad value.
+        TypeError: the key is None, or can't be hashed.
     """
-    if key is None:
-        raise TypeError("request(key): the key names the request and can't be None")
+    if key is None or not _is_hashable(key):
+        seen = "None" if key is None else f"a {type(key).__name__}, which can't be hashed"
+        raise TypeError(
+            f"request(key): the key names the request, in a dict; got {seen}: give it a string, a "
+            "number, or a tuple of them"
+        )
     resolve(settings)
-    return entered(Request(key, add_layer((), settings) if settings else ()))
+    return RequestHandle(Request(key, add_layer((), settings) if settings else ()))
+
+
+def _is_hashable(key: object) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def _check(state: ModelState, overrides: Layers) -> None:

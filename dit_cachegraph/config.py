@@ -37,6 +37,10 @@ class CommonSettings:
     """A bound on what is kept between the steps of all requests of a model. Over it, the least
     recently used requests lose their state, and their next steps compute."""
 
+    max_idle_seconds: float | None = 600.0
+    """How long what is kept of a request waits for its next call; None: for ever. After that it is
+    taken for given up: it loses its state when any step of the model begins, and would compute."""
+
     observe_error: bool = False
     """At each computed step, measure what a reuse would have missed, and report it."""
 
@@ -53,6 +57,7 @@ class CommonSettings:
             check_number("dry_run", threshold)
         check_int("num_inference_steps", self.num_inference_steps, at_least=1, none_is_ok=True)
         check_int("max_state_bytes", self.max_state_bytes, at_least=0, none_is_ok=True)
+        check_number("max_idle_seconds", self.max_idle_seconds, none_is_ok=True)
         check_bool("observe_error", self.observe_error)
         check_number("max_observed_error", self.max_observed_error, none_is_ok=True)
 

@@ -2,7 +2,7 @@
 
 Dynamo compiles by code object, so two models of one class share one driver; what tells them apart
 is their weights, which come with every call. The registry may be filled before the first call, by
-`configure(module)`; it is the package's only process-wide state.
+`configure(module)`.
 """
 
 import logging
@@ -76,6 +76,7 @@ class ModelRegistry:
             weakref.WeakKeyDictionary()
         )
         self._by_weight: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._states: weakref.WeakSet[ModelState] = weakref.WeakSet()
         self._warned: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
     def of_module(self, module: nn.Module) -> ModelState:
@@ -87,7 +88,7 @@ class ModelRegistry:
         states = list(dict.fromkeys(state for state in known if state is not None))
         # That of the fragment with the trunk has the requests under way.
         states.sort(key=lambda state: -len(state.requests))
-        state = states[0] if states else ModelState()
+        state = states[0] if states else self._new()
         for other in states[1:]:
             state.absorb(other)
         if len(states) > 1:
@@ -104,7 +105,7 @@ class ModelRegistry:
         tensors = [w for w in weights if isinstance(w, Tensor)]
         state = (self.by_weight(tensors[0]) if tensors else None) or self._owner(tensors)
         if state is None:
-            state = ModelState()
+            state = self._new()
         for weight in tensors:
             self._by_weight[weight] = state
         return state
@@ -144,6 +145,15 @@ class ModelRegistry:
             if wanted <= {id(tensor) for tensor in _tensors_of(module)}:
                 return state
         return None
+
+    def states(self) -> list[ModelState]:
+        """Those of all models that live."""
+        return list(self._states)
+
+    def _new(self) -> ModelState:
+        state = ModelState()
+        self._states.add(state)
+        return state
 
     def states_of(self, modules: Iterable[nn.Module]) -> list[ModelState]:
         return [self.of_module(module) for module in modules]

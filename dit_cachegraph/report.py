@@ -216,7 +216,7 @@ def report_of(
         num_computed=sum(state.log.tally.num_computed for state in states),
         num_blocks=sum(state.log.tally.num_blocks for state in states),
         num_blocks_run=sum(state.log.tally.num_blocks_run for state in states),
-        state_nbytes=sum(state.requests.nbytes for state in states),
+        state_nbytes=sum(state.requests.held.nbytes for state in states),
         num_branches=sum(len(state.requests) for state in states),
         settings=tuple(settings_as_config(plan.settings) for _, plan in plans),
         trials=_trials(states, plans),

@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from dit_cachegraph.requests.tally import Tally
+from dit_cachegraph.tally import Tally
 
 MAX_STEPS_KEPT = 1000
 

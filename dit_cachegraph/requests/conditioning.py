@@ -57,7 +57,8 @@ class Conditioning(Generic[T]):
 
     `num_calls` counts those with these very objects. `lasting` are the objects, by index, that an
     earlier conditioning of the same content had too: of a caller who rebuilds a part of it at every
-    call, they are what lives as long as the request.
+    call, they are what lives as long as the request. Once it `is_over` nothing is held under it,
+    whatever call is still under way.
     """
 
     request_key: Hashable | None
@@ -69,6 +70,8 @@ class Conditioning(Generic[T]):
     num_calls: int = 0
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     lasting: frozenset[int] = frozenset()
+    is_over: bool = False
+    namesakes: "Namesakes[T] | None" = None
 
     def ends_with(self, index: int) -> bool:
         """True if the death of one of its objects ends the request, and isn't that of something
@@ -84,3 +87,23 @@ class Conditioning(Generic[T]):
         """Which of these storages are of its own objects, by index."""
         own = [storage() for storage in self.storages]
         return frozenset(i for i, s in enumerate(storages) if any(s is other for other in own))
+
+
+class Namesakes(Generic[T]):
+    """The requests by name under the very same objects: of a server that gives each image a key
+    under a prompt that lives on. `recent` are the tracks that were called since they were last
+    looked at; `idle` is what holds nothing, that for longest first, and `ended` what is over."""
+
+    def __init__(self) -> None:
+        self.members: dict[Conditioning[T], None] = {}
+        self.recent: dict[T, None] = {}
+        self.idle: dict[Conditioning[T], None] = {}
+        self.ended: dict[Conditioning[T], None] = {}
+        self._begun: list[tuple[Hashable, int]] = []
+
+    def begin(self, request_key: Hashable, number: int) -> int:
+        """An image of this name begins with call `number`. Returns that with which the last one by
+        another name began, 0 if none did."""
+        others = [(key, begun) for key, begun in self._begun if key != request_key][-1:]
+        self._begun = [*others, (request_key, number)]
+        return others[0][1] if others else 0

@@ -83,11 +83,12 @@ def is_same(now: LatentsSample | None, before: LatentsSample | None) -> bool:
 class Objects(NamedTuple):
     """The tensors that a call took, as latents or for an injected residual, and how often each was
     written to: None where nobody counts that. The passes of guidance share their latents within a
-    step."""
+    step. `place` is the same for the same objects, None where there are none."""
 
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...]
     places: tuple[tuple[int | torch.SymInt, torch.Size], ...]
     versions: tuple[int, ...] | None
+    place: int | None
 
     def are_those_of(self, other: "Objects") -> bool:
         """True for the very same objects, if there are any."""
@@ -106,9 +107,10 @@ class Objects(NamedTuple):
 def objects_of(values: Sequence[object]) -> Objects:
     """What a call took. Of its latents that is all of them, since one may stand still for ever."""
     tensors = [value for value in values if isinstance(value, Tensor)]
-    storages = tuple([weakref.ref(tensor.untyped_storage()) for tensor in tensors])
+    storages = [tensor.untyped_storage() for tensor in tensors]
     places = tuple([(tensor.storage_offset(), tensor.shape) for tensor in tensors])
-    return Objects(storages, places, versions_of(tensors))
+    place = id(storages[0]) if storages else None
+    return Objects(tuple(map(weakref.ref, storages)), places, versions_of(tensors), place)
 
 
 def versions_of(values: Sequence[object]) -> tuple[int, ...] | None:

@@ -1,34 +1,33 @@
-"""`with request(key, ...)`: names a request and may carry settings of its own."""
+"""Who a call belongs to, by name, and the settings that it brings."""
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 from dit_cachegraph.layers import Layers
+from dit_cachegraph.scopes import ScopeRegistry
+from dit_cachegraph.step_log import StepLog
+
+_RUNS_WHOLE: Layers = ((("enabled", False),),)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Request:
-    """Who a call belongs to, and the settings that it brings."""
+    """One request: `log` is of its own steps. Once it `is_ended` its calls run whole, and nothing
+    is kept of them: a worker may be in the middle of one while its client goes away."""
 
     key: Hashable
-    overrides: Layers
+    settings: Layers
+    log: StepLog = field(default_factory=StepLog)
+    is_ended: bool = False
+
+    @property
+    def overrides(self) -> Layers:
+        return (*self.settings, *_RUNS_WHOLE) if self.is_ended else self.settings
 
 
-_current: ContextVar[Request | None] = ContextVar("dit_cachegraph_request", default=None)
+REQUEST_SCOPES: ScopeRegistry[Request] = ScopeRegistry("dit_cachegraph_request")
 
 
 def current_request() -> Request | None:
-    """The request that the calling thread or asyncio task is in."""
-    return _current.get()
-
-
-@contextmanager
-def entered(request: Request) -> Iterator[None]:
-    """Calls inside belong to `request`."""
-    token = _current.set(request)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    """The request that the calling code is in."""
+    return REQUEST_SCOPES.current()

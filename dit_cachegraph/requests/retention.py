@@ -5,11 +5,15 @@
     ... under another `request(key)`                     freed once two have begun since its last
                                                          call, if it looks whole
     the last step, where the number of steps is known    freed: nothing is held while the VAE runs
+    no call of its request for `max_idle_seconds`        freed when the next step begins
     more bytes than `max_state_bytes`                    freed, least recently used first
 
 An image that lost its tensors goes on knowing its step; it computes, and says why.
 """
 
+import time
+
+from dit_cachegraph.config import CommonSettings
 from dit_cachegraph.requests.conditioning import Conditioning
 from dit_cachegraph.requests.match import NEXT_BEGAN, are_twins
 from dit_cachegraph.requests.schedule import looks_whole
@@ -17,7 +21,6 @@ from dit_cachegraph.requests.table import RequestTable
 from dit_cachegraph.requests.track import Track
 
 MAX_TRACKS = 16
-MAX_ENDED = 8
 OVER = "its state was freed after what was taken for the last step"
 
 
@@ -30,37 +33,34 @@ def begin_image(table: RequestTable, track: Track) -> None:
             table.remove(earlier)
         elif looks_whole(earlier.trajectory):
             table.ends.learn(earlier.trajectory)
-            complete(earlier)
-    _end_namesakes(table, conditioning)
+            _complete(table, earlier)
     track.first_number = table.next_number()
+    _end_namesakes(table, track)
     assert track.last_call is not None
-    called = table.called_with(track.last_call.latents)
+    called = table.held.called_with(track.last_call.latents)
     others = [other for other in called if _are_of_one_step(track, other)]
     track.passes = others[0].passes if others else []
     track.passes.append(track)
     conditioning.tracks.append(track)
     for affected in {one.conditioning for one in track.passes}:
-        _free_earlier(affected)
+        _free_earlier(table, affected)
     while len(conditioning.tracks) > MAX_TRACKS:
         table.remove(conditioning.tracks[0])
 
 
-def _end_namesakes(table: RequestTable, conditioning: Conditioning[Track]) -> None:
+def _end_namesakes(table: RequestTable, track: Track) -> None:
     """A server may give each image a key, under a prompt that lives on. An image by another name
-    may still be under way, unless one has begun and this one begins without it. The last few that
-    ended go on knowing their step, without tensors."""
-    others = table.namesakes(conditioning)
-    tracks = [track for other in others for track in list(other.tracks)]
-    begun = max((track.first_number for track in tracks), default=0)
-    for track in tracks:
-        is_left = not track.is_complete and track.last_number < begun
-        if is_left and looks_whole(track.trajectory):
-            table.ends.learn(track.trajectory)
-            complete(track)
-    ended = [other for other in others if other.tracks and all(t.is_complete for t in other.tracks)]
-    ended.sort(key=lambda other: max(track.last_number for track in other.tracks))
-    for other in ended[:-MAX_ENDED]:
-        table.end(other)
+    may still be under way, unless one has begun and this one begins without it."""
+    named = track.conditioning.namesakes
+    if named is None:
+        return
+    begun = named.begin(track.conditioning.request_key, track.first_number)
+    for other in list(named.recent):
+        if other.conditioning is not track.conditioning and other.last_number < begun:
+            named.recent.pop(other, None)
+            if not other.is_complete and looks_whole(other.trajectory):
+                table.ends.learn(other.trajectory)
+                _complete(table, other)
 
 
 def _are_of_one_step(track: Track, other: Track) -> bool:
@@ -73,13 +73,13 @@ def _are_of_one_step(track: Track, other: Track) -> bool:
     return are_apart and other.trajectory.last == track.trajectory.last
 
 
-def _free_earlier(conditioning: Conditioning[Track]) -> None:
+def _free_earlier(table: RequestTable, conditioning: Conditioning[Track]) -> None:
     for earlier in conditioning.tracks[:-1]:
         if not _is_of_another_request(earlier):
             if earlier.state is not None:
                 earlier.log_image()
-            # Also where nothing was held: most likely it was given up.
-            earlier.state, earlier.lost = None, NEXT_BEGAN
+            table.held.release(earlier)
+            earlier.lost = NEXT_BEGAN  # Also where nothing was held: most likely it was given up.
 
 
 def _is_of_another_request(track: Track) -> bool:
@@ -87,20 +87,23 @@ def _is_of_another_request(track: Track) -> bool:
     return any(c.state is not None and c.conditioning.tracks[-1:] == [c] for c in track.companions)
 
 
-def end_step(
-    table: RequestTable, track: Track, num_inference_steps: int | None, max_state_bytes: int | None
-) -> None:
+def end_step(table: RequestTable, track: Track, common: CommonSettings) -> None:
     """What is freed at the end of a step."""
     track.last_number = table.next_number()
+    if track.conditioning.namesakes is not None:
+        track.conditioning.namesakes.recent[track] = None
+        table.note_held(track.conditioning)
+    for companion in track.companions:
+        table.held.note_called(companion, track.last_seconds)
     _remove_twins(table, track)
-    is_last = track.history.step == num_inference_steps
+    is_last = track.history.step == common.num_inference_steps
     if is_last or table.ends.are_reached(track.trajectory):
         for companion in track.companions:
             if _has_fallen_behind(companion, track):
-                complete(companion)
-        complete(track)
-    if max_state_bytes is not None:
-        _evict(table, max_state_bytes)
+                _complete(table, companion)
+        _complete(table, track)
+    if common.max_state_bytes is not None:
+        _evict(table, common.max_state_bytes)
 
 
 def _remove_twins(table: RequestTable, track: Track) -> None:
@@ -115,11 +118,11 @@ def _remove_twins(table: RequestTable, track: Track) -> None:
             table.remove(other)
 
 
-def complete(track: Track) -> None:
+def _complete(table: RequestTable, track: Track) -> None:
     """The image is over, as far as one knows."""
     track.log_image()
     track.is_complete = True
-    track.free(OVER)
+    table.free(track, OVER)
 
 
 def _has_fallen_behind(companion: Track, track: Track) -> bool:
@@ -128,10 +131,22 @@ def _has_fallen_behind(companion: Track, track: Track) -> bool:
     return companion.trajectory.last not in (trajectory.last, trajectory.before_last)
 
 
+def expire(table: RequestTable, max_idle_seconds: float | None) -> None:
+    """Free what no call has come for. A step that is under way is no time of idleness, so it is
+    asked when one begins."""
+    now = time.monotonic()
+    if max_idle_seconds is not None:
+        for track in table.held.least_recent():
+            if now - track.last_seconds <= max_idle_seconds:
+                break
+            track.log_image()
+            table.free(track, f"its state was freed after max_idle_seconds={max_idle_seconds:g}")
+
+
 def _evict(table: RequestTable, max_state_bytes: int) -> None:
-    if table.nbytes <= max_state_bytes:
+    if table.held.nbytes <= max_state_bytes:
         return
-    for track in sorted(table.tracks(), key=lambda track: track.last_number):
-        track.free(f"its state was freed under max_state_bytes={max_state_bytes}")
-        if table.nbytes <= max_state_bytes:
+    for track in table.held.least_recent():
+        table.free(track, f"its state was freed under max_state_bytes={max_state_bytes}")
+        if table.held.nbytes <= max_state_bytes:
             return

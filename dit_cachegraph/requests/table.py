@@ -12,20 +12,20 @@ What was written to says something else, most likely, and is treated as new obje
 
 import itertools
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dit_cachegraph.requests.conditioning import Conditioning, Content, identity_of
-from dit_cachegraph.requests.latents import Objects
+from dit_cachegraph.requests.conditioning import Conditioning, Content, Namesakes, identity_of
+from dit_cachegraph.requests.held import Freed, Held
 from dit_cachegraph.requests.schedule import Ends, Known
 from dit_cachegraph.requests.track import Track
 
 T = TypeVar("T")
 MAX_SET_ASIDE = 32
-MAX_NAMED = 32  # Requests by name at once under the very same conditioning.
+MAX_IDLE, MAX_ENDED = 32, 8  # Requests by name of which nothing is held, under one conditioning.
 OVER = "its state was freed with the rest of its request"
 REBUILT = "its conditioning was rebuilt, and its state went with the old one"
 
@@ -36,7 +36,9 @@ class RequestTable:
     def __init__(self) -> None:
         self.known = Known()
         self.ends = Ends()
+        self.held = Held()
         self._alive: dict[Hashable, Conditioning[Track]] = {}
+        self._named: dict[Hashable, Namesakes[Track]] = {}
         self._set_aside: list[Conditioning[Track]] = []
         self._is_rebuilt = False
         self._is_rebuilt_wholly = False
@@ -83,9 +85,11 @@ class RequestTable:
             weakref.ref(storage, _forgetter(weakref.ref(self), new, i))
             for i, storage in enumerate(storages)
         )
-        new = self._alive.setdefault(new.identity, new)
-        self._bound(new)
-        return new
+        known = self._alive.setdefault(new.identity, new)
+        if known is new and new.request_key is not None:
+            new.namesakes = self._named.setdefault(new.identity[1:], Namesakes())
+            new.namesakes.members[new] = None
+        return known
 
     def _take_over(self, content: Content) -> Conditioning[Track] | None:
         """What was set aside with this content; of several, the one whose last call is the longest
@@ -96,29 +100,22 @@ class RequestTable:
                 return before
         return None
 
-    def namesakes(self, conditioning: Conditioning[Track]) -> list[Conditioning[Track]]:
-        """That of other named requests under the very same objects."""
-        if conditioning.request_key is None:
-            return []
-        return [
-            other
-            for other in list(self._alive.values())
-            if other is not conditioning
-            and other.request_key is not None
-            and other.identity[1:] == conditioning.identity[1:]
-        ]
-
-    def _bound(self, conditioning: Conditioning[Track]) -> None:
-        """A key for each image, and conditioning that lives on: those that were aborted would stay
-        for ever."""
-        others = sorted(self.namesakes(conditioning), key=_last_number)
-        for other in others[: max(0, len(others) + 1 - MAX_NAMED)]:
-            self.end(other)
-
     def end(self, conditioning: Conditioning[Track]) -> None:
         """The request is over."""
-        self._alive.pop(conditioning.identity, None)
+        self._leave(conditioning)
         self._drop(conditioning)
+
+    def _leave(self, conditioning: Conditioning[Track]) -> None:
+        """It isn't found by its objects any more."""
+        if self._alive.get(conditioning.identity) is conditioning:
+            self._alive.pop(conditioning.identity, None)
+        named, conditioning.namesakes = conditioning.namesakes, None
+        if named is not None:
+            named.members.pop(conditioning, None)
+            named.idle.pop(conditioning, None)
+            named.ended.pop(conditioning, None)
+            if not named.members:
+                self._named.pop(conditioning.identity[1:], None)
 
     def note_goes_on(self, conditioning: Conditioning[Track]) -> None:
         """A track went on. If that is the first call with these objects, its caller rebuilds them:
@@ -130,23 +127,24 @@ class RequestTable:
     def forget(self, conditioning: Conditioning[Track], *, ends_request: bool) -> None:
         """One of its objects is gone, or says something else."""
         if self._alive.get(conditioning.identity) is conditioning:
-            self._alive.pop(conditioning.identity, None)
+            self._leave(conditioning)
             if ends_request:
                 self._drop(conditioning)
                 return
             if not self._is_rebuilt:
-                _free(conditioning, REBUILT)
+                self._free(conditioning, REBUILT)
             self._set_aside.append(conditioning)
             while len(self._set_aside) > MAX_SET_ASIDE:
                 self._drop(self._set_aside.pop(0))
         elif ends_request and _take(self._set_aside, conditioning):
             self._drop(conditioning)
         if conditioning.is_gone and not self._is_rebuilt_wholly:
-            _free(conditioning, REBUILT)
+            self._free(conditioning, REBUILT)
 
     def _drop(self, conditioning: Conditioning[Track]) -> None:
         """The request is over."""
-        _free(conditioning, OVER)
+        conditioning.is_over = True
+        self._free(conditioning, OVER)
         for track in list(conditioning.tracks):
             self.remove(track)
 
@@ -154,51 +152,61 @@ class RequestTable:
         """The image is over."""
         track.log_image()
         self.ends.learn(track.trajectory)
-        track.free(OVER)
+        self.held.remove(track)
+        if track.conditioning.namesakes is not None:
+            track.conditioning.namesakes.recent.pop(track, None)
         _take(track.passes, track)
         track.passes = [track]
         _take(track.conditioning.tracks, track)
 
-    def drop(self, request_key: Hashable | None = None) -> None:
+    def free(self, track: Track, why: str) -> None:
+        """Free its tensors, and go on knowing which step comes next."""
+        if track.state is not None:
+            self.held.release(track)
+            track.lost = why
+            self.note_held(track.conditioning)
+
+    def note_held(self, conditioning: Conditioning[Track]) -> None:
+        """What is held under it changed. Of requests by name of which nothing is, those that were
+        left the longest ago are forgotten: those that were given up would stay for ever."""
+        named = conditioning.namesakes
+        if named is None:
+            return
+        named.idle.pop(conditioning, None)
+        named.ended.pop(conditioning, None)
+        if all(track.state is None for track in conditioning.tracks):
+            is_over = all(track.is_complete for track in conditioning.tracks)
+            place, most = (named.ended, MAX_ENDED) if is_over else (named.idle, MAX_IDLE)
+            place[conditioning] = None
+            while len(place) > most:
+                self.end(next(iter(place)))
+
+    def _free(self, conditioning: Conditioning[Track], why: str) -> None:
+        """Free the tensors of its tracks, and of what their requests have under conditioning that
+        they share with others, except where that went on without this one: where guidance ends
+        half-way."""
+        for track in list(conditioning.tracks):
+            self.free(track, why)
+            for companion in track.companions:
+                if companion.trajectory.num_calls <= track.trajectory.num_calls:
+                    self.free(companion, OVER)
+
+    def drop(self, request_key: Hashable | None = None) -> Freed:
         """Drop what one request keeps, or all of them."""
+        num_tracks, nbytes = 0, self.held.nbytes
         for conditioning in [*self._alive.values(), *self._set_aside]:
             if request_key is None or conditioning.request_key == request_key:
-                self._alive.pop(conditioning.identity, None)
+                num_tracks += len(conditioning.tracks)
                 _take(self._set_aside, conditioning)
-                self._drop(conditioning)
-
-    def tracks(self) -> Iterator[Track]:
-        """Every image under way, on every pass."""
-        for conditioning in [*self._alive.values(), *self._set_aside]:
-            yield from list(conditioning.tracks)
-
-    def called_with(self, latents: Objects) -> Iterator[Track]:
-        """The tracks whose last call took these very latents."""
-        for track in self.tracks():
-            if track.last_call is not None and latents.are_those_of(track.last_call.latents):
-                yield track
+                self.end(conditioning)
+        return Freed(num_tracks, max(0, nbytes - self.held.nbytes))
 
     def next_number(self) -> int:
         """A number for a call, larger than all before."""
         return next(self._numbers)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all state held, each storage once."""
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for track in self.tracks()
-            if (state := track.state) is not None
-            for tensor in state.tensors()
-        }
-        return sum(storages.values())
-
     def __len__(self) -> int:
         return len(self._alive)
-
-
-def _last_number(conditioning: Conditioning[Track]) -> int:
-    return max((track.last_number for track in conditioning.tracks), default=0)
 
 
 def _take(items: list[T], item: T) -> bool:
@@ -208,16 +216,6 @@ def _take(items: list[T], item: T) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _free(conditioning: Conditioning[Track], why: str) -> None:
-    """Free the tensors of its tracks, and of what their requests have under conditioning that they
-    share with others, except where that went on without this one: where guidance ends half-way."""
-    for track in list(conditioning.tracks):
-        track.free(why)
-        for companion in track.companions:
-            if companion.trajectory.num_calls <= track.trajectory.num_calls:
-                companion.free(OVER)
 
 
 def _forgetter(

@@ -19,7 +19,7 @@ from dit_cachegraph.policy.rule import Decision, History
 from dit_cachegraph.requests.conditioning import Conditioning
 from dit_cachegraph.requests.fingerprint import Fingerprint
 from dit_cachegraph.requests.schedule import Clock, Trajectory
-from dit_cachegraph.requests.tally import Tally
+from dit_cachegraph.tally import Tally
 
 log = logging.getLogger("dit_cachegraph")
 
@@ -41,7 +41,8 @@ class Track:
     what it decided. `repeated_at` is the timestep at which it was called twice with the same
     latents, `is_shared` says that this came twice: passes that nothing tells apart. `lost` says why
     nothing is held any more; `recording` is what a dry run saw. Calls of a model are numbered:
-    `first_number`, `last_number`.
+    `first_number`, `last_number`; `last_seconds` is when its request was called last, on a clock
+    that only counts on.
     """
 
     conditioning: Conditioning["Track"]
@@ -56,9 +57,11 @@ class Track:
     passes: list["Track"] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     is_complete: bool = False
+    is_removed: bool = False
     recording: list[Recorded] = field(default_factory=list)
     first_number: int = 0
     last_number: int = 0
+    last_seconds: float = 0.0
 
     @property
     def label(self) -> str:
@@ -83,12 +86,6 @@ class Track:
             if is_done or is_level:
                 found.append((other, is_done))
         return found
-
-    def free(self, why: str) -> None:
-        """Free the tensors, and go on knowing which step comes next."""
-        if self.state is not None:
-            self.state = None
-            self.lost = why
 
     def log_image(self) -> None:
         """At the last step of an image where that is known, else when its state goes, or the next

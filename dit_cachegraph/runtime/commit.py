@@ -2,6 +2,7 @@
 the step before."""
 
 import math
+import time
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -11,17 +12,17 @@ from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, Need, StepResult
 from dit_cachegraph.requests.retention import begin_image, end_step
-from dit_cachegraph.requests.tally import Tally
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
 from dit_cachegraph.runtime.reading import read_sums
 from dit_cachegraph.runtime.step import Step
 from dit_cachegraph.step_log import StepReport
+from dit_cachegraph.tally import Tally
 
 
 def commit(step: Step, trunk: Trunk) -> None:
     """Write down what a step did, and free what is not needed any more."""
-    model, table, known = step.model, step.model.requests, step.match.track
+    table, known = step.model.requests, step.match.track
     error = _error(step)
     state = _state(step, trunk.signature)
     track = known if known is not None else Track(step.conditioning)
@@ -31,16 +32,18 @@ def commit(step: Step, trunk: Trunk) -> None:
         table.ends.unlearn(track.trajectory)
         track.is_complete = False
     _advance(track, step, error)
-    track.state, track.lost = state, None
+    table.held.note_call(track, step.call)
+    track.lost, track.last_seconds = None, time.monotonic()
+    table.held.hold(track, state)
     table.known = step.match.step.known
     if known is None:
         begin_image(table, track)
     _record(step, track)
-    model.log.steps.append(_report(step, error))
-    _count(step, model.log.tally, trunk.num_blocks)
-    _count(step, track.tally, trunk.num_blocks)
-    common = step.plan.settings.common
-    end_step(table, track, common.num_inference_steps, common.max_state_bytes)
+    _log(step, track, _report(step, error), trunk.num_blocks)
+    end_step(table, track, step.plan.settings.common)
+    is_ended = step.request is not None and step.request.is_ended
+    if is_ended or step.conditioning.is_over:
+        table.end(step.conditioning)
 
 
 def _advance(track: Track, step: Step, error: float | None) -> None:
@@ -49,9 +52,7 @@ def _advance(track: Track, step: Step, error: float | None) -> None:
     result = StepResult(decisions, step.regions[0].seen, error)
     memory = step.plan.rule.remember(step.history, result)
     track.history = step.history.after(decisions, error)._replace(memory=memory)
-    track.trajectory, track.last_call, track.last_decisions = (
-        match.step.trajectory, step.call, decisions,
-    )  # fmt: skip
+    track.trajectory, track.last_decisions = match.step.trajectory, decisions
     track.repeated_at, track.is_shared = match.repeated_at, match.is_shared
 
 
@@ -94,6 +95,14 @@ def _ends(step: Step) -> InputOutput | None:
 
 def _first_floats(values: Sequence[object]) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
+
+
+def _log(step: Step, track: Track, report: StepReport, num_blocks: int) -> None:
+    logs = [step.model.log] if step.request is None else [step.model.log, step.request.log]
+    for log in logs:
+        log.steps.append(report)
+    for tally in (*(log.tally for log in logs), track.tally):
+        _count(step, tally, num_blocks)
 
 
 def _record(step: Step, track: Track) -> None:

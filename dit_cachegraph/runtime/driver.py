@@ -21,6 +21,7 @@ from dit_cachegraph.requests.handoff import current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
 from dit_cachegraph.requests.match import find_partner
 from dit_cachegraph.requests.request import current_request
+from dit_cachegraph.requests.retention import expire
 from dit_cachegraph.runtime import replay
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region
@@ -93,13 +94,14 @@ class CachedModel:
         given = self._conditioning(values) if handoff is None else handoff.conditioning
         versions = versions_of(self._settled(values) if handoff is None else given)
         key = None if request is None else request.key
+        expire(model.requests, plan.settings.common.max_idle_seconds)
         conditioning = model.requests.find(key, tensors(given), versions)
         tracks = conditioning.tracks
         expected = tracks[-1] if tracks else None
         step = Step(values, request, model, plan, conditioning, expected, None, handoff, weights)
         if len(tracks) > 1:
             latents = objects_of(self.looker.latents_of(step))
-            step.partner = find_partner(tracks, model.requests.called_with(latents))
+            step.partner = find_partner(tracks, model.requests.held.called_with(latents))
             step.expected = step.partner or expected
         return step
 

@@ -23,6 +23,11 @@ OPTIONS: Mapping[str, tuple[list[object], list[object], str]] = MappingProxyType
         "enabled": ([True, False], [None, 0, 1, "yes", []], "True or False"),
         "num_inference_steps": ([None, 1, 50], [0, -1, *NOT_INTS], "an integer of at least 1"),
         "max_state_bytes": ([None, 0, 2**40], [-1, *NOT_INTS], "an integer of at least 0"),
+        "max_idle_seconds": (
+            [None, 0, 0.5, 3600],
+            [NAN, INF, -1, *NOT_NUMBERS],
+            "a finite number of at least 0",
+        ),
         "Fn_compute_blocks": ([None, 1, 57], [0, -1, *NOT_INTS], "an integer of at least 1"),
         "Bn_compute_blocks": ([0, 57], [None, -1, *NOT_INTS], "an integer of at least 0"),
         "residual_diff_threshold": (
@@ -289,5 +294,5 @@ def test_more_first_and_last_blocks_than_there_are(first, last, num_blocks, said
 
 
 def test_a_request_needs_a_key():
-    with pytest.raises(TypeError, match="the key names the request and can't be None"):
+    with pytest.raises(TypeError, match="the key names the request, in a dict; got None"):
         dc.request(None)

@@ -17,13 +17,13 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those before its own group. `graph` and `runtime` are on one level, and so
 # never import each other; inside of a folder there is no order but that of `GRAPH_ORDER`.
 ORDER = (
-    ("exc", "plan", "call_stack", "module_lists"),
-    ("ops",),
+    ("exc", "plan", "call_stack", "module_lists", "scopes", "tally"),
+    ("ops", "step_log"),
     ("policy",),
     ("layers",),
     ("config",),
     ("planning", "requests"),
-    ("step_log", "call_log"),
+    ("call_log",),
     ("models",),
     ("calls",),
     ("graph", "runtime"),
@@ -32,7 +32,7 @@ ORDER = (
     ("dry_run", "few_steps", "account"),
     ("report",),
     ("backend",),
-    ("targets",),
+    ("targets", "request_handle"),
     ("api", "explain", "keep_whole"),
     ("compat",),
     ("calibration", "plot", "testing"),
@@ -218,8 +218,10 @@ def _is_mutable(value: ast.expr | None) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_no_state_in_modules(path):
-    allowed = ["REGISTRY"] if path == PACKAGE / "models.py" else []
-    assert mutable_state(tree_of(path)) == allowed
+    # Whoever resumes a generator, in whatever context, finds its request by its frame.
+    allowed = {"models.py": ["REGISTRY"], "requests/request.py": ["REQUEST_SCOPES"]}
+    own = path.relative_to(PACKAGE).as_posix()
+    assert mutable_state(tree_of(path)) == allowed.get(own, [])
 
 
 @pytest.mark.parametrize(

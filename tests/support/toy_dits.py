@@ -205,6 +205,23 @@ class ControlDiT(ToyDiT):
         return h
 
 
+class ReadingDiT(ToyDiT):
+    """Every block reads the text; `skip` leaves two of them out."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        skip: bool = False,
+    ) -> Tensor:
+        h, temb = self.proj_in(hidden_states), self.embed(timestep)
+        for i, block in enumerate(self.blocks):
+            if not (skip and i in (2, 3)):
+                h = block(h, temb, encoder_hidden_states)
+        return self.proj_out(h)
+
+
 class SlicedTembDiT(ToyDiT):
     """One table of modulations for all blocks; each is called with its own slice of it."""
 

@@ -1,0 +1,110 @@
+"""What is held, counted as it changes: a step costs the same, however many images were given up and
+wait to be forgotten."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dit_cachegraph.requests.fingerprint import Fingerprint
+from dit_cachegraph.requests.latents import Objects
+from dit_cachegraph.requests.track import HeldState, Track
+
+
+class Freed(NamedTuple):
+    """What was dropped: images under way, each pass of guidance by itself, and their bytes."""
+
+    num_tracks: int
+    nbytes: int
+
+
+class Held:
+    """The tracks that hold something, least recently called first; `nbytes`, each storage once; and
+    all tracks by the latents of their last call.
+
+    It may be entered again by its own thread: conditioning that dies meanwhile frees what was held
+    under it. So a track's storages are taken out before they are counted off.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._storages: dict[Track, dict[int, int]] = {}
+        self._num_holders: Counter[int] = Counter()
+        self._by_latents: dict[int, dict[Track, None]] = {}
+        self.nbytes = 0
+
+    def hold(self, track: Track, state: HeldState | None) -> None:
+        """A track that was called holds `state` in place of what it held; nothing if it was removed
+        in the meantime."""
+        found = () if state is None else (t.untyped_storage() for t in state.tensors())
+        storages = {storage.data_ptr(): storage.nbytes() for storage in found}
+        with self._lock:
+            self._count_off(track)
+            if track.is_removed:
+                return
+            for place, nbytes in storages.items():
+                self._num_holders[place] += 1
+                if self._num_holders[place] == 1:
+                    self.nbytes += nbytes
+            if state is not None:
+                self._storages[track] = storages
+            track.state = state
+
+    def release(self, track: Track) -> None:
+        """The track holds nothing any more."""
+        self.hold(track, None)
+
+    def note_called(self, track: Track, seconds: float) -> None:
+        """Its request was called at `seconds`, if on another pass."""
+        with self._lock:
+            storages = self._storages.pop(track, None)
+            if storages is not None:
+                self._storages[track] = storages
+                track.last_seconds = seconds
+
+    def note_call(self, track: Track, call: Fingerprint) -> None:
+        """What a track was called with last."""
+        with self._lock:
+            self._forget_call(track)
+            track.last_call, place = call, call.latents.place
+            if place is not None and not track.is_removed:
+                self._by_latents.setdefault(place, {})[track] = None
+
+    def called_with(self, latents: Objects) -> list[Track]:
+        """The tracks whose last call took these very latents."""
+        with self._lock:
+            tracks = [] if latents.place is None else list(self._by_latents.get(latents.place, ()))
+        calls = [(track, track.last_call) for track in tracks]
+        return [t for t, call in calls if call is not None and latents.are_those_of(call.latents)]
+
+    def remove(self, track: Track) -> None:
+        """The track is over."""
+        with self._lock:
+            self.release(track)
+            self._forget_call(track)
+            track.is_removed = True
+
+    def least_recent(self) -> Iterator[Track]:
+        """Tracks from the one that was called the longest ago; each is to be released before the
+        next is asked for."""
+        while (track := self._first()) is not None:
+            yield track
+
+    def _first(self) -> Track | None:
+        with self._lock:
+            return next(iter(self._storages), None)
+
+    def _forget_call(self, track: Track) -> None:
+        place = None if track.last_call is None else track.last_call.latents.place
+        if place is not None:
+            tracks = self._by_latents.get(place, {})
+            tracks.pop(track, None)
+            if not tracks:
+                self._by_latents.pop(place, None)
+
+    def _count_off(self, track: Track) -> None:
+        for place, nbytes in self._storages.pop(track, {}).items():
+            self._num_holders[place] -= 1
+            if not self._num_holders[place]:
+                del self._num_holders[place]
+                self.nbytes -= nbytes
