@@ -11,6 +11,7 @@ from dit_cachegraph.account.hooks import hooks_on
 from dit_cachegraph.call_stack import model_being_called, outermost_module
 from dit_cachegraph.config import split_options
 from dit_cachegraph.exc import CannotCut, NoBlocks
+from dit_cachegraph.frozen_weights import leave_out_guards_on_modules
 from dit_cachegraph.graph.cut.compile_segments import (
     InnerCompiler,
     compile_segments,
@@ -55,9 +56,9 @@ def cachedit(
 ) -> Callable[..., object]:
     """Compile one Dynamo graph so that a run of its blocks sits behind a guarded cache branch.
 
-    `options` holds every setting of the cache, and `inner_backend`, `mode` and `inductor` for the
-    compilation (`torch.compile` takes `mode=` or `options=`, not both). In grad mode, and where
-    the graph can't be cut soundly, it is compiled as it is, with the reason in the report.
+    `options` holds every setting of the cache, and those of `CompileOptions` for the compilation
+    (`torch.compile` takes `mode=` or `options=`, not both). In grad mode, and where the graph can't
+    be cut soundly, it is compiled as it is, with the reason in the report.
     """
     compile_options, settings = split_options(options or {})
     compiler = inner_compiler(compile_options, mode)
@@ -72,7 +73,11 @@ def cachedit(
     log.info("compiling %d segments of %d blocks", len(cut.graphs), cut.trunk.num_blocks)
     compiled = compile_segments(cut, compiler)
     log.info("compiled in %.1f s", compiled.compile_seconds)
-    return CachedModel(compiled, settings, _class_being_called())
+    are_frozen = compile_options.frozen_weights
+    if are_frozen:
+        leave_out_guards_on_modules()
+    called = _class_being_called()
+    return CachedModel(compiled, settings, called, are_weights_frozen=are_frozen)
 
 
 def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:

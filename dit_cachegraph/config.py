@@ -85,6 +85,14 @@ class CompileOptions:
     inductor: Mapping[str, object] = field(default_factory=dict)
     """Inductor's own options, such as {"max_autotune": True}."""
 
+    frozen_weights: bool = False
+    """The promise that the model stays as it is once it was called, so that no call has to look:
+    weights, adapters and their scales, attributes of modules, `train()` and hooks. Dynamo checks
+    none of them, and what was kept is reused whatever became of them; what is not reused may run
+    with the old or the new ones. After a change call `torch._dynamo.reset()` and `reset`. Inputs,
+    settings and grad mode are checked as ever, and so is which model is called. Where blocks are
+    compiled one by one, it does nothing."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.inner_backend, str):
             raise InvalidConfig(f"inner_backend must be a name, got {self.inner_backend!r}")
@@ -92,6 +100,7 @@ class CompileOptions:
             raise InvalidConfig(f"mode must be a name, got {self.mode!r}")
         if not isinstance(self.inductor, Mapping):
             raise InvalidConfig(f"inductor must be a dict of options, got {self.inductor!r}")
+        check_bool("frozen_weights", self.frozen_weights)
 
 
 _COMMON = frozenset(f.name for f in fields(CommonSettings))

@@ -110,12 +110,6 @@ class ModelRegistry:
             self._by_weight[weight] = state
         return state
 
-    def of_call(self, first: object, weights: Sequence[object]) -> ModelState:
-        """The state of the model whose trunk weights these are, by the first of them if that is
-        known: the fast way."""
-        found = self.by_weight(first)
-        return found if found is not None else self.of_weights(weights)
-
     def by_weight(self, weight: object) -> ModelState | None:
         """The state of the model that has this weight, if it was called before: the fast way."""
         return self._by_weight.get(weight)

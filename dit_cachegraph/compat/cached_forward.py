@@ -40,6 +40,7 @@ class CachedForward(ForwardInPlace):
         "_checked",
         "_compiled",
         "_overrides_before",
+        "are_weights_frozen",
         "compiles",
         "hints",
         "is_on",
@@ -55,8 +56,9 @@ class CachedForward(ForwardInPlace):
         self.settings: Mapping[str, object] = {}
         self.hints: Sequence[Hint] = ()
         self.compiles = False
+        self.are_weights_frozen = False
         self.is_on = False
-        self._compiled: dict[bool, Forward] = {}
+        self._compiled: dict[tuple[bool, bool], Forward] = {}
         self._overrides_before: Layers | None = None
         self._checked = False
 
@@ -66,7 +68,12 @@ class CachedForward(ForwardInPlace):
         return self.original
 
     def turn_on(
-        self, settings: Mapping[str, object], hints: Sequence[Hint], *, compiles: bool
+        self,
+        settings: Mapping[str, object],
+        hints: Sequence[Hint],
+        *,
+        compiles: bool,
+        are_weights_frozen: bool,
     ) -> None:
         """Go by these settings from the next step on, in place of any before."""
         state = REGISTRY.of_module(self.module)
@@ -75,6 +82,7 @@ class CachedForward(ForwardInPlace):
         state.overrides = add_layer((), settings)
         self.settings, self.hints, self._checked = settings, hints, not hints
         self.compiles = compiles or _is_compiled(self.module)
+        self.are_weights_frozen = are_weights_frozen
         self.is_on = True
 
     def turn_off(self) -> None:
@@ -109,7 +117,12 @@ class CachedForward(ForwardInPlace):
     def _turn_on_copy(self) -> None:
         """A copy's weights are new: settings that were made for them since hold over its own."""
         since = REGISTRY.of_module(self.module).overrides
-        self.turn_on(self.settings, self.hints, compiles=self.compiles)
+        self.turn_on(
+            self.settings,
+            self.hints,
+            compiles=self.compiles,
+            are_weights_frozen=self.are_weights_frozen,
+        )
         state = REGISTRY.of_module(self.module)
         state.overrides = (*state.overrides, *since)
 
@@ -117,12 +130,15 @@ class CachedForward(ForwardInPlace):
         """The original for the cache, compiled at its first call."""
         if not self._compiled:
             self.compiles = self.compiles or _is_compiled(self.module)
-        if self.compiles not in self._compiled:
+        key = (self.compiles, self.are_weights_frozen)
+        if key not in self._compiled:
             inner = "inductor" if self.compiles else "eager"
-            self._compiled[self.compiles] = torch.compile(
-                self.original, backend="cachedit", options={"inner_backend": inner}
+            self._compiled[key] = torch.compile(
+                self.original,
+                backend="cachedit",
+                options={"inner_backend": inner, "frozen_weights": self.are_weights_frozen},
             )
-        return self._compiled[self.compiles]
+        return self._compiled[key]
 
     def _check_hints(self) -> None:
         """Raises: InvalidConfig, where a hint contradicts the graph."""
@@ -133,7 +149,10 @@ class CachedForward(ForwardInPlace):
             self._checked = True
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("module", "original", "was_on_instance", "settings", "hints", "compiles", "is_on")
+        kept = (
+            "module", "original", "was_on_instance", "settings", "hints", "compiles",
+            "are_weights_frozen", "is_on",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from dit_cachegraph.compat.not_taken import refuse_not_taken
 from dit_cachegraph.compat.params_modifier import Modifiers, Settings, settings_of_transformers
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.checks import check_bool
 from dit_cachegraph.targets import foreign_cache_note, modules_in
 
 log = logging.getLogger("dit_cachegraph")
@@ -33,14 +34,16 @@ def enable_cache(
     quantize_config: object = None,
     *,
     compile: bool = False,
+    frozen_weights: bool = False,
     **options: object,
 ) -> Target:
     """Cache the transformers of a pipeline, a `BlockAdapter`, or one transformer, and return it.
 
     The cache runs over the blocks as they are, at once; `compile=True`, or a `torch.compile` of the
-    transformer before or after this, compiles them. `options` are those of `cache_config` and of
-    calibrators by their flat names. Called again, it replaces all settings. The transformer's
-    `forward` is replaced on the instance, until `disable_cache`.
+    transformer before or after this, compiles them. `frozen_weights=True` is the promise that they
+    stay as they are (`CompileOptions.frozen_weights` says what it gives up). `options` are those of
+    `cache_config` and of calibrators by their flat names. Called again, it replaces all settings.
+    The transformer's `forward` is replaced on the instance, until `disable_cache`.
 
     Raises:
         InvalidConfig: an unknown option, a bad value, something that is not taken here, or a
@@ -49,6 +52,7 @@ def enable_cache(
         UnknownTarget: there is no transformer in it.
     """
     refuse_not_taken(parallelism_config, attention_backend, quantize_config)
+    check_bool("frozen_weights", frozen_weights)
     modules = modules_in(pipe_or_adapter)
     for module in modules:
         if (note := foreign_cache_note(module)) is not None:
@@ -64,7 +68,8 @@ def enable_cache(
     for own in settings:
         resolve(own)
     for module, own, own_hints in zip(modules, settings, hints, strict=True):
-        install(module).turn_on(own, own_hints, compiles=compile)
+        forward = install(module)
+        forward.turn_on(own, own_hints, compiles=compile, are_weights_frozen=frozen_weights)
     return pipe_or_adapter
 
 

@@ -32,7 +32,7 @@ from dit_cachegraph.runtime.recording import record, sampled
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
 from dit_cachegraph.runtime.step import RegionStep, Step
-from dit_cachegraph.runtime.weights import Weights, WeightsReader
+from dit_cachegraph.runtime.weights import WeightsReader
 
 
 class CachedModel:
@@ -43,11 +43,14 @@ class CachedModel:
         compiled: CompiledTrunk,
         options: Mapping[str, object],
         called: type[nn.Module] | None,
+        *,
+        are_weights_frozen: bool = False,
     ) -> None:
         self.compiled, self._called = compiled, called
         self.plans = PlanTable(compiled.trunk, compiled.roles, options)
         self.segments = SegmentRunner(compiled)
-        self._weights = WeightsReader(compiled.roles)
+        self._weights = WeightsReader(compiled.roles, are_frozen=are_weights_frozen)
+        self._trunk_weights = gatherer(compiled.roles.trunk_parameters)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._settled = gatherer(compiled.settled_conditioning)
@@ -85,7 +88,7 @@ class CachedModel:
         """Whose call this is, and by which settings it goes: read once a step."""
         request = current_request()
         weights = self._weights.read(values)
-        model = self._model(values, weights)
+        model = self._model(values)
         if id(self) not in model.graphs:
             model.join(self, self.plans.options)
         note_cached(model)
@@ -105,11 +108,12 @@ class CachedModel:
             step.expected = step.partner or expected
         return step
 
-    def _model(self, values: Values, weights: Weights) -> ModelState:
+    def _model(self, values: Values) -> ModelState:
         """The state of the model whose weights these are; one of the graph's own without any."""
         if self._first_weight is None:
             return self._weightless
-        return REGISTRY.of_call(values[self._first_weight], weights.tensors)
+        found = REGISTRY.by_weight(values[self._first_weight])
+        return found or REGISTRY.of_weights(self._trunk_weights(values))
 
     def _run_stage(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
         if stage.role is Role.RUNS:

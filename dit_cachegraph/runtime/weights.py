@@ -6,10 +6,12 @@ they lie says nothing, since offloading moves weights from step to step. Numbers
 like the scale of an adapter, are compared by value: Dynamo hands them over as tensors on the host.
 
 Torch counts no writes through `.data`, nor to tensors made in inference mode: these stay unseen.
+With `frozen_weights` no weight is looked at, and the numbers alone are compared.
 """
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -21,16 +23,21 @@ from dit_cachegraph.runtime.slots import Values, gatherer
 _version = attrgetter("_version")
 
 
-class WeightsNote(NamedTuple):
-    """Some weights, held weakly. `num_writes`: in place, to all of them together."""
+@dataclass(frozen=True, slots=True)
+class WeightsNote:
+    """Some weights, held weakly: which objects they are, and those of them that have died since,
+    whose places others may have taken. `num_writes`: in place, to all of them together."""
 
-    refs: tuple["weakref.ref[Tensor]", ...]
+    ids: tuple[int, ...]
     num_writes: int
     numbers: tuple[float, ...]
+    dead: list["weakref.ref[Tensor]"] = field(default_factory=list)
+    refs: list["weakref.ref[Tensor]"] = field(default_factory=list)
 
 
 class Weights(NamedTuple):
-    """The weights of the trunk at one call. `num_writes`: in place, to all of them together."""
+    """The weights of the trunk at one call, none where they are frozen. `num_writes`: in place, to
+    all of them together."""
 
     tensors: Sequence[object]
     num_writes: int
@@ -41,20 +48,22 @@ class Weights(NamedTuple):
         return (
             self.num_writes == note.num_writes
             and self.numbers == note.numbers
-            and len(self.tensors) == len(note.refs)
-            and all(ref() is own for ref, own in zip(note.refs, self.tensors, strict=True))
+            and not note.dead
+            and tuple(map(id, self.tensors)) == note.ids
         )
 
     def note(self) -> WeightsNote:
-        refs = tuple([weakref.ref(w) for w in self.tensors if isinstance(w, Tensor)])
-        return WeightsNote(refs, self.num_writes, self.numbers)
+        note = WeightsNote(tuple(map(id, self.tensors)), self.num_writes, self.numbers)
+        tensors = [weight for weight in self.tensors if isinstance(weight, Tensor)]
+        note.refs.extend([weakref.ref(tensor, note.dead.append) for tensor in tensors])
+        return note
 
 
 class WeightsReader:
     """Reads them off the arguments of a call. It waits for no device."""
 
-    def __init__(self, roles: ArgumentRoles) -> None:
-        self._weights = gatherer(roles.trunk_parameters)
+    def __init__(self, roles: ArgumentRoles, *, are_frozen: bool) -> None:
+        self._weights = gatherer(() if are_frozen else roles.trunk_parameters)
         self._numbers = gatherer(roles.trunk_numbers)
 
     def read(self, values: Values) -> Weights:

@@ -1,0 +1,202 @@
+"""`frozen_weights=True`: what it promises not to need is skipped, and all else is seen as ever."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo.utils import counters
+
+import dit_cachegraph as dc
+from support.toy_dits import AddingBlock, ToyDiT, adding_dit, toy_inputs
+from support.toy_runs import compile_toy, once_more, run, toy_steps
+
+ALWAYS = {"residual_diff_threshold": 1.0, "predictor": "replay"}
+
+
+def compiled_after(model: nn.Module, num_steps: int, **options: object) -> nn.Module:
+    """Compiled, with the first steps of an image behind it; every further one may be reused."""
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = compile_toy(model, **{**ALWAYS, **options})
+    for inputs in toy_steps([90.0, 60.0])[:num_steps]:
+        run(compiled, inputs)
+    return compiled
+
+
+def last_step(compiled: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[bool, str]:
+    run(compiled, inputs)
+    last = dc.summary(compiled).steps[-1]
+    return last.hit, last.reason
+
+
+def guards_of(model: nn.Module) -> list[str]:
+    (entry,) = _debug_get_cache_entry_list(type(model).forward.__code__)
+    return str(entry.guard_manager).splitlines()
+
+
+def third_step() -> dict[str, torch.Tensor]:
+    return toy_steps([90.0, 60.0, 30.0])[2]
+
+
+@torch.no_grad()
+def write_in_place(model: ToyDiT) -> None:
+    model.blocks[1].step.add_(1.0)
+
+
+def replace_parameter(model: ToyDiT) -> None:
+    model.blocks[1].step = nn.Parameter(torch.tensor(7.0))
+
+
+CHANGES = pytest.mark.parametrize("change", [write_in_place, replace_parameter])
+
+
+@CHANGES
+def test_by_default_a_step_after_weights_changed_computes(change):
+    model = adding_dit(1.0, 2.0, 4.0)
+    compiled = compiled_after(model, 2)
+    change(model)
+    assert last_step(compiled, third_step()) == (False, "the weights changed")
+    torch.testing.assert_close(run(compiled, once_more(third_step())), run(model, third_step()))
+
+
+@CHANGES
+def test_frozen_weights_are_reused_whatever_became_of_them(change):
+    model = adding_dit(1.0, 2.0, 4.0)
+    compiled = compiled_after(model, 2, frozen_weights=True)
+    before = run(model, third_step())
+    change(model)
+    hit, _ = last_step(compiled, third_step())
+    assert hit
+    # The effect of blocks 1 and 2 is that of step 60, when it was 6 sin(90).
+    expected = before - (2.0 + 4.0) / 2 * (0.5 - 1.0)
+    torch.testing.assert_close(run(compiled, once_more(third_step())), expected)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_what_computes_takes_the_weights_of_the_moment():
+    model = adding_dit(1.0, 2.0, 4.0)
+    compiled = compiled_after(model, 2, frozen_weights=True)
+    write_in_place(model)
+    dc.configure(compiled, enabled=False)
+    torch.testing.assert_close(run(compiled, third_step()), run(model, third_step()))
+
+
+def test_of_the_model_nothing_is_guarded_but_which_it_is():
+    model = adding_dit(1.0, 2.0, 4.0)
+    compiled_after(model, 1)
+    default = guards_of(model)
+    assert len([line for line in default if "L['self']" in line]) > 50
+    compiled_after(model, 1, frozen_weights=True)
+    frozen = guards_of(model)
+    found, check = [line for line in frozen if "L['self']" in line]
+    assert "source=L['self'], " in found and "ID_MATCH: ___check_obj_id(L['self'], " in check
+    assert _num_tensors(frozen) == 2  # latents and timestep; the text goes nowhere
+    assert _num_tensors(default) == 2 + len(list(model.parameters()))
+
+
+def _num_tensors(guards: list[str]) -> int:
+    return sum("TENSOR_MATCH: " in line for line in guards)
+
+
+def test_no_weight_is_looked_at(monkeypatch):
+    """Counted: how often a step reads the counter of writes of a weight."""
+    model, read = adding_dit(1.0, 2.0, 4.0), []
+    monkeypatch.setattr(
+        "dit_cachegraph.runtime.weights._version", lambda w: (read.append(w), w._version)[1]
+    )
+    compiled_after(model, 1)
+    assert len(read) == 3
+    read.clear()
+    compiled_after(model, 1, frozen_weights=True)
+    assert read == []
+
+
+def test_an_attribute_of_a_module_is_not_seen():
+    class ScalingDiT(ToyDiT):
+        scale = 1
+
+        def trunk(self, h, temb, e):
+            return super().trunk(h * self.scale, temb, e)
+
+    for is_frozen, num_graphs in ((False, 2), (True, 1)):
+        model = ScalingDiT([AddingBlock(step) for step in (1.0, 2.0, 4.0)])
+        model.scale = 2
+        compiled = compiled_after(model, 1, frozen_weights=is_frozen)
+        model.scale = 3
+        run(compiled, toy_steps([90.0, 60.0])[1])
+        assert counters["stats"]["unique_graphs"] == num_graphs
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_inputs_and_grad_mode_are_seen(is_frozen):
+    model = adding_dit(1.0, 2.0, 4.0)
+    settings = {"frozen_weights": is_frozen, "residual_diff_threshold": 0.0}
+    compiled = compiled_after(model, 2, **settings)
+    whole = {**third_step(), "timestep": third_step()["timestep"].long()}
+    torch.testing.assert_close(run(compiled, whole), run(model, whole))
+    assert counters["stats"]["unique_graphs"] == 2
+    larger = toy_inputs(30.0, batch=3)
+    torch.testing.assert_close(run(compiled, larger), run(model, larger))
+    assert counters["stats"]["unique_graphs"] == 3
+    with pytest.warns(dc.NotCachedWarning, match="gradients on"):
+        compiled(**third_step())
+    assert counters["stats"]["unique_graphs"] == 4
+
+
+def test_settings_act_as_ever():
+    compiled = compiled_after(adding_dit(1.0, 2.0, 4.0), 2, frozen_weights=True)
+    dc.configure(compiled, residual_diff_threshold=0.0)
+    assert last_step(compiled, third_step()) == (False, "threshold 0")
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("steps", [(3.0, 5.0, 9.0), (1.0, 2.0, 4.0, 8.0)])
+def test_another_model_of_the_class_is_compiled_for_itself(steps):
+    compiled = compiled_after(adding_dit(1.0, 2.0, 4.0), 2, frozen_weights=True)
+    other = adding_dit(*steps)
+    own = compile_toy(other, **ALWAYS, frozen_weights=True)
+    torch.testing.assert_close(run(own, third_step()), run(other, third_step()))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert last_step(compiled, third_step())[0]
+
+
+def test_a_function_that_calls_the_model():
+    model = adding_dit(1.0, 2.0, 4.0)
+    torch._dynamo.reset()
+    counters.clear()
+
+    def denoise(hidden_states, timestep, encoder_hidden_states):
+        return model(hidden_states, timestep, encoder_hidden_states)
+
+    options = {"inner_backend": "eager", "Fn_compute_blocks": 1, "max_warmup_steps": 0, **ALWAYS}
+    options["frozen_weights"] = True
+    compiled = torch.compile(denoise, backend="cachedit", options=options)
+    first, second, third = toy_steps([90.0, 60.0, 30.0])
+    for inputs in (first, second):
+        run(compiled, inputs)
+    write_in_place(model)
+    run(compiled, third)
+    assert dc.summary(model).steps[-1].hit
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_enable_cache_takes_it():
+    model = adding_dit(1.0, 2.0, 4.0)
+    torch._dynamo.reset()
+    settings = {"Fn_compute_blocks": 1, "max_warmup_steps": 0, "residual_diff_threshold": 1.0}
+    for is_frozen in (True, False):
+        dc.enable_cache(model, frozen_weights=is_frozen, **settings)
+        dc.reset(model)
+        for inputs in toy_steps([90.0, 60.0]):
+            run(model, inputs)
+        write_in_place(model)
+        run(model, third_step())
+        assert dc.summary(model).steps[-1].hit is is_frozen
+    dc.disable_cache(model)
+
+
+def test_it_is_a_bool():
+    with pytest.raises(dc.InvalidConfig, match="frozen_weights must be True or False, got 1"):
+        dc.enable_cache(adding_dit(1.0, 2.0), frozen_weights=1)
+    with pytest.raises(Exception, match="frozen_weights must be True or False, got 1"):
+        compiled_after(adding_dit(1.0, 2.0), 1, frozen_weights=1)
