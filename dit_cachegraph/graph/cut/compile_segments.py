@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from torch import fx
 from torch._dynamo.backends.registry import list_backends, lookup_backend
@@ -18,6 +18,8 @@ from torch._subclasses import FakeTensor
 
 from dit_cachegraph.config import CompileOptions
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.graph.cut.calling import bare, boxed
+from dit_cachegraph.graph.cut.makes_new import makes_only_new_tensors
 from dit_cachegraph.graph.cut.segment_graph import Cut
 from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
 
@@ -37,13 +39,16 @@ class InnerCompiler:
     name: str
     inductor: Mapping[str, object]
 
-    def segment(self, gm: fx.GraphModule, inputs: Sequence[object]) -> CompiledSegment:
+    def segment(
+        self, gm: fx.GraphModule, inputs: Sequence[object], *, makes_only_new: bool
+    ) -> CompiledSegment:
         """The compiled function, called with one list that it may empty."""
         inputs = [_with_its_number(value) for value in inputs]
         if self.name == "inductor":
             patches = {**_UNCHECKED, **self.inductor, "triton.cudagraphs": False}
-            return _boxed(_compile_fx(gm, inputs, patches))
-        return _boxed(lookup_backend(self.name)(gm, inputs))  # type: ignore[arg-type]
+            compiled = _compile_fx(gm, inputs, patches)
+            return bare(compiled) if makes_only_new else boxed(compiled)
+        return boxed(lookup_backend(self.name)(gm, inputs))  # type: ignore[arg-type]
 
     def whole(self, gm: fx.GraphModule, inputs: Sequence[object]) -> Callable[..., Any]:
         """The graph compiled as it is, for a model that isn't cached."""
@@ -96,17 +101,23 @@ def _compile_fx(
 def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
     """Compile the distinct segments of a cut, and the fused diff of its probe stream."""
     start = time.perf_counter()
-    functions = tuple(compiler.segment(g.gm, g.example_inputs) for g in cut.graphs)
-    measure = compiler.segment(cut.measure.gm, cut.measure.example_inputs)
+    functions = tuple([_compiled(cut, kind, compiler) for kind in range(len(cut.graphs))])
+    measure = compiler.segment(cut.measure.gm, cut.measure.example_inputs, makes_only_new=True)
     return CompiledTrunk(
         trunk=cut.trunk,
         roles=cut.roles,
         functions=functions,
         measure=measure,
-        modulated_input=None if cut.modulated_input is None else _boxed(cut.modulated_input),
+        modulated_input=None if cut.modulated_input is None else boxed(cut.modulated_input),
         num_compiled=len(functions),
         compile_seconds=time.perf_counter() - start,
     )
+
+
+def _compiled(cut: Cut, kind: int, compiler: InnerCompiler) -> CompiledSegment:
+    segment, is_last = cut.graphs[kind], cut.trunk.segments[-1].kind == kind
+    makes_only_new = makes_only_new_tensors(segment.gm.graph, is_last=is_last)
+    return compiler.segment(segment.gm, segment.example_inputs, makes_only_new=makes_only_new)
 
 
 def _with_its_number(value: object) -> object:
@@ -122,21 +133,3 @@ def _with_its_number(value: object) -> object:
     fake = mode.from_tensor(value)
     fake.item_memo = value.item_memo
     return fake
-
-
-def _boxed(compiled: Callable[..., Any]) -> CompiledSegment:
-    """The innermost layer that takes one list of inputs and frees them as it goes.
-
-    `compile_fx` returns `forward(*args)` around `forward(*args)` around the boxed runtime wrapper
-    (the same in torch 2.11 to 2.15); the outer two only repack the arguments.
-    """
-    inner = compiled
-    while "aot_module_simplified" in _qualname(inner) and hasattr(inner, "__wrapped__"):
-        inner = inner.__wrapped__
-    if inner is not compiled and getattr(inner, "_boxed_call", False):
-        return cast(CompiledSegment, inner)
-    return lambda inputs: compiled(*inputs)
-
-
-def _qualname(function: object) -> str:
-    return getattr(function, "__qualname__", "")
