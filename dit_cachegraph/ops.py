@@ -1,8 +1,4 @@
-"""The arithmetic of the cache path: one function an operation.
-
-`measure` is traced and compiled with the segments, so that it is one pass over three tensors;
-replay and residual are a single kernel each. On a GPU they are those of `dit_cachegraph_kernels`.
-"""
+"""The arithmetic of the cache path, one function an operation, and the way to the host."""
 
 from collections.abc import Sequence
 
@@ -21,23 +17,16 @@ def load_kernels() -> None:
     import dit_cachegraph_kernels  # noqa: F401, PLC0415
 
 
-def clock(timestep: Tensor) -> Tensor:
-    """(max, sum) over all elements of a timestep, [2] float32. Both, because a timestep per token
-    may begin with zeros for ever (the frame that image-to-video keeps)."""
-    return torch.cat(_clock(timestep))
-
-
-def _clock(timestep: Tensor) -> list[Tensor]:
-    flat = timestep.float().reshape(-1)
-    return [flat.amax().reshape(1), flat.sum().reshape(1)]
-
-
-def latents_sample(latents: Tensor, *, is_batched: bool = False) -> Tensor:
+def latents_sample(
+    latents: Tensor, places: Tensor | None = None, *, is_batched: bool = False
+) -> Tensor:
     """`LATENTS_SAMPLE_SIZE` elements from all over the latents, or from all over each sample of a
-    batch `[B, ...]`, float32 and flat: enough to tell whether two calls are steps of one image."""
+    batch `[B, ...]`, flat: enough to tell whether two calls are steps of one image. `places` are
+    what `spread_over` gives for their number, if that is known."""
     rows = latents.reshape(latents.shape[0] if is_batched else 1, -1)
-    places = spread_over(rows.shape[1], LATENTS_SAMPLE_SIZE, latents.device)
-    return rows[:, places].float().reshape(-1)
+    if places is None:
+        places = spread_over(rows.shape[1], LATENTS_SAMPLE_SIZE, latents.device)
+    return rows.index_select(1, places).reshape(-1)
 
 
 def spread_over(length: int, count: int, device: torch.device) -> Tensor:
@@ -64,31 +53,29 @@ def content(tensor: Tensor) -> Tensor:
     return torch.stack([flat.sum(), flat.dot(torch.cos(places))])
 
 
-def measure(
-    hidden: Tensor,
-    hidden_in: Tensor,
-    previous: Tensor,
-    timesteps: Sequence[Tensor],
-    latents: Tensor | None = None,
-    batch_dim: int | None = 0,
-    *,
-    is_batched: bool = False,
-) -> Tensor:
-    """Everything that a decision reads, in one vector for one copy to the host, float32:
+class HostCopy:
+    """Numbers on their way to the host. On a GPU they go to pinned memory as soon as they exist:
+    nothing waits for them but `read`, the only place where the host waits for a device."""
 
-    [(max, sum) of each timestep..., (sum|r - p|, sum|p|) of each sample..., sample of the latents],
+    __slots__ = ("_arrivals", "_numbers")
 
-    with the residual `r = hidden - hidden_in` and `p = previous`, all of one shape, and the samples
-    along `batch_dim` (None: one sample); `is_batched` is for the latents."""
-    diff = torch.ops.dit_cachegraph.residual_diff(hidden, hidden_in, previous, batch_dim)
-    clocks = [number for t in timesteps for number in _clock(t)]
-    samples = [] if latents is None else [latents_sample(latents, is_batched=is_batched)]
-    return torch.cat([*clocks, diff.reshape(-1), *samples])
+    def __init__(self, numbers: Sequence[Tensor]) -> None:
+        self._numbers: list[Tensor] = []
+        self._arrivals: dict[torch.device, torch.cuda.Event] = {}
+        self.add(numbers)
 
+    def add(self, numbers: Sequence[Tensor]) -> None:
+        """Numbers that exist only now."""
+        # Also of what lies on the host already: its owner may write to it before it is read.
+        self._numbers += [n.to("cpu", non_blocking=n.is_cuda, copy=True) for n in numbers]
+        for device in {n.device for n in numbers if n.is_cuda}:
+            self._arrivals[device] = torch.cuda.current_stream(device).record_event()
 
-def to_host(numbers: Tensor) -> Tensor:
-    """The only place where the host waits for the device: each call is one copy."""
-    return numbers.cpu()
+    def read(self) -> list[Tensor]:
+        """All of them, on the host."""
+        for arrival in self._arrivals.values():
+            arrival.synchronize()
+        return self._numbers
 
 
 def probe_sums(

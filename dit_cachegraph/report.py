@@ -211,7 +211,7 @@ def report_of(
     ]
     return Report(
         graphs=tuple(_merged([_graph(g, s) for s in states for g in list(s.graphs.values())])),
-        steps=tuple(step for state in states for step in list(state.log.steps)),
+        steps=tuple(step for state in states for step in state.log.steps),
         num_hits=sum(state.log.tally.num_hits for state in states),
         num_computed=sum(state.log.tally.num_computed for state in states),
         num_blocks=sum(state.log.tally.num_blocks for state in states),

@@ -1,8 +1,9 @@
 """What a model did, step by step: totals for ever, single steps for the last thousand."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dit_cachegraph.later import Later
 from dit_cachegraph.tally import Tally
 
 MAX_STEPS_KEPT = 1000
@@ -29,10 +30,22 @@ class StepLog:
     """Totals and the last steps of one model."""
 
     def __init__(self) -> None:
-        self.steps: deque[StepReport] = deque(maxlen=MAX_STEPS_KEPT)
+        self._steps: deque[tuple[StepReport, Later[float] | None]] = deque(maxlen=MAX_STEPS_KEPT)
         self.tally = Tally()
+
+    def add(self, report: StepReport, error: Later[float] | None = None) -> None:
+        """A step, with the error that was observed at it, which may still be on the device."""
+        self._steps.append((report, error))
+
+    @property
+    def steps(self) -> list[StepReport]:
+        """The last steps, the newest last, with what is still to come from the device."""
+        return [
+            report if error is None else replace(report, observed_error=error.value())
+            for report, error in list(self._steps)
+        ]
 
     def absorb(self, other: "StepLog") -> None:
         """Count what another log of the same model saw as well."""
-        self.steps.extend(other.steps)
+        self._steps.extend(other._steps)
         self.tally.absorb(other.tally)

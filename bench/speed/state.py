@@ -86,7 +86,8 @@ def _state_of(driver: CachedModel, arguments: Sequence[object]) -> Callable[[], 
     """What a computed step does for its state, of an image that goes on."""
     values, trunk = driver.segments.values_of(arguments), driver.compiled.trunk
     first = driver.begin(values)
-    driver.looker.identify(first, driver.reader.read(values, first.handoff, Asked()))
+    driver.looker.begin(first)
+    driver.looker.identify(first, driver.reader.finish(first.begun, values, Asked()))
     clock, sample, state = first.call.clock, first.call.sample, first.conditioning.tracks[-1].state
     if clock is None or sample is None or not isinstance(state, CachedState):
         raise RuntimeError("the step that was captured read no clock or kept nothing")

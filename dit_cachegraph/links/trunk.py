@@ -94,13 +94,12 @@ def compiled_trunk(
         signature=_signature(chain),
     )
     argument_roles = _argument_roles(slots, given, roles, entering[probe].device)
-    is_batched = argument_roles.has_batched_sample(batch_dim)
     links = {id(link): link for each in chain.links if (link := each.link()) is not None}
     return CompiledTrunk(
         trunk=trunk,
         roles=argument_roles,
         functions=(_nothing, _run_link),
-        measure=_measure(len(argument_roles.timesteps), batch_dim, is_batched),
+        measure=_measure(batch_dim),
         modulated_input=None,
         num_compiled=len(links),
         compile_seconds=sum(link.compile_seconds for link in links.values()),
@@ -217,17 +216,11 @@ def _argument_roles(
     )
 
 
-def _measure(num_timesteps: int, batch_dim: int | None, is_batched: bool) -> CompiledSegment:
-    """The fused diff, as the driver calls it. It is not compiled here."""
-    ops.load_kernels()
+def _measure(batch_dim: int | None) -> CompiledSegment:
+    """The diff, as the driver calls it. It is not compiled here."""
 
     def measure(inputs: list[object]) -> Sequence[object]:
-        hidden, hidden_in, previous, *others = [t for t in inputs if isinstance(t, Tensor)]
-        latents = others[num_timesteps] if len(others) > num_timesteps else None
-        timesteps = others[:num_timesteps]
-        measured = ops.measure(
-            hidden, hidden_in, previous, timesteps, latents, batch_dim, is_batched=is_batched
-        )
-        return (measured,)
+        hidden, hidden_in, previous = (t for t in inputs if isinstance(t, Tensor))
+        return (ops.probe_sums(hidden, hidden_in, previous, batch_dim),)
 
     return measure

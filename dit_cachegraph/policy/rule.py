@@ -12,6 +12,7 @@ import enum
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+from dit_cachegraph.later import Later
 from dit_cachegraph.policy.predictor import Predictor
 
 
@@ -133,12 +134,17 @@ class Decision(NamedTuple):
 
 class Companion(NamedTuple):
     """Another guidance branch of the same request. `decision` is what it did at this very step with
-    the region at hand, None where its turn is still to come; `step` is its index of this step, and
-    `memory` what the rule remembers of it."""
+    the region at hand, None where its turn is still to come; `step` is its index of this step."""
 
     decision: Decision | None
     step: int
-    memory: object
+    remembered: Later[object]
+
+    @property
+    def memory(self) -> object:
+        """What the rule remembers of it. Right after a step whose error it goes by, this waits for
+        the device."""
+        return self.remembered.value()
 
 
 class StepResult(NamedTuple):

@@ -41,12 +41,10 @@ class Content:
         return self._kind == other._kind and self.numbers() == other.numbers() != ()
 
     def numbers(self) -> tuple[float, ...]:
-        """The sums, in one copy to the host for each device; none where they aren't finite."""
+        """The sums, in one copy to the host; none where they aren't finite."""
         if self._numbers is None:
-            by_device: dict[torch.device, list[Tensor]] = {}
-            for sums in self._sums:
-                by_device.setdefault(sums.device, []).append(sums)
-            read = [n for s in by_device.values() for n in ops.to_host(torch.cat(s)).tolist()]
+            copy = ops.HostCopy(self._sums)
+            read = [number for sums in copy.read() for number in sums.tolist()]
             self._numbers = tuple(read) if all(map(math.isfinite, read)) else ()
         return self._numbers
 

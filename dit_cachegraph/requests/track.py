@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dit_cachegraph.later import Later
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.rule import Decision, History
 from dit_cachegraph.requests.conditioning import Conditioning
@@ -37,17 +38,17 @@ class Track:
     """It changes at the end of a step, and only there.
 
     `passes` are the tracks of all passes of its request, itself among them: they were first called
-    with one latents object. `last_call` is what its last call showed of itself, `last_decisions`
-    what it decided. `repeated_at` is the timestep at which it was called twice with the same
-    latents, `is_shared` says that this came twice: passes that nothing tells apart. `lost` says why
-    nothing is held any more; `recording` is what a dry run saw. Calls of a model are numbered:
-    `first_number`, `last_number`; `last_seconds` is when its request was called last, on a clock
-    that only counts on.
+    with one latents object. `history` may wait for the error of the last step. `last_call` is what
+    its last call showed of itself, `last_decisions` what it decided. `repeated_at` is the timestep
+    at which it was called twice with the same latents, `is_shared` says that this came twice:
+    passes that nothing tells apart. `lost` says why nothing is held any more; `recording` is what a
+    dry run saw. Calls of a model are numbered: `first_number`, `last_number`; `last_seconds` is
+    when its request was called last, on a clock that only counts on.
     """
 
     conditioning: Conditioning["Track"]
     trajectory: Trajectory = field(default_factory=Trajectory)
-    history: History = field(default_factory=History)
+    history: Later[History] = field(default_factory=lambda: Later.known(History()))
     state: HeldState | None = None
     last_decisions: tuple[Decision, ...] = ()
     lost: str | None = None
@@ -64,6 +65,11 @@ class Track:
     last_seconds: float = 0.0
 
     @property
+    def num_steps(self) -> int:
+        """How many it has made. Nothing waits for this."""
+        return self.trajectory.num_calls
+
+    @property
     def label(self) -> str:
         return self.conditioning.label
 
@@ -78,8 +84,8 @@ class Track:
         last, found = self.last_call, []
         for other in self.companions:
             if call.clock is None or call.sample is None:
-                is_done = other.history.step == self.history.step + 1
-                is_level = other.history.step == self.history.step
+                is_done = other.num_steps == self.num_steps + 1
+                is_level = other.num_steps == self.num_steps
             else:
                 is_done = call.is_at_the_step_of(other.last_call)
                 is_level = last is not None and last.is_at_the_step_of(other.last_call)

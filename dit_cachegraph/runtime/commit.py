@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dit_cachegraph import ops
+from dit_cachegraph.later import Later
 from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
-from dit_cachegraph.policy.rule import Decision, Need, StepResult
+from dit_cachegraph.policy.rule import Decision, History, Need, StepResult
 from dit_cachegraph.requests.retention import begin_image, end_step
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
-from dit_cachegraph.runtime.reading import read_sums
+from dit_cachegraph.runtime.reading import sums_of
 from dit_cachegraph.runtime.step import Step
 from dit_cachegraph.step_log import StepReport
 from dit_cachegraph.tally import Tally
@@ -39,19 +40,24 @@ def commit(step: Step, trunk: Trunk) -> None:
     if known is None:
         begin_image(table, track)
     _record(step, track)
-    _log(step, track, _report(step, error), trunk.num_blocks)
+    _log(step, track, error, trunk.num_blocks)
     end_step(table, track, step.plan.settings.common)
     is_ended = step.request is not None and step.request.is_ended
     if is_ended or step.conditioning.is_over:
         table.end(step.conditioning)
 
 
-def _advance(track: Track, step: Step, error: float | None) -> None:
+def _advance(track: Track, step: Step, error: Later[float] | None) -> None:
     """The track stands where this step left it."""
     match, decisions = step.match, step.decisions
-    result = StepResult(decisions, step.regions[0].seen, error)
-    memory = step.plan.rule.remember(step.history, result)
-    track.history = step.history.after(decisions, error)._replace(memory=memory)
+    rule, before, seen = step.plan.rule, step.history, step.regions[0].seen
+
+    def history() -> History:
+        known = None if error is None else error.value()
+        memory = rule.remember(before, StepResult(decisions, seen, known))
+        return before.after(decisions, known)._replace(memory=memory)
+
+    track.history = Later.known(history()) if error is None else Later(history)
     track.trajectory, track.last_decisions = match.step.trajectory, decisions
     track.repeated_at, track.is_shared = match.repeated_at, match.is_shared
 
@@ -67,12 +73,14 @@ def _state(step: Step, signature: int) -> CachedState | None:
     return CachedState(signature, plan, weights, regions, ends)
 
 
-def _error(step: Step) -> float | None:
-    """What reuse would have missed of the regions that computed, in one copy."""
+def _error(step: Step) -> Later[float] | None:
+    """What reuse would have missed of the regions that computed, in one copy, which is waited for
+    by the first to ask: the next step, or a report."""
     sums = [region.error_sums for region in step.regions if region.error_sums is not None]
     if not sums:
         return None
-    return batch_diff(*read_sums(sum(sums[1:], sums[0])), "max")
+    copy = ops.HostCopy([sum(sums[1:], sums[0])])
+    return Later(lambda: batch_diff(*sums_of(*copy.read()), "max"))
 
 
 def _ends(step: Step) -> InputOutput | None:
@@ -97,10 +105,11 @@ def _first_floats(values: Sequence[object]) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
 
 
-def _log(step: Step, track: Track, report: StepReport, num_blocks: int) -> None:
+def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) -> None:
     logs = [step.model.log] if step.request is None else [step.model.log, step.request.log]
+    report = _report(step)
     for log in logs:
-        log.steps.append(report)
+        log.add(report, error)
     for tally in (*(log.tally for log in logs), track.tally):
         _count(step, tally, num_blocks)
 
@@ -115,7 +124,7 @@ def _record(step: Step, track: Track) -> None:
     track.recording.append(recorded)
 
 
-def _report(step: Step, error: float | None) -> StepReport:
+def _report(step: Step) -> StepReport:
     clock, decisions = step.call.clock, step.decisions
     diffs = [d.diff for d in decisions if d.diff is not None]
     spans = zip(step.plan.spans, decisions, strict=False)
@@ -127,7 +136,6 @@ def _report(step: Step, error: float | None) -> StepReport:
         diff=sum(diffs) / len(diffs) if diffs else None,
         request=step.conditioning.label,
         skipped=tuple([(span.start, span.stop) for span, decision in spans if decision.hit]),
-        observed_error=error,
     )
 
 

@@ -69,11 +69,12 @@ class CachedModel:
     def walk(self, step: Step) -> Iterator[tuple[int, int]]:
         """What is to run of a step: segments `start..stop-1`, which have run when it is asked for
         the next. For a region that is reused there is nothing: its estimate is put."""
+        self.looker.begin(step)
         if step.plan.settings.common.enabled:
             for stage in step.plan.stages:
                 yield from self._run_stage(step, stage)
             return
-        self.looker.identify(step, self.reader.read(step.values, step.handoff, Asked()))
+        self.looker.identify(step, self.reader.finish(step.begun, step.values, Asked()))
         yield 0, len(self.compiled.trunk.segments)
         step.regions.append(RegionStep(Decision(False, "disabled")))
 

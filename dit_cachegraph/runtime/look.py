@@ -1,13 +1,15 @@
 """Whose step it is, and what it may use: everything before the first decision.
 
+begin             a copy of timestep and latents sample, before anything runs
 expected track    what is held of it, if this step can use that
-reading           timestep, latents sample and diff against it, in one copy
+reading           these and the diff against it, in one copy
 match             the track that the call goes on with
 not the expected  what is held of that one, and a second copy if there is something to compare
 """
 
 from collections.abc import Sequence
 
+from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.policy.rule import History, Need
 from dit_cachegraph.requests.fingerprint import Fingerprint
@@ -17,7 +19,7 @@ from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.agree import agreed_reading
 from dit_cachegraph.runtime.cached_state import CachedState
 from dit_cachegraph.runtime.injected import injected_now
-from dit_cachegraph.runtime.reading import Asked, Probed, Reading, StepReader
+from dit_cachegraph.runtime.reading import Asked, Begun, Probed, Reading, StepReader
 from dit_cachegraph.runtime.slots import gatherer, tensors
 from dit_cachegraph.runtime.step import Step
 
@@ -35,16 +37,23 @@ class Looker:
         """What the user gave as latents."""
         return self._latents(step.values) if step.handoff is None else step.handoff.latents
 
+    def begin(self, step: Step) -> None:
+        """Begin to read what the call itself shows, before anything of it is launched."""
+        is_read = not step.plan.settings.common.enabled or not _does_without(step)
+        step.begun = self._reader.begin(step.values, step.handoff, needs_device=is_read)
+
     def look(self, step: Step, probed: Probed | None) -> None:
         """Fill in what was read of the step, its track, and what it may use."""
         state, why_nothing = self._usable(step.expected, step)
         regions = step.plan.regions
         step.injected = injected_now(step.values, regions, state, self._batch_dim)
-        self.identify(step, self._reading(step, probed, state))
+        self.identify(step, self._reading(step, step.begun, probed, state))
         if step.match.track is not step.expected:
             state, why_nothing = self._usable(step.match.track, step)
             if state is not None:
-                step.reading = self._reading(step, probed, state)
+                more = self._reading(step, Begun(ops.HostCopy(())), probed, state)
+                known = step.reading
+                step.reading = more._replace(clock=known.clock, sample=known.sample)
         if state is not None:
             why_nothing = step.match.step.doubt
             why_nothing = why_nothing or step.injected.why_of_no_use(state, step.reading.injected)
@@ -59,19 +68,21 @@ class Looker:
         step.match = find_track(step.conditioning.tracks, step.call, table.known, step.partner)
         track, num_steps = step.match.track, step.plan.settings.common.num_inference_steps
         step.passes = () if track is None else track.companions_at(step.call)
-        history = History() if track is None else track.history
+        history = History() if track is None else track.history.value()
         step.history = history.seen_by(step.plan.rule, num_steps)
 
-    def _reading(self, step: Step, probed: Probed | None, state: CachedState | None) -> Reading:
+    def _reading(
+        self, step: Step, begun: Begun, probed: Probed | None, state: CachedState | None
+    ) -> Reading:
         asked = self._asked(step, probed, state)
-        return agreed_reading(self._reader.read(step.values, step.handoff, asked))
+        return agreed_reading(self._reader.finish(begun, step.values, asked))
 
     def _asked(self, step: Step, probed: Probed | None, state: CachedState | None) -> Asked:
         """`state` may be of another shape."""
         assert step.injected is not None
         rule, injected = step.plan.rule, step.injected.moved(state)
         if probed is None or Need.DIFF not in rule.needs:
-            return Asked(injected=injected, needs_device=not _does_without(step))
+            return Asked(injected=injected)
         first = None if state is None else state.regions[0]
         ends = None if state is None else state.ends
         probed = probed.against(None if first is None else first.probe)

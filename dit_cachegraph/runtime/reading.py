@@ -1,15 +1,19 @@
-"""What a step reads from the device before it decides, in one vector and one copy to the host:
+"""What a step reads from the device before it decides, in one copy to the host:
 
-    [(max, sum) of each timestep | (sum|v - a|, sum|a|) of each sample | latents sample | injected]
+    [each timestep | latents sample] [(sum|v - a|, sum|a|) of each sample | injected]
 
-first region    all of it; the diff and what stands beside it in one compiled pass (`ops.measure`)
-each further    its diff, in one copy, where the rule has to look
-a schedule      timestep and latents sample alone; within `request(key)` nothing
-injected        those residuals that aren't the objects of the last computed step
+the call itself    as it is, before anything runs; what its timesteps say is worked out on the host.
+                   A schedule reads no more, and within `request(key)` nothing
+first region       its diff, in one compiled pass
+each further       its diff, in a copy of its own, where the rule has to look
+injected           those residuals that aren't the objects of the last computed step
+
+A copy begins as soon as its numbers exist, and is waited for where they are needed.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -48,22 +52,22 @@ class Probed(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What is to be read of a call. `probed` is None for a schedule, `moved` how far the model's
-    input and output moved, [B, 2] each, and `injected` the sums of residuals that may have;
-    `needs_device` is False where nothing of the call itself has to come from there."""
+    """What is to be compared at a call: `probed`, None for a schedule; how far the model's input
+    and output `moved`, [B, 2] each; and the sums of `injected` residuals that may have."""
 
     probed: Probed | None = None
     moved: tuple[Tensor, Tensor] | None = None
     injected: Tensor | None = None
-    needs_device: bool = True
 
-    @property
-    def is_residual_alone(self) -> bool:
-        """True for what one compiled pass makes with the clock: the diff of a whole residual."""
-        probed = self.probed
-        if probed is None or (probed.anchor is not None and self.moved is not None):
-            return False
-        return probed.hidden_in is not None and probed.probe == Probe(ProbeKind.RESIDUAL)
+
+class Begun(NamedTuple):
+    """What the call itself shows, on its way: the latents sample where it `has_sample`, then
+    timesteps. `host_clock` is of those that need no copy."""
+
+    copy: ops.HostCopy
+    has_sample: bool = False
+    num_timesteps: int = 0
+    host_clock: Clock = ()
 
 
 class Reading(NamedTuple):
@@ -89,6 +93,8 @@ class StepReader:
         self._host_timesteps = gatherer(roles.host_timesteps)
         self._sampled = gatherer(roles.sampled_latents)
         self._is_batched = roles.has_batched_sample(trunk.batch_dim)
+        # Kept for the last sizes that were met, since to make them takes three launches.
+        self._places = lru_cache(maxsize=64)(ops.spread_over)
         modulated = trunk.modulated_input
         self._batch_dims = {
             ProbeKind.RESIDUAL: trunk.batch_dim,
@@ -97,55 +103,63 @@ class StepReader:
             ProbeKind.LATENTS: None if trunk.batch_dim is None else 0,
         }
 
-    def read(self, values: Values, handoff: CallHandoff | None, asked: Asked) -> Reading:
-        """Timestep, latents sample, and what else is asked, in one copy. What was handed on by an
-        earlier fragment may lie elsewhere, and is read by itself."""
-        if handoff is None or not asked.needs_device:
-            return self._read(values, asked)
-        floats = [t for t in handoff.latents if t.is_floating_point()]
-        own_parts = [*map(ops.clock, handoff.timesteps), *map(ops.latents_sample, floats[:1])]
-        own = _split(own_parts, (2 * len(handoff.timesteps),), len(floats[:1]), ())
-        reading = self._read(values, asked._replace(needs_device=asked.probed is not None))
-        return reading._replace(clock=own.clock, sample=own.sample)
+    def begin(self, values: Values, handoff: CallHandoff | None, *, needs_device: bool) -> Begun:
+        """Begin to copy what the call shows of itself: timesteps and latents sample, or those that
+        were handed on by an earlier fragment. Without `needs_device` nothing that lies there."""
+        is_batched, host = self._is_batched, tensors(self._host_timesteps(values))
+        timesteps, latents = tensors(self._timesteps(values)), tensors(self._sampled(values))
+        if not needs_device:
+            timesteps = latents = []
+        elif handoff is not None:
+            latents = [t for t in handoff.latents if t.is_floating_point()][:1]
+            timesteps, host, is_batched = list(handoff.timesteps), [], False
+        samples = [self._sample(_joined(latents), is_batched)] if latents else []
+        copy = ops.HostCopy([*samples, *timesteps])
+        return Begun(copy, bool(samples), len(timesteps), _clocks(host))
 
-    def _read(self, values: Values, asked: Asked) -> Reading:
-        timesteps = tensors(self._timesteps(values)) if asked.needs_device else []
-        latents = _joined(tensors(self._sampled(values))) if asked.needs_device else []
-        num_rows = len(latents[0]) if latents and self._is_batched else len(latents)
-        num_clock, probed = 2 * len(timesteps), asked.probed
-        if probed is not None and asked.is_residual_alone:
-            parts = [self._measured(values, probed, (*timesteps, *latents))]
-            num_sample = ops.LATENTS_SAMPLE_SIZE * num_rows
-            num_sums = [len(parts[0]) - num_clock - num_sample]
-        else:
-            tables = [table.reshape(-1) for table in self._tables(asked)]
-            num_sums = [len(table) for table in tables]
-            samples = [ops.latents_sample(one, is_batched=self._is_batched) for one in latents]
-            parts = [*map(ops.clock, timesteps), *tables, *samples]
-        if asked.injected is not None:
-            parts.append(asked.injected)
-        # On another device than the stream: reading them waits for nothing.
-        host = [n for t in tensors(self._host_timesteps(values)) for n in ops.clock(t).tolist()]
-        return _split(parts, (num_clock, *num_sums), num_rows, host)
+    def _sample(self, latents: Tensor, is_batched: bool) -> Tensor:
+        num_each = latents.numel() // (latents.shape[0] if is_batched else 1)
+        places = self._places(num_each, ops.LATENTS_SAMPLE_SIZE, latents.device)
+        return ops.latents_sample(latents, places, is_batched=is_batched)
 
-    def _measured(self, values: Values, probed: Probed, others: Sequence[Tensor]) -> Tensor:
-        """Clock, sums and latents sample by one compiled pass. With nothing to compare with, what
-        comes back as the diff is not looked at."""
+    def finish(self, begun: Begun, values: Values, asked: Asked) -> Reading:
+        """Compare, and read all of it."""
+        tables = self._tables(values, asked)
+        begun.copy.add([*tables, *([] if asked.injected is None else [asked.injected])])
+        numbers = iter(begun.copy.read())
+        sample = next(numbers).float().numpy() if begun.has_sample else None
+        clock = (*begun.host_clock, *_clocks(islice(numbers, begun.num_timesteps)))
+        sums = [sums_of(table) for table in islice(numbers, len(tables))]
+        return Reading(
+            clock or None,
+            sample,
+            sums[0] if sums else NO_SUMS,
+            Change(sums[1], sums[2]) if len(sums) == 3 else None,
+            tuple([number for moved in numbers for number in moved.tolist()]),
+        )
+
+    def _tables(self, values: Values, asked: Asked) -> Sequence[Tensor]:
+        """Sums [B, 2]."""
+        probed = asked.probed
+        if probed is None:
+            return ()
+        is_known, moved = probed.anchor is not None, asked.moved or ()
+        if probed.hidden_in is not None and probed.probe == Probe(ProbeKind.RESIDUAL):
+            return (self._measured(values, probed), *(moved if is_known else ()))
+        return (self._sums(probed), *moved) if is_known else ()
+
+    def _measured(self, values: Values, probed: Probed) -> Tensor:
+        """The diff of a whole residual by one compiled pass. With nothing to compare with, what
+        comes back is not looked at."""
         previous = probed.hidden if probed.anchor is None else probed.anchor
-        inputs = [*self._sizes(values), probed.hidden, probed.hidden_in, previous, *others]
+        inputs = [*self._sizes(values), probed.hidden, probed.hidden_in, previous]
         (measured,) = self._measure(inputs)
         assert isinstance(measured, Tensor)
         return measured
 
-    def _tables(self, asked: Asked) -> Sequence[Tensor]:
-        """Sums [B, 2] that are made by passes of their own."""
-        if asked.probed is None or asked.probed.anchor is None:
-            return ()
-        return (self._sums(asked.probed), *(asked.moved or ()))
-
     def read_region(self, probed: Probed) -> Sums:
         """The diff of a further region."""
-        return read_sums(self._sums(probed))
+        return sums_of(*ops.HostCopy([self._sums(probed)]).read())
 
     def _sums(self, probed: Probed) -> Tensor:
         assert probed.anchor is not None
@@ -156,34 +170,22 @@ class StepReader:
         )  # fmt: skip
 
 
-def _joined(latents: list[Tensor]) -> list[Tensor]:
+def _joined(latents: Sequence[Tensor]) -> Tensor:
     """Latents as their sample is taken of them: several as one flat tensor."""
-    return [torch.cat([t.reshape(-1) for t in latents])] if len(latents) > 1 else latents
+    return latents[0] if len(latents) == 1 else torch.cat([t.reshape(-1) for t in latents])
 
 
-def _split(
-    parts: Sequence[Tensor], lengths: Sequence[int], num_rows: int, host_clock: Sequence[float]
-) -> Reading:
-    """Copy the parts to the host as one vector, and take that apart: the one place that knows its
-    order. `lengths` are those of the clocks, and of each table of sums; `num_rows` of the latents
-    sample come after them."""
-    if not parts:
-        return Reading(tuple(host_clock) or None)
-    vector = ops.to_host(parts[0] if len(parts) == 1 else torch.cat(list(parts)))
-    *ends, end = accumulate((*lengths, ops.LATENTS_SAMPLE_SIZE * num_rows))
-    numbers = vector[: ends[-1]].tolist()
-    clock = (*host_clock, *numbers[: ends[0]])
-    sums = [_sums(numbers[start:stop]) for start, stop in pairwise(ends)]
-    sample = vector.numpy()[ends[-1] : end] if num_rows else None
-    change = Change(sums[1], sums[2]) if len(sums) == 3 else None
-    injected = tuple(vector[end:].tolist()) if len(vector) > end else ()
-    return Reading(clock or None, sample, sums[0] if sums else NO_SUMS, change, injected)
+def _clocks(timesteps: Iterable[Tensor]) -> Clock:
+    """(max, sum) over all elements of each timestep on the host, in float32. Both, because a
+    timestep per token may begin with zeros for ever (the frame that image-to-video keeps)."""
+    found: list[float] = []
+    for timestep in timesteps:
+        flat = timestep.float().reshape(-1)
+        found += (flat.amax().item(), flat.sum().item()) if len(flat) > 1 else 2 * flat.tolist()
+    return tuple(found)
 
 
-def _sums(numbers: Sequence[float]) -> Sums:
-    return Sums(tuple(numbers[0::2]), tuple(numbers[1::2]))
-
-
-def read_sums(sums: Tensor) -> Sums:
-    """Sums [B, 2], in one copy."""
-    return _sums(ops.to_host(sums.reshape(-1)).tolist())
+def sums_of(table: Tensor) -> Sums:
+    """Sums on the host, [B, 2]."""
+    moved, size = table.unbind(-1)
+    return Sums(tuple(moved.tolist()), tuple(size.tolist()))

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dit_cachegraph.later import Later
 from dit_cachegraph.models import ModelState
 from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.policy.recorded import Recorded
-from dit_cachegraph.policy.rule import Companion, Decision, History, Observation
+from dit_cachegraph.policy.rule import Companion, Decision, History, Observation, Rule
 from dit_cachegraph.requests.conditioning import Conditioning
 from dit_cachegraph.requests.fingerprint import Fingerprint
 from dit_cachegraph.requests.handoff import CallHandoff
@@ -24,7 +25,7 @@ from dit_cachegraph.requests.request import Request
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.cached_state import CachedRegion, CachedState
 from dit_cachegraph.runtime.injected import Injected
-from dit_cachegraph.runtime.reading import Reading
+from dit_cachegraph.runtime.reading import Begun, Reading
 from dit_cachegraph.runtime.slots import Values
 from dit_cachegraph.runtime.weights import Weights
 
@@ -47,8 +48,9 @@ class RegionStep:
 class Step:
     """`expected` is the track that it most likely goes on with; `partner` is known to be of the
     same request; `handoff` has the user's tensors where this fragment of the graph does not get
-    them; `passes` are its track's companions at this step, True for those that made it; `state` is
-    what the step may use of its track, None with `why_nothing` to say why."""
+    them; `begun` is what is being read since before anything ran; `passes` are its track's
+    companions at this step, True for those that made it; `state` is what the step may use of its
+    track, None with `why_nothing` to say why."""
 
     values: Values
     request: Request | None
@@ -60,6 +62,7 @@ class Step:
     handoff: CallHandoff | None
     weights: Weights
 
+    begun: Begun = field(init=False)
     reading: Reading = field(init=False)
     call: Fingerprint = field(init=False)
     match: Match = field(init=False)
@@ -98,6 +101,10 @@ class Step:
         for other, is_done in self.passes:
             decided = other.last_decisions if is_done else ()
             decision = decided[region] if region < len(decided) else None
-            memory = other.history.seen_by(self.plan.rule).memory
-            found.append(Companion(decision, other.history.step - is_done, memory))
+            memory = _memory_of(other.history, self.plan.rule)
+            found.append(Companion(decision, other.num_steps - is_done, memory))
         return tuple(found)
+
+
+def _memory_of(history: Later[History], rule: Rule) -> Later[object]:
+    return Later(lambda: history.value().seen_by(rule).memory)

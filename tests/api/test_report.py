@@ -121,7 +121,7 @@ def test_dict_is_json_after_a_nan():
 def test_log_keeps_a_thousand_steps_and_counts_all():
     log = StepLog()
     for i in range(MAX_STEPS_KEPT + 5):
-        log.steps.append(StepReport(i, None, i % 3 == 0, "", None, "a"))
+        log.add(StepReport(i, None, i % 3 == 0, "", None, "a"))
         log.tally.add(is_hit=i % 3 == 0, num_blocks=4, num_skipped=2 * (i % 3 == 0))
     assert [s.step for s in log.steps] == list(range(5, 1005))
     assert (log.tally.num_hits, log.tally.num_computed) == (335, 670)

@@ -17,6 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 import dit_cachegraph.requests.match as match
 import dit_cachegraph.runtime.commit as commit
 import dit_cachegraph.runtime.driver as driver
+from dit_cachegraph.later import Later
 from dit_cachegraph.policy.rules.dbcache import DBCache
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.driver import CachedModel
@@ -117,7 +118,8 @@ def state_committed_early(monkeypatch):
     def decide_and_count(step, *others):
         decided = decide(step, *others)
         if step.match.track is not None:
-            step.match.track.history = step.history.after([decided.decision])
+            counted = step.history.after([decided.decision])
+            step.match.track.history = Later.known(counted)
         return decided
 
     monkeypatch.setattr(driver, "decide_region", decide_and_count)

@@ -1,16 +1,13 @@
-"""The graph of the fused diff (`ops.measure`), for the layout of the probe stream.
+"""The graph of the diff, for the layout of the probe stream.
 
-Inputs: size arguments, hidden, hidden_in, previous, timesteps, latents. It is compiled with the
-segments and serves every `Fn`, since the stream has one layout at every border.
+Inputs: size arguments, hidden, hidden_in, previous. It is compiled with the segments, into one pass
+over these three, and serves every `Fn`, since the stream has one layout at every border.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import fx
-from torch.fx.proxy import GraphAppendingTracer
 
 from dit_cachegraph import ops
 from dit_cachegraph.graph.cut.borders import Borders, SegmentGraph, size_arguments
@@ -33,51 +30,27 @@ class MeasureGraph:
 def measure_graph(
     assignment: Assignment, borders: Borders, probe: StreamNodes, roles: ArgumentRoles
 ) -> MeasureGraph:
-    """The diff of the probe stream, with clock and latents sample beside it.
+    """The diff of the probe stream.
 
-    hidden, hidden_in, previous, timestep, latents
-    -> cat([max(t), sum(t), sum|r-p|..., sum|p|..., some of the latents...])
+    hidden, hidden_in, previous -> [sum|r - p|, sum|p|] of each sample, with r = hidden - hidden_in
     """
     ops.load_kernels()
     arguments = [n for n in assignment.nodes if n.op == "placeholder"]
     entry = probe.at[0]
     assert entry is not None
     hidden = borders.fake(entry)
-    timesteps = [value_of(arguments[i]) for i in roles.timesteps]
-    sampled = _joined([value_of(arguments[i]) for i in roles.sampled_latents])
     latents = value_of(arguments[roles.latents[0]]) if roles.latents else None
-    sizes = size_arguments([hidden, *timesteps, *sampled], assignment)
+    sizes = size_arguments([hidden], assignment)
     batch_dim = batch_dim_of(hidden, latents)
     graph = fx.Graph()
-    tracer = GraphAppendingTracer(graph)
     for node in sizes:
         graph.placeholder(node.name)
-    names = ["hidden", "hidden_in", "previous", *(f"timestep_{i}" for i in range(len(timesteps)))]
-    names += ["latents"] * len(sampled)
-    # While it is traced, a Proxy stands for each tensor.
-    inputs = [cast(torch.Tensor, fx.Proxy(graph.placeholder(name), tracer)) for name in names]
-    observed = ops.measure(
-        inputs[0],
-        inputs[1],
-        inputs[2],
-        inputs[3 : 3 + len(timesteps)],
-        latents=inputs[-1] if sampled else None,
-        batch_dim=batch_dim,
-        is_batched=roles.has_batched_sample(batch_dim),
-    )
-    graph.output((cast(fx.Proxy, observed).node,))
-    module = fx.GraphModule(torch.nn.Module(), graph, class_name="Observe")
-    values = (*(value_of(n) for n in sizes), hidden, hidden, hidden, *timesteps, *sampled)
+    given = [graph.placeholder(name) for name in ("hidden", "hidden_in", "previous")]
+    diff = torch.ops.dit_cachegraph.residual_diff.default
+    graph.output((graph.call_function(diff, (*given, batch_dim)),))
+    module = fx.GraphModule(torch.nn.Module(), graph, class_name="Measure")
+    values = (*(value_of(n) for n in sizes), hidden, hidden, hidden)
     return MeasureGraph(sizes, batch_dim, SegmentGraph(module, values))
-
-
-def _joined(latents: Sequence[object]) -> list[object]:
-    """The latents as their sample is taken of them: several as one flat tensor."""
-    if len(latents) < 2:
-        return list(latents)
-    tensors = [t for t in latents if isinstance(t, torch.Tensor)]
-    with tensors[0].fake_mode, torch.no_grad():  # type: ignore[attr-defined]
-        return [torch.cat([t.reshape(-1) for t in tensors])]
 
 
 def batch_dim_of(stream: object, latents: object) -> int | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.later import Later
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import (
     Companion,
@@ -131,8 +132,10 @@ class BlockLists(Rule):
         return tuple([d for d, i in zip(decisions, self._owners, strict=False) if i == k])
 
     def _seen_by(self, k: int, companion: Companion) -> Companion:
-        memory = self._part_of(k, companion.memory).seen_by(self._rules[k]).memory
-        return companion._replace(memory=memory)
+        def memory() -> object:
+            return self._part_of(k, companion.memory).seen_by(self._rules[k]).memory
+
+        return companion._replace(remembered=Later(memory))
 
 
 def _moved(span: Span, start: int, rule: Rule) -> Span:
