@@ -7,7 +7,7 @@ from torch import Tensor
 
 LATENTS_SAMPLE_SIZE = 256
 MAX_SAMPLED = 65_536  # elements of a sample's stream; smaller ones are taken whole
-MAX_FACTORS = 5  # of one `taylor_apply`
+MAX_FACTORS = 5  # of one `taylor_apply` or `forecast_error`
 _SPREAD = 2654435761  # odd and large: neighbours in a sample are far apart in what it is of
 
 
@@ -117,7 +117,7 @@ def probe_value(hidden: Tensor, hidden_in: Tensor | None, downsample_factor: int
     if downsample_factor > 1:
         hidden = hidden[..., ::downsample_factor]
         hidden_in = None if hidden_in is None else hidden_in[..., ::downsample_factor]
-    return hidden.clone() if hidden_in is None else residual(hidden, hidden_in)
+    return residual(hidden, hidden_in)
 
 
 def noise_level(timestep: Tensor) -> Tensor:
@@ -145,32 +145,60 @@ def filter_noise(value: Tensor, noise: Tensor, grid: Sequence[int], power: float
 
 def forecast(base: Tensor | None, snapshots: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """`base` plus the weighted sum of the snapshots, added in float32; in a storage of its own."""
-    load_kernels()
     weights = list(weights)
+    if base is not None and _is_replay(weights):
+        # The same bytes as a kernel of ours moves, at a fraction of its time on the host.
+        return torch.add(base, snapshots[-1])
     if base is None:
         # The sum needs something to begin with: the last snapshot, whose weight is less by one.
         base = snapshots[-1]
         weights[-1] -= 1.0
-    pairs = [(s, w) for s, w in zip(snapshots, weights, strict=True) if w != 0.0]
+    pairs = _that_count(snapshots, weights)
     # Of several passes none but the last rounds.
-    out = base.float() if len(pairs) > MAX_FACTORS else base
-    for i in range(0, len(pairs), MAX_FACTORS):
-        some, their = zip(*pairs[i : i + MAX_FACTORS], strict=True)
-        out = torch.ops.dit_cachegraph.taylor_apply(out, list(some), 0.0, list(their))
+    out = _in_passes(base.float() if len(pairs) > MAX_FACTORS else base, pairs)
     return out.clone() if out is base else out.to(base.dtype)
 
 
-def residual(hidden: Tensor, hidden_in: Tensor) -> Tensor:
-    """What a region added to a stream, in a storage of its own."""
-    if not hidden.is_cuda:
-        return torch.sub(hidden, hidden_in)
-    kept = torch.empty_like(hidden)
-    torch.ops.dit_cachegraph.residual_store(hidden, hidden_in, kept)
-    return kept
+def _is_replay(weights: Sequence[float]) -> bool:
+    return weights[-1] == 1.0 and not any(weights[:-1])
 
 
-def residual_apply(hidden_in: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The replay of a region, for all its streams: its last computed effect on the fresh input."""
-    if not hidden_in or not hidden_in[0].is_cuda:
-        return [torch.add(x, effect) for x, effect in zip(hidden_in, kept, strict=True)]
-    return torch.ops.dit_cachegraph.residual_apply(hidden_in, kept)
+_Pairs = list[tuple[Tensor, float]]
+
+
+def _that_count(snapshots: Sequence[Tensor], weights: Sequence[float]) -> _Pairs:
+    return [(s, w) for s, w in zip(snapshots, weights, strict=True) if w != 0.0]
+
+
+def _in_passes(base: Tensor, pairs: _Pairs) -> Tensor:
+    """`base` plus all of them, as many at once as a kernel takes."""
+    load_kernels()
+    for i in range(0, len(pairs), MAX_FACTORS):
+        some, their = zip(*pairs[i : i + MAX_FACTORS], strict=True)
+        base = torch.ops.dit_cachegraph.taylor_apply(base, list(some), 0.0, list(their))
+    return base
+
+
+def residual(hidden: Tensor, hidden_in: Tensor | None) -> Tensor:
+    """What a region added to a stream, or all of it where there is nothing that it was added to; in
+    a storage of its own."""
+    return hidden.clone() if hidden_in is None else torch.sub(hidden, hidden_in)
+
+
+def forecast_error(
+    hidden: Tensor,
+    hidden_in: Tensor | None,
+    snapshots: Sequence[Tensor],
+    weights: Sequence[float],
+    batch_dim: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The `residual` of a stream, and what a `forecast` of it by these snapshots missed: per sample
+    `sum|f - hidden|` and `sum|hidden|`, [B, 2] float32. In one pass, and a sum."""
+    load_kernels()
+    pairs = _that_count(snapshots, weights) or [(snapshots[-1], 0.0)]
+    if len(pairs) > MAX_FACTORS:
+        pairs = [(_in_passes(torch.zeros_like(hidden, dtype=torch.float32), pairs), 1.0)]
+    some, their = map(list, zip(*pairs, strict=True))
+    kept: Tensor
+    kept, sums = torch.ops.dit_cachegraph.forecast_error(hidden, hidden_in, some, their, batch_dim)
+    return kept, sums

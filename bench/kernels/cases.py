@@ -12,9 +12,10 @@ OPS = (
     "residual_apply",
     "taylor_update",
     "taylor_apply",
+    "forecast_error",
     "block_diff",
 )
-TAYLOR_OPS = ("taylor_update", "taylor_apply")
+OPS_WITH_ORDER = ("taylor_update", "taylor_apply", "forecast_error")
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 )
@@ -68,6 +69,7 @@ class Case:
         order = self.order or 0
         passes = {"residual_diff": 3, "residual_store": 3, "residual_apply": 3}
         passes |= {"taylor_update": 2 * (order + 1), "taylor_apply": order + 3}
+        passes |= {"forecast_error": order + 4}
         return (passes | {"block_diff": 2 * NUM_BLOCKS})[self.op]
 
     @property
@@ -113,7 +115,7 @@ def cases_of(selection: Selection, models: Mapping[str, Sizes]) -> Iterator[Case
             yield from _of_size(selection, models, model, batch, "bfloat16")
     for dtype in ("float16", "float32"):
         yield from _of_size(selection, models, "flux", 1, dtype)
-    for op in (op for op in TAYLOR_OPS if op in selection.ops):
+    for op in (op for op in OPS_WITH_ORDER if op in selection.ops):
         for order in (0, 1, 3, 4):
             yield Case(op, "flux", models["flux"], 1, "bfloat16", order)
 
@@ -122,6 +124,6 @@ def _of_size(
     selection: Selection, models: Mapping[str, Sizes], model: str, batch: int, dtype: str
 ) -> Iterator[Case]:
     for op in selection.ops:
-        orders = (selection.orders or (2,)) if op in TAYLOR_OPS else (None,)
+        orders = (selection.orders or (2,)) if op in OPS_WITH_ORDER else (None,)
         for order in orders:
             yield Case(op, model, models[model], batch, dtype, order)

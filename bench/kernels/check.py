@@ -41,11 +41,13 @@ def _writes(case: Case) -> bool:
 
 
 def _is_sum(case: Case) -> bool:
-    return case.op in ("residual_diff", "block_diff")
+    return case.op in ("residual_diff", "forecast_error", "block_diff")
 
 
 def _limit(case: Case) -> float:
-    return MAX_SUM_ERROR if _is_sum(case) else torch.finfo(DTYPES[case.dtype]).eps
+    """What is summed of a forecast was rounded to its dtype before."""
+    is_rounded = case.op == "forecast_error" or not _is_sum(case)
+    return torch.finfo(DTYPES[case.dtype]).eps if is_rounded else MAX_SUM_ERROR
 
 
 def _error(case: Case, name: str, result: Result, inputs: Inputs) -> float:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from bench.kernels.cases import DTYPES, NUM_BLOCKS, Case
+from bench.kernels.cases import DTYPES, NUM_BLOCKS, OPS_WITH_ORDER, Case
 
 OP, EAGER, COMPILED, CACHE_DIT = "op", "eager", "compiled", "cache-dit"
 FORMS = (OP, EAGER, COMPILED, CACHE_DIT)
@@ -26,8 +26,8 @@ Form = Callable[..., Result]
 
 def num_inputs(case: Case) -> int:
     """How many tensors a call takes."""
-    if case.op in ("taylor_update", "taylor_apply"):
-        return (case.order or 0) + 2
+    if case.op in OPS_WITH_ORDER:
+        return (case.order or 0) + (3 if case.op == "forecast_error" else 2)
     return {"residual_apply": 2, "block_diff": 2 * NUM_BLOCKS}.get(case.op, 3)
 
 
@@ -81,6 +81,12 @@ def _op_taylor_apply(hidden_in: Tensor, *factors: Tensor) -> Tensor:
     return out
 
 
+def _op_forecast_error(hidden: Tensor, hidden_in: Tensor, *factors: Tensor) -> Inputs:
+    coefficients = _powers(len(factors))
+    kept, sums = torch.ops.dit_cachegraph.forecast_error(hidden, hidden_in, factors, coefficients)
+    return sums, kept
+
+
 def _op_block_diff(*blocks: Tensor) -> Tensor:
     inputs, cached = blocks[:NUM_BLOCKS], blocks[NUM_BLOCKS:]
     out: Tensor = torch.ops.dit_cachegraph.block_diff(inputs, cached)
@@ -122,9 +128,18 @@ def _taylor_update(value: Tensor, *factors: Tensor) -> Inputs:
 
 def _taylor_apply(hidden_in: Tensor, *factors: Tensor) -> Tensor:
     out = hidden_in
-    for i, factor in enumerate(factors):
-        out = out + factor * (STEPS_AHEAD**i / math.factorial(i))
+    for factor, power in zip(factors, _powers(len(factors)), strict=True):
+        out = out + factor * power
     return out
+
+
+def _powers(num: int) -> list[float]:
+    return [STEPS_AHEAD**i / math.factorial(i) for i in range(num)]
+
+
+def _forecast_error(hidden: Tensor, hidden_in: Tensor, *factors: Tensor) -> Inputs:
+    forecast = _taylor_apply(wide(hidden_in), *map(wide, factors)).to(hidden.dtype)
+    return _sums(wide(forecast), wide(hidden)), hidden - hidden_in
 
 
 def _block_diff(*blocks: Tensor) -> Tensor:
@@ -143,6 +158,7 @@ _OPS: Mapping[str, Form] = MappingProxyType(
         "residual_apply": _op_residual_apply,
         "taylor_update": _op_taylor_update,
         "taylor_apply": _op_taylor_apply,
+        "forecast_error": _op_forecast_error,
         "block_diff": _op_block_diff,
     }
 )
@@ -153,6 +169,7 @@ _FORMULAS: Mapping[str, Form] = MappingProxyType(
         "residual_apply": _residual_apply,
         "taylor_update": _taylor_update,
         "taylor_apply": _taylor_apply,
+        "forecast_error": _forecast_error,
         "block_diff": _block_diff,
     }
 )

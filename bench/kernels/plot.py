@@ -19,9 +19,11 @@ def plot(results: Sequence[CaseResult], title: str, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(2, 3, figsize=(14, 8), sharex=True, sharey=True)
+    figure, axes = plt.subplots(2, 4, figsize=(18, 8), sharex=True, sharey=True)
     roof = sorted((r.case.nbytes, r.bandwidth(COPY) / 1e9) for r in results)
-    for op, axis in zip(OPS, axes.flat, strict=True):
+    for axis in axes.flat[len(OPS) :]:
+        axis.set_visible(False)
+    for op, axis in zip(OPS, axes.flat, strict=False):
         axis.plot(*zip(*roof, strict=True), color="0.6", label="device copy, same bytes")
         for form, marker in _STYLES:
             own = [r for r in results if r.case.op == op and form in r.seconds]

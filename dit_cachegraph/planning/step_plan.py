@@ -55,7 +55,10 @@ def make_plan(settings: Settings, trunk: Trunk, roles: ArgumentRoles) -> StepPla
         raise InvalidConfig(NO_OUTPUT)
     rule = settings.rule.on_trunk(trunk.list_sizes)
     predictors = [rule.predictor_of(i) or settings.predictor for i in range(len(used))]
-    pairs = zip(used, predictors, strict=True)
+    # Of a probe that nobody reads nothing is kept.
+    compares = Need.DIFF in rule.needs
+    compared = used if compares else [span._replace(probe=None) for span in used]
+    pairs = zip(compared, predictors, strict=True)
     regions = tuple([plan_region(trunk, roles, span, predictor) for span, predictor in pairs])
     return StepPlan(settings, rule, used, regions, stages_of(regions, trunk.num_blocks))
 

@@ -155,16 +155,17 @@ class CachedModel:
         bases = replay.bases_of(values, region)
         yield stage.start, stage.stop
         if done.cached is not None and step.plan.settings.observes_error:
-            estimated = replay.estimates(region, done.cached, bases, number)
-            done.error_sums = replay.error_sums(values, region, estimated, batch_dim)
+            snapshots, done.error_sums = replay.judged_snapshots(
+                values, region, done.cached, bases, number, batch_dim
+            )
+        else:
+            snapshots = replay.snapshots_of(values, region, bases)
         if step.plan.settings.common.dry_run is not None:
             probe = None if done.probe is None else sampled(done.probe, batch_dim)
             recorded = record(values, region, bases, batch_dim)
             done.recorded = recorded._replace(probe=probe, noise=step.noise)
         assert step.injected is not None
-        held = replay.joined(
-            region, done.cached, replay.snapshots_of(values, region, bases), number
-        )
+        held = replay.joined(region, done.cached, snapshots, number)
         done.cached = held._replace(probe=done.probe, injected=step.injected.of(region))
 
 

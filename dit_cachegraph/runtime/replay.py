@@ -6,7 +6,7 @@ hit        out = live_in + sum of weighted snapshots
 What is no sum with its live-in (`Effect.is_whole`) is kept, and estimated, as it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,8 +36,31 @@ def _base_of(values: Values, effect: Effect) -> Tensor | None:
 def snapshots_of(values: Values, region: Region, bases: Bases) -> tuple[Tensor, ...]:
     """What a region that has computed did to each stream, each in a storage of its own."""
     outs = [tensor_at(values, effect.live_out) for effect in region.effects]
-    pairs = zip(outs, bases, strict=True)
-    return tuple([out.clone() if b is None else ops.residual(out, b) for out, b in pairs])
+    return tuple([ops.residual(out, base) for out, base in zip(outs, bases, strict=True)])
+
+
+def judged_snapshots(
+    values: Values,
+    region: Region,
+    kept: CachedRegion,
+    bases: Bases,
+    step: int,
+    batch_dim: int | None,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The same, and what estimates by what is `kept` would have missed of them, over all streams:
+    per sample `sum|estimate - out|` and `sum|out|`, [B, 2]."""
+    found, total = [], None
+    for effect, base, before in zip(region.effects, bases, kept.snapshots, strict=True):
+        out = tensor_at(values, effect.live_out)
+        if not out.is_floating_point():
+            found.append(ops.residual(out, base))
+            continue
+        known, weights = _weighted(effect, before, region.predictor, kept.steps, step)
+        dim = batch_dim if effect.is_hidden else None
+        snapshot, sums = ops.forecast_error(out, base, known, weights, dim)
+        found.append(snapshot)
+        total = sums if total is None else total + sums
+    return tuple(found), torch.zeros(1, 2) if total is None else total
 
 
 def joined(
@@ -59,51 +82,30 @@ def _is_forecast(effect: Effect, value: Tensor, predictor: Predictor) -> bool:
     return value.is_floating_point() and (effect.is_hidden or predictor.enable_encoder_calibrator)
 
 
-def estimates(region: Region, kept: CachedRegion, bases: Bases, step: int) -> Sequence[Tensor]:
+def estimates(region: Region, kept: CachedRegion, bases: Bases, step: int) -> Iterator[Tensor]:
     """The values that leave a region that is skipped at `step`, each in a storage of its own."""
-    weights = region.predictor.weights(kept.steps, step)
-    if not _is_replay(weights):
-        return list(_forecasts(region, kept, bases, step))
-    pairs = [(base, s[-1]) for base, s in zip(bases, kept.snapshots, strict=True)]
-    moved = [(base, last) for base, last in pairs if base is not None]
-    # All of them in one launch.
-    applied = iter(ops.residual_apply([base for base, _ in moved], [last for _, last in moved]))
-    return [last.clone() if base is None else next(applied) for base, last in pairs]
+    for effect, base, before in zip(region.effects, bases, kept.snapshots, strict=True):
+        known, weights = _weighted(effect, before, region.predictor, kept.steps, step)
+        is_made = known[-1] is not before[-1]
+        yield known[-1] if is_made and base is None else ops.forecast(base, known, weights)
 
 
-def _forecasts(region: Region, kept: CachedRegion, bases: Bases, step: int) -> Iterator[Tensor]:
-    predictor, steps = region.predictor, kept.steps
-    for effect, base, snapshots in zip(region.effects, bases, kept.snapshots, strict=True):
-        if _is_forecast(effect, snapshots[-1], predictor):
-            done = predictor.estimate(snapshots, steps, step)
-        else:
-            done = snapshots[-1].clone() if base is None else snapshots[-1]
-        if done is None:
-            yield ops.forecast(base, snapshots, predictor.weights(steps, step))
-        else:
-            yield done if base is None else torch.add(base, done)
+def _weighted(
+    effect: Effect,
+    snapshots: Sequence[Tensor],
+    predictor: Predictor,
+    steps: Sequence[int],
+    step: int,
+) -> tuple[Sequence[Tensor], Sequence[float]]:
+    """What the estimate at `step` of an effect is a sum of. What the predictor has made itself is
+    all of it."""
+    if not _is_forecast(effect, snapshots[-1], predictor):
+        return snapshots[-1:], (1.0,)
+    made = predictor.estimate(snapshots, steps, step)
+    return (snapshots, predictor.weights(steps, step)) if made is None else ((made,), (1.0,))
 
 
-def _is_replay(weights: Sequence[float]) -> bool:
-    return weights[-1] == 1.0 and not any(weights[:-1])
-
-
-def error_sums(
-    values: Values, region: Region, estimated: Sequence[Tensor], batch_dim: int | None
-) -> Tensor:
-    """What estimates missed of a region that has computed, over all its streams: per sample
-    `sum|estimate - out|` and `sum|out|`, [B, 2]."""
-    total = None
-    for effect, estimate in zip(region.effects, estimated, strict=True):
-        out = tensor_at(values, effect.live_out)
-        if not out.is_floating_point():
-            continue
-        sums = ops.distance(estimate, out, batch_dim if effect.is_hidden else None)
-        total = sums if total is None else total + sums
-    return torch.zeros(1, 2) if total is None else total
-
-
-def put(values: Values, region: Region, estimated: Sequence[Tensor]) -> None:
+def put(values: Values, region: Region, estimated: Iterable[Tensor]) -> None:
     """Take the place of the region: its values, and none of those that die in it."""
     for effect, value in zip(region.effects, estimated, strict=True):
         values[effect.live_out] = value

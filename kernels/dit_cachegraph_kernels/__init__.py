@@ -10,6 +10,7 @@ from dit_cachegraph_kernels._register import register
 from dit_cachegraph_kernels._source_key import source_key
 from dit_cachegraph_kernels._triton import HAS_TRITON
 from dit_cachegraph_kernels.block_diff import block_diff
+from dit_cachegraph_kernels.forecast_error import forecast_error
 from dit_cachegraph_kernels.residual_apply import residual_apply
 from dit_cachegraph_kernels.residual_diff import residual_diff
 from dit_cachegraph_kernels.residual_store import residual_store
@@ -21,6 +22,7 @@ __all__ = [
     "KernelError",
     "PlainKernelsWarning",
     "block_diff",
+    "forecast_error",
     "residual_apply",
     "residual_diff",
     "residual_store",
@@ -34,4 +36,5 @@ register(residual_store, mutates_args=("out",))
 register(residual_apply)
 register(taylor_update, mutates_args=("factors",))
 register(taylor_apply)
+register(forecast_error)
 register(block_diff)

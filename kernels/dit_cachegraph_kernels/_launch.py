@@ -26,6 +26,9 @@ TILES_PER_CHUNK = 4
 MAX_BLOCK_COLS = 1024
 
 _LAUNCH_ERRORS = (TritonError, RuntimeError, OSError, subprocess.CalledProcessError)
+# How Triton's driver begins what CUDA said, and what that is about where the binary doesn't fit.
+_CUDA_SAID = "Triton Error [CUDA]"
+_OF_THE_BINARY = ("kernel image", "PTX", "device function")
 
 
 class KernelError(RuntimeError):
@@ -63,9 +66,10 @@ def uses_triton(tensor: Tensor) -> bool:
 
 @contextmanager
 def launching(op: str, tensor: Tensor) -> Iterator[None]:
-    """Launch on the tensor's device, and turn what goes wrong into a `KernelError`.
+    """Launch on the tensor's device, and turn what is wrong with the kernel into a `KernelError`.
 
-    While an op is traced nothing is launched, and the tracer's own errors pass.
+    A device that is out of memory, or broken, says so itself. While an op is traced nothing is
+    launched, and the tracer's own errors pass.
     """
     if not is_real(tensor):
         yield
@@ -74,12 +78,21 @@ def launching(op: str, tensor: Tensor) -> Iterator[None]:
         with torch.cuda.device_of(tensor):
             yield
     except _LAUNCH_ERRORS as error:
+        if _is_of_the_device(error):
+            raise
         raise KernelError(
             f"the Triton kernel of dit_cachegraph::{op} did not compile or launch on "
             f"{_device_name(tensor)} with torch {torch.__version__}: "
             f"{type(error).__name__}: {error}. Install the triton that this torch asks for, or set "
             f"the environment variable {SWITCH}=plain before Python starts to run without kernels."
         ) from error
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+        return True
+    said = str(error)
+    return said.startswith(_CUDA_SAID) and not any(word in said for word in _OF_THE_BINARY)
 
 
 def _device_name(tensor: Tensor) -> str:

@@ -17,6 +17,13 @@ def block_range(block: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
     return block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
 
 
+@jit
+def as_float32(number: tl.tensor) -> tl.tensor:
+    """A number of the host. In a compiled graph it comes as float64, and would take all that it
+    meets along."""
+    return tl.cast(number, tl.float32)
+
+
 # fmt: off
 @jit
 def tile_offsets(

@@ -140,6 +140,21 @@ def coefficients_of(order: int, k: float, coefficients: Sequence[float] | None) 
     return [k**i / math.factorial(i) for i in range(order + 1)]
 
 
+def forecast_error(
+    hidden: Tensor,
+    hidden_in: Tensor | None,
+    factors: Sequence[Tensor],
+    coefficients: Sequence[float],
+    batch_dim: int | None = 0,
+) -> tuple[Tensor, Tensor]:
+    forecast = torch.zeros_like(hidden) if hidden_in is None else hidden_in
+    residual = _laid_out_like(hidden, hidden.float() - forecast.float())
+    out = forecast.float()
+    for factor, c in zip(factors, coefficients, strict=True):
+        out = out + factor.float() * c
+    return residual, _block_sums(out.to(hidden.dtype), hidden, batch_dim)
+
+
 def block_diff(
     inputs: Sequence[Tensor], cached: Sequence[Tensor], batch_dim: int | None = 0
 ) -> Tensor:

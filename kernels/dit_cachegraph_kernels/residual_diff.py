@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_cachegraph_kernels import reference
 from dit_cachegraph_kernels._launch import chunks_of, launching, uses_triton
 from dit_cachegraph_kernels._layout import as_samples, check_alike, layout_of, thinned
-from dit_cachegraph_kernels._tiles import block_range, load_tile, sum_partials
+from dit_cachegraph_kernels._tiles import as_float32, block_range, load_tile, sum_partials
 from dit_cachegraph_kernels._triton import jit, tl, wrap_triton
 
 
@@ -148,5 +148,6 @@ def _residual_diff_kernel(
 @jit
 def is_important(moved: tl.tensor, size: tl.tensor, threshold: tl.tensor) -> tl.tensor:
     """Tokens that moved by more than `threshold` of their size, and those that aren't finite."""
-    within = (moved <= threshold * size) & (moved < float("inf")) & (size < float("inf"))
+    within = moved <= as_float32(threshold) * size
+    within &= (moved < float("inf")) & (size < float("inf"))
     return within == 0

@@ -16,7 +16,7 @@ from dit_cachegraph_kernels._launch import (
     uses_triton,
 )
 from dit_cachegraph_kernels._layout import check_alike, layout_of
-from dit_cachegraph_kernels._tiles import block_range, load_tile, store_tile
+from dit_cachegraph_kernels._tiles import as_float32, block_range, load_tile, store_tile
 from dit_cachegraph_kernels._triton import jit, tl, wrap_triton
 
 
@@ -96,7 +96,7 @@ def _update_factor(
     following = new
     if not IS_LAST:
         old = load_tile(d_ptr, outer, inner, col, rows, cols, num_inner, is_inside)
-        following = (new - old) * scale
+        following = (new - old) * as_float32(scale)
     store_tile(new, d_ptr, outer, inner, col, rows, cols, num_inner, is_inside)
     return following
 

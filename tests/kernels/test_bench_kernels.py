@@ -10,7 +10,16 @@ from support.kernel_cases import ROOT, in_main_process
 sys.path.insert(0, str(ROOT))
 
 from bench.kernels import __main__ as kernels
-from bench.kernels.cases import MODELS, OPS, SMALLER_MODELS, Case, Selection, Sizes, cases_of
+from bench.kernels.cases import (
+    MODELS,
+    OPS,
+    OPS_WITH_ORDER,
+    SMALLER_MODELS,
+    Case,
+    Selection,
+    Sizes,
+    cases_of,
+)
 from bench.kernels.check import errors_of
 from bench.kernels.device import device_of
 from bench.kernels.forms import CACHE_DIT, EAGER, OP, forms_of, formula_of, make_inputs
@@ -37,6 +46,8 @@ def case_of(op, dtype="float32", order=None):
         ("taylor_update", 4, 10),
         ("taylor_apply", 0, 3),
         ("taylor_apply", 4, 7),
+        ("forecast_error", 0, 4),
+        ("forecast_error", 1, 5),
         ("block_diff", None, 8),
     ],
 )
@@ -47,7 +58,7 @@ def test_bytes_are_those_of_one_pass(op, order, num_passes):
 
 def test_by_default_each_model_batch_dtype_and_order_is_there_once():
     cases = list(cases_of(Selection(), MODELS))
-    assert len(set(cases)) == len(cases) == 6 * (5 + 4 + 2) + 2 * 4
+    assert len(set(cases)) == len(cases) == 7 * (5 + 4 + 2) + 3 * 4
     assert {case.op for case in cases} == set(OPS)
     assert {case.model for case in cases} == set(MODELS)
     assert {case.batch for case in cases} == {1, 2, 8}
@@ -96,7 +107,7 @@ def test_bad_arguments_are_refused(arguments, capsys):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @torch.no_grad()
 def test_each_form_gives_what_the_formula_says(op, dtype):
-    case = case_of(op, dtype, 2 if op.startswith("taylor") else None)
+    case = case_of(op, dtype, 2 if op in OPS_WITH_ORDER else None)
     forms = forms_of(case, CPU, inner="eager")
     errors = errors_of(case, forms, make_inputs(case, CPU, seed=0))
     assert set(errors) == set(forms) >= {"op", "eager", "compiled"}
@@ -106,7 +117,7 @@ def test_each_form_gives_what_the_formula_says(op, dtype):
 @pytest.mark.parametrize("op", OPS)
 @torch.no_grad()
 def test_a_wrong_form_is_refused(op):
-    case = case_of(op, order=2 if op.startswith("taylor") else None)
+    case = case_of(op, order=2 if op in OPS_WITH_ORDER else None)
 
     def wrong(*given):
         result = formula_of(case)(*given)

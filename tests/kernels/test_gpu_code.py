@@ -65,9 +65,9 @@ def launches_of(op, *arguments):
     return launches
 
 
-def compile_for_gpu(launch, capability):
+def compile_for_gpu(launch, capability, type_of_floats="fp32"):
     """PTX, with the specialisation that Triton gives such arguments: 1 is a constant, and what 16
-    divides is known to be so."""
+    divides is known to be so. Of floats it makes float32, and Inductor float64."""
     # Triton may not be installed.
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
     from triton.compiler import ASTSource, compile  # noqa: PLC0415
@@ -81,7 +81,7 @@ def compile_for_gpu(launch, capability):
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]
         elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
+            signature[parameter.name] = type_of_floats
         else:
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
@@ -112,6 +112,9 @@ def cases(shape):
     pairs = zip(streams(shape, 2), streams(text, 2), strict=True)
     yield "apply", "residual_apply", tuple(map(list, pairs)), 2 * 4, 2 * 2
     for order in (0, 1, 4):
+        x, entry, *factors = streams(shape, order + 3)
+        error = (x, entry, factors, [2.0] * (order + 1), 0)
+        yield f"error {order}", "forecast_error", error, 2 * (order + 3), 2
         x, *factors = streams(shape, order + 2)
         yield f"update {order}", "taylor_update", (x, factors, 2.0, None), order + 1, order + 1
         yield f"apply {order}", "taylor_apply", (x, factors, 2.0, None), order + 2, 1
@@ -138,6 +141,15 @@ def test_nothing_is_added_up_by_atomics_or_spilled():
                 assert not [kind for kind in used if "global" not in kind], name
 
 
+def test_a_float_of_the_host_takes_nothing_to_float64():
+    with FakeTensorMode():
+        for name, op, arguments, *_ in cases(FLUX):
+            first, *_ = launches_of(op, *arguments)
+            ptx = compile_for_gpu(first, 90, type_of_floats="fp64")
+            used = set(re.findall(r"^\s*(?:@\S+ )?(\w+\S*f64\S*)", ptx, re.MULTILINE))
+            assert used <= {"cvt.rn.f32.f64"}, name
+
+
 class Sm90:
     """Says which GPU to compile for, in place of a driver that would look for one."""
 
@@ -156,6 +168,7 @@ def check_written_tensors():
         "residual_store": {"out_ptr"},
         "residual_apply": {"out_ptr_0", "out_ptr_1"},
         "taylor_apply": {"out_ptr"},
+        "forecast_error": {"out_ptr", "partials_ptr"},
     }
     with FakeTensorMode():
         for name, op, arguments, *_ in cases(FLUX):

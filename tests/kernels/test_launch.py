@@ -9,7 +9,7 @@ import torch
 from torch._library.triton import get_triton_kernels_for_op
 
 from dit_cachegraph_kernels import KernelError, residual_apply, residual_diff, residual_store
-from dit_cachegraph_kernels._launch import block_sizes, chunks_of, tiles_of
+from dit_cachegraph_kernels._launch import block_sizes, chunks_of, launching, tiles_of
 from dit_cachegraph_kernels._layout import layout_of
 from dit_cachegraph_kernels.residual_store import launch_residual_store
 from support.kernel_cases import OPS, ROOT, fresh, in_main_process, needs_triton
@@ -80,6 +80,37 @@ def test_a_kernel_that_cannot_be_launched_is_an_error_with_a_remedy():
     assert torch.equal(given[2], fresh(2, 3, seed=2))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=str,
+)
+def test_what_the_device_says_passes_as_it_is(error):
+    with pytest.raises(type(error)) as caught, launching("residual_diff", fresh(2)):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("PassManager::run failed"),
+        RuntimeError("Triton Error [CUDA]: device kernel image is invalid"),
+        OSError("no ptxas"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_a_kernel_is_told_with_a_remedy(error):
+    said = "residual_diff did not.*=plain"
+    with pytest.raises(KernelError, match=said) as caught, launching("residual_diff", fresh(2)):
+        raise error
+    assert caught.value.__cause__ is error
+
+
 @needs_triton
 def test_what_is_cached_is_told_apart_by_the_kernels_of_an_op():
     kernels = {
@@ -88,6 +119,7 @@ def test_what_is_cached_is_told_apart_by_the_kernels_of_an_op():
         "residual_apply": {"_residual_apply_kernel"},
         "taylor_update": {"_taylor_update_kernel"},
         "taylor_apply": {"_taylor_apply_kernel"},
+        "forecast_error": {"_forecast_error_kernel", "_sum_partials_kernel"},
     }
     for op, wanted in kernels.items():
         found = get_triton_kernels_for_op(f"dit_cachegraph::{op}")

@@ -1,22 +1,20 @@
 """The rules of the field on compiled models: every decision is what the source says of the true
 values, one graph serves all of them, and a step reads from the device what it must."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from oracles import rules as rule_oracles
 from oracles.signals import run_eagerly
 from support.image_runs import image_of
+from support.reads import num_reads
 from support.running import compile_cached, relative_error, run_all
 from support.tiny_models import DIT, FLUX, SD3, WAN
 
@@ -148,36 +146,16 @@ def test_the_signal_at_other_sizes_of_one_dynamic_graph(tiny):
         assert hits == rule_oracles.teacache(signals, threshold)
 
 
-READING = ("tolist", "item", "__bool__", "__float__", "__int__")
-
-
-@contextmanager
-def counted_reads() -> Iterator[list[str]]:
-    """Calls that hand a tensor's numbers to the host, and so wait for its device."""
-    seen: list[str] = []
-
-    def note(frame: object, event: str, function: object) -> None:
-        is_method = event == "c_call" and isinstance(getattr(function, "__self__", None), Tensor)
-        if is_method and function.__name__ in READING:
-            seen.append(function.__name__)
-
-    sys.setprofile(note)
-    try:
-        yield seen
-    finally:
-        sys.setprofile(None)
-
-
-def reads_of(case: Case, key: str | None, **options: object) -> tuple[list[int], set[bool]]:
+def reads_of(
+    case: Case, key: str | None, host_copies: list[int], **options: object
+) -> tuple[list[int], set[bool]]:
     """How often each step of an image reads, and what its steps decided."""
     dc.reset(case.compiled)
     dc.configure(case.compiled, **options, num_inference_steps=NUM_STEPS)
     counts, hits = [], set()
-    with nullcontext() if key is None else dc.request(key), torch.no_grad():
+    with nullcontext() if key is None else dc.request(key):
         for kwargs in case.image:
-            with counted_reads() as seen:
-                case.compiled(**kwargs)
-            counts.append(len(seen))
+            counts.append(num_reads(case.compiled, kwargs, host_copies))
             hits.add(dc.summary(case.compiled).steps[-1].hit)
     return counts, hits
 
@@ -197,14 +175,18 @@ READS = [
 ]
 
 
-def test_reads_from_the_device_at_each_step():
+def test_reads_from_the_device_at_each_step(host_copies):
     """None within a named request for a schedule, else one; the guard's costs another."""
     case = Case()
     with torch.no_grad():
         case.compiled(**case.image[0])
     for key, options, counts in READS:
-        assert reads_of(case, key, **options) == (counts or [1] * NUM_STEPS, {True, False})
-    counts, _ = reads_of(case, "f", rule="even", every=2, max_warmup_steps=1, observe_error=True)
+        assert reads_of(case, key, host_copies, **options) == (
+            counts or [1] * NUM_STEPS,
+            {True, False},
+        )
+    even = {"rule": "even", "every": 2, "max_warmup_steps": 1, "observe_error": True}
+    counts, _ = reads_of(case, "f", host_copies, **even)
     assert counts == [0, 0, 1, 0, 1, 0, 1, 0, 1, 0]
 
 

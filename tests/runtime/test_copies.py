@@ -5,28 +5,12 @@ import pytest
 
 import dit_cachegraph as dc
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES
+from support.every_rule import NUM_STEPS, ONE_REGION, PRUNED, SCHEDULES
 from support.image_runs import image_of
 from support.running import compile_cached, run_step
 from support.tiny_models import FLUX
 
-DEPTH, NUM_STEPS = 4, 9
-SCHEDULES = {
-    "even": {"every": 2},
-    "fixed": {"compute_mask": [1, 1, 1, 1, 1, 0, 0, 1, 0]},
-    "magcache": {"mag_ratios": [1.0] * NUM_STEPS, "retention_ratio": 0.5},
-    "dbcache": {
-        "steps_computation_mask": [1, 1, 1, 1, 1, 0, 0, 1, 0],
-        "steps_computation_policy": "static",
-    },
-}
-ONE_REGION = {
-    "dbcache": {"max_warmup_steps": 5, "residual_diff_threshold": 0.9},
-    "easycache": {"easycache_threshold": 9.0},
-    "teacache": {"teacache_coefficients": [1.0, 0.0], "teacache_threshold": 9.0},
-    "seacache": {"seacache_threshold": 9.0, "seacache_grid": [3, 3], "max_warmup_steps": 5},
-    "error_control": {"error_tolerance": 5.0},
-}
-PRUNED = {"dbprune": {"max_warmup_steps": 5, "residual_diff_threshold": 0.9}}
+DEPTH = 4
 
 
 def copies_of(compiled, image, host_copies, **settings) -> tuple[list[int], list[bool]]:

@@ -21,9 +21,9 @@ MASK = [1, 1, 1, *[0, 1] * NUM_STEPS]
 # By name: settings, whether in a request by name, and (kernels, waits, streams) of a hit and of a
 # computed step.
 MODES = {
-    "default": (DEFAULT, False, (2, 1, 4), (5, 1, 9)),
+    "default": (DEFAULT, False, (2, 1, 4), (3, 1, 5)),
     "default, named, so many steps": (
-        {**DEFAULT, "num_inference_steps": NUM_STEPS}, True, (1, 0, 4), (4, 0, 9),
+        {**DEFAULT, "num_inference_steps": NUM_STEPS}, True, (1, 0, 4), (2, 0, 5),
     ),
     "dbcache, replay": ({**ALTERNATING, "predictor": "replay"}, False, (4, 1, 6), (5, 1, 9)),
     "dbcache, order 1": (
@@ -34,7 +34,7 @@ MODES = {
             **ALTERNATING, "steps_computation_mask": MASK, "predictor": "replay",
             "steps_computation_policy": "static",
         },
-        True, (1, 0, 3), (2, 0, 6),
+        True, (1, 0, 3), (1, 0, 3),
     ),
 }  # fmt: skip
 

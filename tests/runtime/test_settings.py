@@ -10,6 +10,7 @@ import dit_cachegraph as dc
 from dit_cachegraph.policy.rules.dbcache import DBCache
 from oracles.dbcache import EagerOracle
 from runtime.test_against_oracle import all_defaults, random_settings
+from support.reads import num_reads
 from support.running import compile_cached, relative_error, run_all, run_step
 from support.tiny_models import FLUX, WAN, trajectory
 
@@ -127,39 +128,35 @@ def test_the_default_of_Fn_is_at_most_a_quarter(num_blocks, expected):  # noqa: 
     assert (span.start, span.stop) == (expected, num_blocks)
 
 
-def test_how_often_a_step_reads_from_the_device(monkeypatch):
+def test_how_often_a_step_reads_from_the_device(host_copies):
     """Timestep, diff and latents in one copy; none at all for a schedule inside a named request."""
     model = FLUX.build(5)
     compiled = compile_cached(model, Fn_compute_blocks=1, max_warmup_steps=1)
     steps = steps_of(FLUX, model, 4)
-    assert [num_reads(compiled, step, monkeypatch) for step in steps[:3]] == [1, 1, 1]
+    assert [num_reads(compiled, step, host_copies) for step in steps[:3]] == [1, 1, 1]
     dc.configure(compiled, steps_computation_mask=[1, 0, 0, 0], steps_computation_policy="static")
-    assert num_reads(compiled, steps[3], monkeypatch) == 1  # the timestep: is it a new image?
+    assert num_reads(compiled, steps[3], host_copies) == 1  # the timestep: is it a new image?
     with dc.request("a"):
-        assert num_reads(compiled, steps[0], monkeypatch) == 0
-        assert num_reads(compiled, steps[1], monkeypatch) == 0
+        assert num_reads(compiled, steps[0], host_copies) == 0
+        assert num_reads(compiled, steps[1], host_copies) == 0
         assert [s.hit for s in dc.summary(model).steps[-2:]] == [False, True]
 
 
-def num_reads(compiled, kwargs, monkeypatch) -> int:
-    """How often a step hands numbers from a tensor to Python; what was copied once is read for
-    nothing."""
-    copied: list[int] = []
-    reads = []
-    with monkeypatch.context() as patch:
-        for name in ("tolist", "item", "__bool__", "__float__", "cpu", "numpy"):
-            original = getattr(torch.Tensor, name)
-
-            def counted(self, *args, original=original, name=name):
-                if self.untyped_storage().data_ptr() not in copied:
-                    reads.append(name)
-                copied.append(self.untyped_storage().data_ptr())
-                return original(self, *args)
-
-            patch.setattr(torch.Tensor, name, counted)
-        with torch.no_grad():
-            compiled(**kwargs)
-    return len(reads)
+def test_a_static_mask_goes_on_with_what_a_threshold_kept_and_not_the_other_way():
+    """Of a probe that nobody reads nothing is kept."""
+    model = FLUX.build(5)
+    compiled = compile_cached(model, Fn_compute_blocks=1, max_warmup_steps=0)
+    static = {"steps_computation_policy": "static"}
+    plan = [
+        ({"residual_diff_threshold": 1.0}, "new image"),
+        ({"steps_computation_mask": [1, 0, 1, 0, 0, 0], **static}, "hit mask"),
+        ({}, "mask"),
+        ({"steps_computation_mask": None}, "nothing kept to compare with"),
+        ({}, "hit, threshold >= 1"),
+    ]
+    for (options, reason), kwargs in zip(plan, steps_of(FLUX, model, 5), strict=True):
+        dc.configure(compiled, **options)
+        assert run_step(compiled, kwargs).reason == reason
 
 
 def test_swapped_and_edited_weights_take_effect_at_the_next_computed_block():

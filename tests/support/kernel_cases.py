@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dit_cachegraph_kernels.block_diff import launch_block_diff
+from dit_cachegraph_kernels.forecast_error import launch_forecast_error
 from dit_cachegraph_kernels.residual_apply import launch_residual_apply
 from dit_cachegraph_kernels.residual_diff import launch_residual_diff
 from dit_cachegraph_kernels.residual_store import launch_residual_store
@@ -28,6 +29,7 @@ LAUNCHERS = {
     "residual_apply": launch_residual_apply,
     "taylor_update": launch_taylor_update,
     "taylor_apply": launch_taylor_apply,
+    "forecast_error": launch_forecast_error,
     "block_diff": launch_block_diff,
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -19,7 +19,7 @@ from dit_cachegraph import ops
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.runtime.driver import CachedModel
 
-KERNELS_OF_OURS = {"residual_diff": 2, "block_diff": 2}
+KERNELS_OF_OURS = {"residual_diff": 2, "block_diff": 2, "forecast_error": 2}
 KERNELS_OF_MEASURE = 2  # Partial sums, and their sum.
 MAKE_NOTHING = ("_unsafe_view",)
 
