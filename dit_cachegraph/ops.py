@@ -22,16 +22,29 @@ def latents_sample(
 ) -> Tensor:
     """`LATENTS_SAMPLE_SIZE` elements from all over the latents, or from all over each sample of a
     batch `[B, ...]`, flat: enough to tell whether two calls are steps of one image. `places` are
-    what `spread_over` gives for their number, if that is known."""
+    `sample_places` of each, if these are known."""
     rows = latents.reshape(latents.shape[0] if is_batched else 1, -1)
     if places is None:
-        places = spread_over(rows.shape[1], LATENTS_SAMPLE_SIZE, latents.device)
+        places = sample_places(rows.shape[1], latents.device)
     return rows.index_select(1, places).reshape(-1)
+
+
+def clock(timestep: Tensor) -> tuple[float, float]:
+    """(max, sum) over all elements of a timestep on the host, in float32. Both, because a timestep
+    per token may begin with zeros for ever (the frame that image-to-video keeps)."""
+    flat = timestep.float().reshape(-1)
+    return flat.amax().item(), flat.sum().item()
 
 
 def spread_over(length: int, count: int, device: torch.device) -> Tensor:
     """`count` indices from all over a row of `length`, the same each time."""
     return torch.arange(count, device=device) * _SPREAD % length
+
+
+def sample_places(length: int, device: torch.device) -> Tensor:
+    """Where latents of `length` elements are sampled. To be kept: it waits for the device, and is
+    then there for each of its streams."""
+    return spread_over(length, LATENTS_SAMPLE_SIZE, torch.device("cpu")).to(device)
 
 
 def sampled(stream: Tensor, batch_dim: int | None) -> Tensor:

@@ -96,7 +96,7 @@ def end_step(table: RequestTable, track: Track, common: CommonSettings) -> None:
     for companion in track.companions:
         table.held.note_called(companion, track.last_seconds)
     _remove_twins(table, track)
-    is_last = track.num_steps == common.num_inference_steps
+    is_last = track.trajectory.num_calls == common.num_inference_steps
     if is_last or table.ends.are_reached(track.trajectory):
         for companion in track.companions:
             if _has_fallen_behind(companion, track):

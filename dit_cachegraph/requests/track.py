@@ -65,11 +65,6 @@ class Track:
     last_seconds: float = 0.0
 
     @property
-    def num_steps(self) -> int:
-        """How many it has made. Nothing waits for this."""
-        return self.trajectory.num_calls
-
-    @property
     def label(self) -> str:
         return self.conditioning.label
 
@@ -84,8 +79,8 @@ class Track:
         last, found = self.last_call, []
         for other in self.companions:
             if call.clock is None or call.sample is None:
-                is_done = other.num_steps == self.num_steps + 1
-                is_level = other.num_steps == self.num_steps
+                ahead = other.trajectory.num_calls - self.trajectory.num_calls
+                is_done, is_level = ahead == 1, ahead == 0
             else:
                 is_done = call.is_at_the_step_of(other.last_call)
                 is_level = last is not None and last.is_at_the_step_of(other.last_call)

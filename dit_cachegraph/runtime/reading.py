@@ -93,8 +93,7 @@ class StepReader:
         self._host_timesteps = gatherer(roles.host_timesteps)
         self._sampled = gatherer(roles.sampled_latents)
         self._is_batched = roles.has_batched_sample(trunk.batch_dim)
-        # Kept for the last sizes that were met, since to make them takes three launches.
-        self._places = lru_cache(maxsize=64)(ops.spread_over)
+        self._places = lru_cache(maxsize=1024)(ops.sample_places)
         modulated = trunk.modulated_input
         self._batch_dims = {
             ProbeKind.RESIDUAL: trunk.batch_dim,
@@ -113,13 +112,15 @@ class StepReader:
         elif handoff is not None:
             latents = [t for t in handoff.latents if t.is_floating_point()][:1]
             timesteps, host, is_batched = list(handoff.timesteps), [], False
-        samples = [self._sample(_joined(latents), is_batched)] if latents else []
+        samples = [self._sample(latents, is_batched)] if latents else []
         copy = ops.HostCopy([*samples, *timesteps])
         return Begun(copy, bool(samples), len(timesteps), _clocks(host))
 
-    def _sample(self, latents: Tensor, is_batched: bool) -> Tensor:
+    def _sample(self, given: Sequence[Tensor], is_batched: bool) -> Tensor:
+        """Of several latents as of one flat tensor."""
+        latents = given[0] if len(given) == 1 else torch.cat([t.reshape(-1) for t in given])
         num_each = latents.numel() // (latents.shape[0] if is_batched else 1)
-        places = self._places(num_each, ops.LATENTS_SAMPLE_SIZE, latents.device)
+        places = self._places(num_each, latents.device)
         return ops.latents_sample(latents, places, is_batched=is_batched)
 
     def finish(self, begun: Begun, values: Values, asked: Asked) -> Reading:
@@ -170,19 +171,8 @@ class StepReader:
         )  # fmt: skip
 
 
-def _joined(latents: Sequence[Tensor]) -> Tensor:
-    """Latents as their sample is taken of them: several as one flat tensor."""
-    return latents[0] if len(latents) == 1 else torch.cat([t.reshape(-1) for t in latents])
-
-
 def _clocks(timesteps: Iterable[Tensor]) -> Clock:
-    """(max, sum) over all elements of each timestep on the host, in float32. Both, because a
-    timestep per token may begin with zeros for ever (the frame that image-to-video keeps)."""
-    found: list[float] = []
-    for timestep in timesteps:
-        flat = timestep.float().reshape(-1)
-        found += (flat.amax().item(), flat.sum().item()) if len(flat) > 1 else 2 * flat.tolist()
-    return tuple(found)
+    return tuple([number for timestep in timesteps for number in ops.clock(timestep)])
 
 
 def sums_of(table: Tensor) -> Sums:

@@ -102,7 +102,7 @@ class Step:
             decided = other.last_decisions if is_done else ()
             decision = decided[region] if region < len(decided) else None
             memory = _memory_of(other.history, self.plan.rule)
-            found.append(Companion(decision, other.num_steps - is_done, memory))
+            found.append(Companion(decision, other.trajectory.num_calls - is_done, memory))
         return tuple(found)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 READING = ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy")
-OF_COPIES = ("runtime/reading.py", "requests/conditioning.py")
+OF_COPIES = ("dit_cachegraph/ops.py", "runtime/reading.py", "requests/conditioning.py")
 
 
 def num_reads(compiled: nn.Module, kwargs: dict[str, object], host_copies: list[int]) -> int:
