@@ -223,5 +223,6 @@ class Rule(abc.ABC):
         nothing says beforehand that it computes."""
 
     def remember(self, history: History, result: StepResult) -> object:
-        """The rule's memory after a step; `history` is the one that `decide` saw."""
+        """The rule's memory after a step; `history` is the one that `decide` saw. Where an error
+        was measured, this is asked when that is known: when the next step looks."""
         return None
