@@ -61,7 +61,9 @@ class CallHook:
     def _end(self, call: CallUnderWay, outer: CallUnderWay | None) -> None:
         _under_way.set(outer)
         if call.models:
-            self._models.update(call.models)
+            for model in call.models:
+                if model not in self._models:
+                    self._models.add(model)
             _settle(call)
         elif not call.is_part and sys.exc_info()[0] is None:
             why = Unasked(torch._dynamo.eval_frame._stance.stance, bool(config.disable))

@@ -22,10 +22,12 @@ NO_OUTPUT = (
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """Settings, and the regions of the trunk under them. `spans[i]` is what `regions[i]` is of;
-    `rule` is that of the settings, on this trunk; `stages` are what the driver walks."""
+    `rule` is that of the settings, on this trunk, and `needs` what it needs to see; `stages` are
+    what the driver walks."""
 
     settings: Settings
     rule: Rule
+    needs: frozenset[Need]
     spans: tuple[Span, ...]
     regions: tuple[Region, ...]
     stages: tuple[Stage, ...]
@@ -60,7 +62,8 @@ def make_plan(settings: Settings, trunk: Trunk, roles: ArgumentRoles) -> StepPla
     compared = used if compares else [span._replace(probe=None) for span in used]
     pairs = zip(compared, predictors, strict=True)
     regions = tuple([plan_region(trunk, roles, span, predictor) for span, predictor in pairs])
-    return StepPlan(settings, rule, used, regions, stages_of(regions, trunk.num_blocks))
+    stages = stages_of(regions, trunk.num_blocks)
+    return StepPlan(settings, rule, rule.needs, used, regions, stages)
 
 
 class PlanTable:

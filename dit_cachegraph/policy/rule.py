@@ -106,6 +106,8 @@ class History(NamedTuple):
 
     def seen_by(self, rule: "Rule", num_steps: int | None = None) -> "History":
         """The same without the memory of another rule, and with what is known of the image now."""
+        if self.owner is type(rule) and self.num_steps == num_steps:
+            return self
         memory = self.memory if self.owner is type(rule) else None
         return self._replace(memory=memory, owner=type(rule), num_steps=num_steps)
 

@@ -117,6 +117,6 @@ def versions_of(values: Sequence[object]) -> tuple[int, ...] | None:
     """How often each tensor was written to; None under `torch.inference_mode`, where nobody counts
     that."""
     tensors = [value for value in values if isinstance(value, Tensor)]
-    if any(tensor.is_inference() for tensor in tensors):
+    if any(map(Tensor.is_inference, tensors)):
         return None
     return tuple([tensor._version for tensor in tensors])

@@ -78,9 +78,9 @@ def _step(track: Track, call: Fingerprint, known: Known, partner: Track | None) 
     last = track.last_call
     if last is None or (track.is_complete and call.clock is None):
         return None
-    if _is_again(track, call) and last.signature != call.signature:
+    if last.signature != call.signature and _is_again(track, call):
         return None  # Another trunk on the same latents: a guidance branch of its own.
-    if is_same(call.sample, last.sample) and _is_at_the_first_timestep(track, call):
+    if _is_at_the_first_timestep(track, call) and is_same(call.sample, last.sample):
         return None  # The same seed again, with another guidance scale.
     close = closeness(call.sample, last.sample)
     near = None if track is partner else close
@@ -90,8 +90,10 @@ def _step(track: Track, call: Fingerprint, known: Known, partner: Track | None) 
 
 def _is_again(track: Track, call: Fingerprint) -> bool:
     """True for the track's last latents at its last clock."""
-    is_unmoved = track.last_call is not None and is_same(call.sample, track.last_call.sample)
-    return is_unmoved and call.clock == track.trajectory.last
+    last = track.last_call
+    if last is None or call.clock != track.trajectory.last:
+        return False
+    return is_same(call.sample, last.sample)
 
 
 def _is_last_resort(track: Track, call: Fingerprint) -> bool:

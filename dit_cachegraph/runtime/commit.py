@@ -87,7 +87,7 @@ def _ends(step: Step) -> InputOutput | None:
     """The model's input and output, and how far they moved since the last computed step, where the
     rule asks for it. That is not read here, so that nothing waits for it."""
     before = None if step.state is None else step.state.ends
-    if Need.OUTPUT not in step.plan.rule.needs:
+    if Need.OUTPUT not in step.plan.needs:
         return None
     if step.is_hit:
         return None if before is None else before._replace(moved=None)

@@ -19,7 +19,7 @@ def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> Regi
     reason = why_compute(step) or rule.why_compute(step.history, earlier, step.noise)
     reason = agreed_reason(reason or why_nothing)
     sums = step.reading.sums
-    if i > 0 and reason is None and Need.DIFF in rule.needs:
+    if i > 0 and reason is None and Need.DIFF in step.plan.needs:
         sums = _further_sums(sums, cached, probed, reader)
     companions, change = step.companions(i), step.reading.change
     seen = Observation(sums.moved, sums.size, earlier, companions, change)

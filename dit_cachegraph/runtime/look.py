@@ -80,8 +80,8 @@ class Looker:
     def _asked(self, step: Step, probed: Probed | None, state: CachedState | None) -> Asked:
         """`state` may be of another shape."""
         assert step.injected is not None
-        rule, injected = step.plan.rule, step.injected.moved(state)
-        if probed is None or Need.DIFF not in rule.needs:
+        injected = step.injected.moved(state)
+        if probed is None or Need.DIFF not in step.plan.needs:
             return Asked(injected=injected)
         first = None if state is None else state.regions[0]
         ends = None if state is None else state.ends
@@ -106,7 +106,7 @@ class Looker:
 
 def _does_without(step: Step) -> bool:
     """True for a schedule that goes without the device's timestep, within `request(key)`."""
-    needs, num_steps = step.plan.rule.needs, step.plan.settings.common.num_inference_steps
+    needs, num_steps = step.plan.needs, step.plan.settings.common.num_inference_steps
     is_counted = Need.CLOCK not in needs or num_steps is not None
     is_schedule = is_counted and needs.isdisjoint({Need.NOISE, Need.DIFF})
     return step.request is not None and is_schedule

@@ -41,7 +41,7 @@ def bare(compiled: Callable[..., Any]) -> CompiledSegment:
 
     def run(inputs: list[object], _alive: object = graph) -> Sequence[object]:
         # The graph takes parts of its code with it when it dies.
-        return cast(Sequence[object], call(inputs))
+        return call(inputs)
 
     return run
 

@@ -1,0 +1,56 @@
+"""What a step leaves out on the host, counted: nothing here is timed."""
+
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from support.toy_dits import gated_dit
+from support.toy_runs import compile_toy, run, toy_steps
+
+LONG = [90.0 - 5 * i for i in range(8)]
+
+
+def calls_of(function) -> Counter:
+    """How often functions of Python of each name run."""
+    names = Counter()
+    sys.setprofile(
+        lambda frame, event, _: names.update([frame.f_code.co_name]) if event == "call" else None
+    )
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+def usual_step(model: nn.Module, **settings: object) -> Counter:
+    """The calls of one step in the middle of an image."""
+    torch._dynamo.reset()
+    compiled = compile_toy(model, **settings)
+    *before, last = toy_steps(LONG)
+    for inputs in before:
+        run(compiled, inputs)
+    return calls_of(lambda: run(compiled, last))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_usual_step_compares_its_latents_once(threshold):
+    """They are compared to the last bit where the timestep has not moved alone."""
+    calls = usual_step(gated_dit(4), residual_diff_threshold=threshold)
+    assert calls["closeness"] == 1
+    assert calls["array_equal"] == 0
+
+
+def test_what_a_rule_needs_is_asked_once_a_plan():
+    assert usual_step(gated_dit(4), residual_diff_threshold=1.0)["needs"] == 0
+
+
+def test_a_hit_costs_the_same_calls_at_any_depth():
+    """But for what Dynamo does in C: nothing of ours goes over blocks that are skipped."""
+    few, many = (
+        sum(usual_step(gated_dit(n), residual_diff_threshold=1.0).values()) for n in (4, 16)
+    )
+    assert few == many
