@@ -14,6 +14,7 @@ from bench.speed import __main__ as models
 from bench.speed.cold import ColdResult
 from bench.speed.engines import ENGINES
 from bench.speed.flux import CPU, HOST, Depth, build_model, make_image, parse_depth
+from bench.speed.host_parts import host_text, measure_host
 from bench.speed.state import measure_state
 from bench.speed.steps import measure_steps, relative_error
 
@@ -143,3 +144,17 @@ def test_finding_the_state_is_a_share_of_a_step():
     result = measure_state(HOST, TINY, num_rounds=1, inner="eager")
     assert 0 < result.share.median < 1
     assert models.state_text(result).startswith("finding the state: ")
+
+
+@pytest.mark.e2e
+@torch.no_grad()
+def test_the_parts_of_a_step_are_told_apart():
+    guards, results = measure_host(TINY, num_rounds=2, is_frozen=True, inner="eager")
+    assert list(results) == ["computed", "hit"]
+    for result in results.values():
+        assert guards.median < result.whole.median and result.driver.median < result.whole.median
+        assert sum(part.share for part in result.parts.values()) == pytest.approx(1)
+        named = {"driver", "weights", "whose call it is", "reading", "decision", "commit"}
+        assert named <= set(result.parts)
+    assert results["hit"].parts["driver"].num_calls < results["computed"].parts["driver"].num_calls
+    assert host_text(guards, results).startswith("guards: ")
