@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from dit_cachegraph.account.hooks import hooks_on
-from dit_cachegraph.call_stack import model_being_called, outermost_module
+from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.config import split_options
 from dit_cachegraph.exc import CannotCut, NoBlocks
 from dit_cachegraph.frozen_weights import leave_out_guards_on_modules
@@ -32,6 +31,7 @@ from dit_cachegraph.graph.understand.check_effects import check_effects
 from dit_cachegraph.graph.understand.check_share import check_share
 from dit_cachegraph.graph.understand.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.understand.match_pattern import Pattern, match_pattern
+from dit_cachegraph.hooks import hooks_on
 from dit_cachegraph.links.called import CalledLink
 from dit_cachegraph.links.link import Link
 from dit_cachegraph.plan import Uncacheable
@@ -65,7 +65,7 @@ def cachedit(
     if torch.is_grad_enabled():
         return _run_uncached(gm, example_inputs, compiler, Uncacheable(GRAD_MODE))
     block = find_link(gm)
-    if block is not None and not _is_hooked():
+    if block is not None:
         return _link(gm, example_inputs, compiler, block, settings)
     cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
@@ -91,8 +91,9 @@ def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
     except NoBlocks as refusal:
         model = model_being_called()
         hooks = None if model is None else hooks_on(model)
-        reason = str(refusal) if hooks is None else hooks.when_compiled()
-        return Uncacheable(reason, has_no_blocks=True)
+        if hooks is not None and not hooks.are_around_blocks:
+            return Uncacheable(hooks.when_compiled(), has_no_blocks=True)
+        return Uncacheable(str(refusal), has_no_blocks=True)
     except CannotCut as refusal:
         return Uncacheable(str(refusal))
 
@@ -139,12 +140,6 @@ def _run_uncached(
     weights, roles = weight_arguments(gm), find_fragment_roles(gm)
     function = compiler.whole(gm, example_inputs)
     return UncachedModel(function, refusal, weights, roles, _class_being_called())
-
-
-def _is_hooked() -> bool:
-    """Whether hooks replace forward methods of the model, so that a block is not what it was."""
-    model = outermost_module()
-    return model is not None and hooks_on(model) is not None
 
 
 def _class_being_called() -> type[nn.Module] | None:

@@ -42,14 +42,15 @@ def is_in_model_code() -> bool:
     return False
 
 
-def module_being_compiled() -> nn.Module | None:
+def module_being_compiled(wrappers: frozenset[Path] = frozenset()) -> nn.Module | None:
     """The module whose forward is what is being compiled, and all of it. Its frame isn't on the
     stack yet, so that torch's call of it is the innermost: a function that a forward calls, or what
-    is left of it after a break, has the model's code below it."""
-    found = None
+    is left of it after a break, has the model's code below it. Code in the folders `wrappers` is
+    taken for torch's."""
+    found, around = None, _OURS_OR_TORCHS | wrappers
     for frame in _frames():
         module = _module_of(frame)
-        is_torchs = _OURS_OR_TORCHS.intersection(Path(frame.f_code.co_filename).parents)
+        is_torchs = around.intersection(Path(frame.f_code.co_filename).parents)
         is_other = found is not None and module is not None and module is not found
         if frame.f_code.co_name == _COMPILED_CALL or is_other or not is_torchs:
             return found

@@ -8,9 +8,9 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from dit_cachegraph.account.dynamo_records import codes_of
-from dit_cachegraph.account.hooks import hooks_on
 from dit_cachegraph.account.status import Asked
 from dit_cachegraph.exc import UnknownTarget
+from dit_cachegraph.hooks import hooks_on
 from dit_cachegraph.models import REGISTRY
 
 Forward = Callable[..., object]
@@ -122,7 +122,7 @@ def notes_on(module: nn.Module) -> list[str]:
     """What `summary` says of a module before anything else."""
     foreign = foreign_cache_note(module)
     hooks = hooks_on(module) if foreign is None else None
-    hooked = None if hooks is None else hooks.while_on()
+    hooked = None if hooks is None or hooks.are_around_blocks else hooks.while_on()
     notes = (_block_by_block_note(module), foreign, hooked, _offload_note(module))
     return [note for note in notes if note is not None]
 

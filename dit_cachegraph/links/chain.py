@@ -54,7 +54,7 @@ def chain_of(call: WatchedCall) -> Chain | Uncacheable:
             return Uncacheable(f"{call.broken[border]}; {INSTEAD}")
     if stop - start < 2:
         said = next(iter(call.broken.values()), "only one block of a list was called")
-        return Uncacheable(f"{said}; {INSTEAD}")
+        return Uncacheable(f"{said}; {INSTEAD}", has_no_blocks=not call.broken)
     control = _control(call.seen[start:stop])
     if control is not None:
         return Uncacheable(f"{control}; {INSTEAD}")

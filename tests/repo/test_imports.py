@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # never import each other; inside of a folder there is no order but that of `GRAPH_ORDER`.
 ORDER = (
     ("exc", "later", "plan", "call_stack", "module_lists", "scopes", "tally", "frozen_weights"),
-    ("ops", "step_log"),
+    ("hooks", "ops", "step_log"),
     ("policy",),
     ("layers",),
     ("config",),

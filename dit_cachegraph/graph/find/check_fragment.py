@@ -26,7 +26,7 @@ def check_fragment(gm: fx.GraphModule) -> None:
         return
     name, blocks = found
     weights = {id(p) for p in blocks.parameters()}
-    if not any(id(w) in weights for w in _weights_of(gm)):
+    if not any(id(w) in weights for w in weights_of(gm)):
         raise NoBlocks(
             f"the blocks of {type(model).__name__}, `{name}`, are not in this graph: a graph break "
             f"put them into others{where_it_broke(gm)}"
@@ -75,7 +75,7 @@ def largest_list(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     return largest, lists[largest]
 
 
-def _weights_of(gm: fx.GraphModule) -> list[object]:
+def weights_of(gm: fx.GraphModule) -> list[object]:
     """The parameters themselves, behind the placeholders of the graph."""
     arguments = [n.meta.get("grapharg") for n in gm.graph.nodes if is_weight(n)]
     return [argument.example for argument in arguments if argument is not None]

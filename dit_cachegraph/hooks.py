@@ -3,15 +3,23 @@
 They are read off the registry that diffusers leaves on each module (`_diffusers_hook`), by whatever
 call they were put there: group offloading, layerwise casting, layer skipping, caches that were put
 on by `apply_*` and not by `enable_cache`. Diffusers itself isn't imported.
+
+    group offloading, block level    the model and each block: a block is still one graph, a link
+    leaf level, a cache, a cast      modules inside the blocks, or another forward: no graph is one
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
+from dit_cachegraph.module_lists import outermost_lists
+
 _OFFLOADED = (
-    "call `pipe.enable_model_cpu_offload()` in place of group offloading, which moves whole models"
+    "call `pipe.enable_model_cpu_offload()` in place of group offloading, which moves whole "
+    'models, or give that `offload_type="block_level"`'
 )
 _CAST = "leave `enable_layerwise_casting` out, and load the weights in the type they compute in"
 _SKIPPED = "take a guider that skips no layers"
@@ -24,12 +32,15 @@ _OTHER = (
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """`names` of the hooks on a model of class `model`, on `num_modules` of its modules; `help` is
-    what to do without them."""
+    what to do without them. `are_around_blocks`: none is inside a block or has a forward of its
+    own, so that they run before and after what they are on. `folder` has their code."""
 
     model: str
     names: tuple[str, ...]
     num_modules: int
     help: str
+    are_around_blocks: bool
+    folder: Path
 
     def while_on(self) -> str:
         """The sentence for a model that carries them."""
@@ -54,11 +65,28 @@ class Hooks:
 
 def hooks_on(model: nn.Module) -> Hooks | None:
     """The hooks of diffusers on a model and its modules, if there are any."""
-    found = [hooks for module in model.modules() if (hooks := _hooks_of(module))]
+    found = {m: hooks for m in model.modules() if (hooks := _hooks_of(m))}
     if not found:
         return None
-    kinds = {name: type(hook).__name__ for hooks in found for name, hook in hooks.items()}
-    return Hooks(type(model).__name__, tuple(sorted(kinds)), len(found), _help_for(kinds))
+    kinds = {name: type(hook).__name__ for hooks in found.values() for name, hook in hooks.items()}
+    registry = next(iter(found))._diffusers_hook
+    return Hooks(
+        model=type(model).__name__,
+        names=tuple(sorted(kinds)),
+        num_modules=len(found),
+        help=_help_for(kinds),
+        are_around_blocks=_are_around_blocks(model, found),
+        folder=Path(inspect.getfile(type(registry))).parent,
+    )
+
+
+def _are_around_blocks(model: nn.Module, found: Mapping[nn.Module, Mapping[str, object]]) -> bool:
+    blocks = [block for items in outermost_lists(model).values() for block in items]
+    inside = {part for block in blocks for part in block.modules() if part is not block}
+    if not inside.isdisjoint(found):
+        return False
+    each = [hook for hooks in found.values() for hook in hooks.values()]
+    return not any(hasattr(hook, "new_forward") for hook in each)
 
 
 def _hooks_of(module: nn.Module) -> Mapping[str, object]:
