@@ -74,7 +74,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.models", description=_title())
     parser.add_argument("--preset", choices=PRESETS, default="host", help="sizes of the steps")
-    parser.add_argument("--engines", type=_engines, default=ENGINES, help="eager,plain,cachedit")
+    parser.add_argument("--engines", type=_engines, default=ENGINES, help=",".join(ENGINES))
     parser.add_argument(
         "--depth",
         type=parse_depth,

@@ -27,8 +27,8 @@ from torch._dynamo.utils import compilation_time_metrics
 from bench.common.machine import ROOT
 from bench.common.threads import use_one_thread
 from bench.speed.engines import (
-    CACHEDIT,
     ENGINES,
+    OURS,
     compile_for,
     dynamo_counts,
     num_distinct_segments,
@@ -123,7 +123,7 @@ def _measure_here(engine: str, depth: Depth) -> ColdResult:
         num_graphs=counts.num_graphs - counts_before.num_graphs,
         num_breaks=counts.num_breaks - counts_before.num_breaks,
         num_recompiles=dynamo_counts().num_frames - counts.num_frames,
-        num_distinct_segments=num_distinct_segments(model) if engine == CACHEDIT else None,
+        num_distinct_segments=num_distinct_segments(model) if engine in OURS else None,
     )
 
 

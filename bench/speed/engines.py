@@ -1,4 +1,5 @@
-"""What is measured against what: eager, plain `torch.compile`, and this package's backend."""
+"""What is measured against what: eager, plain `torch.compile`, and this package's backend, by
+default and with `frozen_weights`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import dit_cachegraph
 from bench.speed.flux import Inputs
 from dit_cachegraph.backend import cachedit
 
-EAGER, PLAIN, CACHEDIT = "eager", "plain", "cachedit"
-ENGINES = (EAGER, PLAIN, CACHEDIT)
+EAGER, PLAIN, CACHEDIT, FROZEN = "eager", "plain", "cachedit", "frozen"
+ENGINES = (EAGER, PLAIN, CACHEDIT, FROZEN)
+OURS = (CACHEDIT, FROZEN)
 
 # F1B0, as the field measures hits: one block before the decision and none after the region.
 CACHE_SETTINGS: Mapping[str, object] = {
@@ -60,7 +62,7 @@ def compile_for(engine: str, model: nn.Module, inner: str = "inductor") -> Model
         return model
     if engine == PLAIN:
         return torch.compile(model, backend=inner)
-    options = {**CACHE_SETTINGS, "inner_backend": inner}
+    options = {**CACHE_SETTINGS, "inner_backend": inner, "frozen_weights": engine == FROZEN}
     # The function and not its name, which only an installed package has an entry point for.
     return torch.compile(model, backend=cachedit, options=options)  # type: ignore[arg-type]
 

@@ -9,6 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from bench.common.spread import Spread, paired_ratios, spread_of
 from bench.speed.engines import (
     CACHEDIT,
     EAGER,
+    OURS,
     PLAIN,
     CompiledCounts,
     Model,
@@ -70,13 +72,13 @@ def measure_steps(
     calls = {engine: compile_for(engine, model, inner) for engine in engines}
     compiled = {e: count_compiled(call, image) for e, call in calls.items() if e != EAGER}
     errors = _check_outputs(model, calls, image)
-    kinds = _kinds(model, calls, image)
+    kinds = _kinds(model, calls, preset)
     # The image that was checked was left half-way, and could go on for all that is known.
     dit_cachegraph.reset(model)
     num_frames = dynamo_counts().num_frames
     times = _time_rounds(kinds, num_rounds)
-    if CACHEDIT in calls:
-        _check_decisions(model, num_rounds)
+    ours = [engine for engine in calls if engine in OURS]
+    _check_decisions(model, num_rounds, len(ours))
     plain = times.get(PLAIN)
     return StepResult(
         num_rounds=num_rounds,
@@ -84,7 +86,7 @@ def measure_steps(
         to_plain={n: paired_ratios(v, plain) for n, v in times.items() if plain and n != PLAIN},
         errors=errors,
         compiled=compiled,
-        num_distinct_segments=num_distinct_segments(model) if CACHEDIT in calls else None,
+        num_distinct_segments=num_distinct_segments(model) // len(ours) if ours else None,
         num_compiled_while_timing=dynamo_counts().num_frames - num_frames,
     )
 
@@ -101,16 +103,18 @@ def _check_outputs(
     errors = {}
     if PLAIN in calls:
         errors["plain to eager"] = relative_error(calls[PLAIN](**image[1])[0], model(**image[1])[0])
-    if CACHEDIT in calls:
-        errors |= _cache_errors(model, calls[CACHEDIT], image)
+    for engine in [engine for engine in calls if engine in OURS]:
+        errors |= _cache_errors(model, calls[engine], image, engine)
     for name, error in errors.items():
-        limit = MAX_HIT_ERROR if name == "hit to computed" else MAX_ENGINE_ERROR
+        limit = MAX_HIT_ERROR if name.startswith(HIT) else MAX_ENGINE_ERROR
         if not error <= limit:
             raise RuntimeError(f"relative error of {name} is {error:.2g}, expected at most {limit}")
     return errors
 
 
-def _cache_errors(model: nn.Module, call: Model, image: Sequence[Inputs]) -> dict[str, float]:
+def _cache_errors(
+    model: nn.Module, call: Model, image: Sequence[Inputs], engine: str
+) -> dict[str, float]:
     dit_cachegraph.reset(model)
     force_decision(model, hit=False)
     # The first clock again would begin an image, and the first step of an image is no hit.
@@ -122,23 +126,28 @@ def _cache_errors(model: nn.Module, call: Model, image: Sequence[Inputs]) -> dic
     if was_hit != [False, False, True]:
         raise RuntimeError(f"forced two computed steps and a hit, and the log has {was_hit}")
     return {
-        "computed to eager": relative_error(computed, model(**image[1])[0]),
-        "hit to computed": relative_error(hit, computed),
+        f"{_kind(COMPUTED, engine)} to eager": relative_error(computed, model(**image[1])[0]),
+        f"{_kind(HIT, engine)} to computed": relative_error(hit, computed),
     }
 
 
-def _kinds(
-    model: nn.Module, calls: Mapping[str, Model], image: tuple[Inputs, ...]
-) -> tuple[_Kind, ...]:
-    """In the order of a round. A hit follows the computed step whose effect it reuses."""
+def _kind(decision: str, engine: str) -> str:
+    """`hit` by default, `hit, frozen` with frozen weights."""
+    return decision if engine == CACHEDIT else f"{decision}, {engine}"
+
+
+def _kinds(model: nn.Module, calls: Mapping[str, Model], preset: Preset) -> tuple[_Kind, ...]:
+    """In the order of a round. A hit follows the computed step whose effect it reuses, and each
+    engine draws an image of its own."""
     kinds = []
-    for engine, call in calls.items():
-        inputs = image_after_image(image)
-        if engine != CACHEDIT:
+    for seed, (engine, call) in enumerate(calls.items()):
+        inputs = image_after_image(make_image(preset, seed))
+        if engine not in OURS:
             kinds.append(_Kind(engine, call, inputs, _nothing))
             continue
-        kinds.append(_Kind(COMPUTED, call, inputs, lambda: force_decision(model, hit=False)))
-        kinds.append(_Kind(HIT, call, inputs, lambda: force_decision(model, hit=True)))
+        for decision in (COMPUTED, HIT):
+            prepare = partial(force_decision, model, hit=decision == HIT)
+            kinds.append(_Kind(_kind(decision, engine), call, inputs, prepare))
     return tuple(kinds)
 
 
@@ -168,10 +177,10 @@ def _time_one(kind: _Kind) -> float:
     return (time.process_time_ns() - start) / 1e6
 
 
-def _check_decisions(model: nn.Module, num_rounds: int) -> None:
-    """Each round was two computed steps and two hits, as far back as single steps are kept."""
+def _check_decisions(model: nn.Module, num_rounds: int, num_engines: int) -> None:
+    """Each round was two computed steps and two hits an engine, as far back as steps are kept."""
     steps = dit_cachegraph.summary(model).steps
-    num_seen = min(len(steps) // 4, num_rounds) * 4
+    num_seen = min(len(steps) // 4, num_rounds * num_engines) * 4
     was_hit = [step.hit for step in steps[len(steps) - num_seen :]]
     if was_hit != [False, False, True, True] * (num_seen // 4):
         raise RuntimeError(

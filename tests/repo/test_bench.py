@@ -122,11 +122,13 @@ def test_no_weight_of_the_model_is_zero():
 @torch.no_grad()
 def test_steps_are_checked_counted_and_told_as_json():
     result = measure_steps(HOST, TINY, ENGINES, num_rounds=3, inner="eager")
-    assert list(result.milliseconds) == ["eager", "plain", "computed", "hit"]
-    assert list(result.to_plain) == ["eager", "computed", "hit"]
+    ours = ["computed", "hit", "computed, frozen", "hit, frozen"]
+    assert list(result.milliseconds) == ["eager", "plain", *ours]
+    assert list(result.to_plain) == ["eager", *ours]
     assert result.errors["plain to eager"] <= 1e-5
-    assert result.errors["computed to eager"] <= 1e-5
-    assert result.errors["hit to computed"] <= 1e-5
+    for suffix in ("", ", frozen"):
+        assert result.errors[f"computed{suffix} to eager"] <= 1e-5
+        assert result.errors[f"hit{suffix} to computed"] <= 1e-5
     for counts in result.compiled.values():
         assert (counts.num_graphs, counts.num_breaks, counts.num_recompiles) == (1, 0, 0)
     assert result.num_compiled_while_timing == 0
