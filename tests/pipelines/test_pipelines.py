@@ -55,7 +55,8 @@ class Drawn:
     """All that was drawn with one kind of pipeline: one compiled pipeline drew `first`, `second`,
     then twice under the same arguments but the noise, of which `again` is the later one; `held`
     are the reports once the arguments of each were gone. A second pipeline, built anew, drew the
-    two `..._alone`, with a reset before the later one."""
+    two `..._alone`, with a reset before the later one. `of_uncompiled` is the report of one that
+    was never compiled."""
 
     tiny: TinyPipeline
     first: Image
@@ -66,6 +67,7 @@ class Drawn:
     again_alone: Image
     at_threshold_0: Image
     uncompiled: Tensor
+    of_uncompiled: Report
 
 
 def compiled(tiny: TinyPipeline):
@@ -133,6 +135,7 @@ def drawn(request) -> Drawn:
         again_alone,
         at_threshold_0,
         plain,
+        dc.summary(uncompiled),
     )
 
 
@@ -156,6 +159,18 @@ def test_each_image_begins_with_step_0(drawn):
             steps = image.of_branch(branch)
             assert [step.step for step in steps] == list(range(len(steps)))
             assert (steps[0].reason, steps[0].diff) == ("warmup", None)
+
+
+def test_it_is_called_cached_exactly_where_there_are_hits(drawn):
+    """Without `NotCachedWarning`, which is an error in this room."""
+    images = (drawn.first, drawn.second, drawn.again)
+    for image, report in zip(images, drawn.held, strict=True):
+        assert report.is_cached and report.standing == "cached"
+        assert any(step.hit for step in image.steps)
+    last = drawn.held[-1]
+    assert last.num_hits == sum(step.hit for step in last.steps)
+    assert not drawn.of_uncompiled.is_cached
+    assert drawn.of_uncompiled.num_hits == 0
 
 
 def assert_same_image(image: Image, alone: Image) -> None:
