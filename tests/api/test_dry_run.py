@@ -14,6 +14,7 @@ from dit_cachegraph.policy.rules.even import EvenSchedule
 from dit_cachegraph.simulate import simulate
 from oracles.dbcache import EagerOracle
 from support.running import compile_cached, run_all
+from support.sharing import fresh_dynamo as fresh_dynamo
 from support.tiny_models import FLUX, SD3, WAN, trajectory
 
 DEPTH = 4

@@ -8,7 +8,7 @@ from dit_cachegraph import ParamsModifier
 from support.running import compile_cached, relative_error, run_all
 from support.tiny_models import FLUX, trajectory
 
-DEPTH = 6
+DEPTH = 4
 FIRST = {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.3, "max_warmup_steps": 2}
 SECOND = {"Fn_compute_blocks": 1, "residual_diff_threshold": 0.05, "max_warmup_steps": 4}
 

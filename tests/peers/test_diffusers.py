@@ -59,9 +59,12 @@ def differences(ours: Drawn, theirs: Drawn) -> list[str]:
     return [*found, f"pictures off by {error:.2g}"] if not error < MAX_ERROR else found
 
 
-def test_the_same_blocks_run_and_the_same_pictures_come_out(artist):
+@pytest.mark.parametrize(
+    ("every", "num_shares"), [(2, 5), pytest.param(1, 6, marks=pytest.mark.slow)]
+)
+def test_the_same_blocks_run_and_the_same_pictures_come_out(artist, every, num_shares):
     failed, shares = [], set()
-    for settings, config in cases(artist):
+    for settings, config in itertools.islice(cases(artist), 0, None, every):
         pipe = artist.model.load()
         pipe.transformer.enable_cache(config)
         ours = by_ours(artist, {"predictor": "replay", **settings}, NUM_STEPS)
@@ -70,4 +73,4 @@ def test_the_same_blocks_run_and_the_same_pictures_come_out(artist):
         shares.add(round(ours.share, 3))
     assert not failed, "\n" + "\n".join(failed)
     # The settings matter.
-    assert len(shares) >= 6 and min(shares) < 0.5
+    assert len(shares) >= num_shares and min(shares) < 0.5

@@ -5,6 +5,7 @@ import random
 from functools import partial
 
 import pytest
+import torch
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
@@ -51,6 +52,7 @@ def test_each_list_goes_by_its_own_settings():
     rng, met = random.Random(0), set()
     model = FLUX.build(DEPTH)
     compiled = compile_cached(model)
+    torch._dynamo.reset()
     counters.clear()
     for image in range(NUM_SETTINGS):
         settings = [_of_list(rng, size) for size in SIZES]

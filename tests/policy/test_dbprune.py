@@ -52,6 +52,7 @@ def assert_equals_the_oracle(tiny, num_settings: int, seed: str) -> None:
     rng = random.Random(seed)
     model = tiny.build(DEPTH)
     compiled = compile_cached(model, rule="dbprune")
+    torch._dynamo.reset()
     counters.clear()
     num_pruned = 0
     for image in range(num_settings):

@@ -92,7 +92,9 @@ def test_every_predictor_in_every_way_as_an_eager_reference(tiny):
 
 def test_switched_at_run_time_on_one_compiled_model():
     """No graph is compiled for it, and none reads what another one kept."""
+    torch._dynamo.reset()
     model = FLUX.build(5)
+    torch._dynamo.reset()
     counters.clear()
     compiled = compile_cached(model, **EVEN)
     schedule = [0, 1, *range(4, 80, 3)]

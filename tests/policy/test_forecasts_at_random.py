@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
@@ -58,6 +59,7 @@ def test_every_step_equals_the_reference(tiny):
     rng = random.Random(tiny.name)
     model = tiny.build(DEPTH)
     compiled = compile_cached(model)
+    torch._dynamo.reset()
     counters.clear()
     num_hits = 0
     for image in range(NUM_SETTINGS):

@@ -54,6 +54,7 @@ class Case:
 
 def test_each_on_one_graph_as_its_source_says():
     case = Case()
+    torch._dynamo.reset()
     counters.clear()
     num_reused: dict[str, set[int]] = {}
 

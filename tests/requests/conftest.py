@@ -1,12 +1,1 @@
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fresh_dynamo():
-    """The tests of a file share what Dynamo compiles, which would be most of their time. What they
-    are about lies in the state of their own models; where graphs are counted, a test resets."""
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
-        yield
-    torch._dynamo.reset()
+from support.sharing import fresh_dynamo as fresh_dynamo

@@ -176,7 +176,7 @@ FAULTS = [
 # take long. What is drawn depends on both.
 FAULTS_OF = [
     (DBCACHE, key_without_the_model, 4000, None),
-    (DBCACHE, no_check_of_the_region, 4000, None),
+    pytest.param(DBCACHE, no_check_of_the_region, 4000, None, marks=pytest.mark.slow),
     (DBCACHE, state_committed_early, 150, 1),
     (DBCACHE, repeated_first_timestep_as_heun, 60, 9),
     (STATIC_MASK, mask_read_a_step_late, 4000, None),

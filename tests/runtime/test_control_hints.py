@@ -61,8 +61,12 @@ class Hinted:
         return hits
 
 
-def test_hints_that_are_made_before_the_blocks(host_copies: list[int]) -> None:
-    run = Hinted()
+@pytest.fixture(scope="module")
+def run() -> Hinted:
+    return Hinted()
+
+
+def test_hints_that_are_made_before_the_blocks(run: Hinted, host_copies: list[int]) -> None:
     assert run.along(lambda control, scale: scale.mul_(1.5)) == BUT_THE_JUMP
     assert run.along(lambda control, scale: scale.zero_()) == BUT_THE_JUMP
     assert run.along(lambda control, scale: scale[1].mul_(0.5)) == BUT_THE_JUMP
@@ -74,8 +78,8 @@ def test_hints_that_are_made_before_the_blocks(host_copies: list[int]) -> None:
     assert len(host_copies) == NUM_STEPS and len(set(host_copies)) == 1
 
 
-def test_another_scale_object_is_another_request() -> None:
-    run = Hinted()
+def test_another_scale_object_is_another_request(run: Hinted) -> None:
+    dc.reset(run.compiled)
     control, scale = run.given()
     ran = [
         run_step(run.compiled, run.inputs(i, control, half if i >= JUMP else scale))

@@ -65,6 +65,7 @@ def test_a_region_that_begins_before_on_and_after_the_border_of_two_lists():
 def test_resolutions_found_dynamic(tiny):
     """The second size makes a graph with symbols; a third and a fourth use it."""
     model = tiny.build(4)
+    torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(model, backend="cachedit", options={"inductor": CHECKED})
     num_graphs = []

@@ -40,6 +40,7 @@ def steps_of(tiny, model, num_steps, seed=0, **sizes):
 
 def test_settings_change_between_any_two_steps(compile_counter):
     model = FLUX.build(6)
+    torch._dynamo.reset()
     counters.clear()
     compiled = compile_cached(model, "counting")
     (first, *rest) = steps_of(FLUX, model, 50)
@@ -112,7 +113,8 @@ def test_new_sizes_make_as_many_graphs_as_plain_compile(tiny):
 def test_configure_before_the_first_call_and_on_what_compile_returned():
     model = FLUX.build(5)
     dc.configure(model, Fn_compute_blocks=3)
-    compiled = compile_cached(model, Fn_compute_blocks=1, Bn_compute_blocks=1)
+    options = {"inner_backend": "eager", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1}
+    compiled = torch.compile(model, backend="cachedit", options=options)
     run_step(compiled, steps_of(FLUX, model, 1)[0])
     assert dc.summary(compiled).graphs[0].region == (3, 4)
     model.compile(backend="cachedit", options={"inner_backend": "eager"})

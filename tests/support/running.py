@@ -21,9 +21,13 @@ class Ran:
 
 
 def compile_cached(model: nn.Module, inner_backend: str = "eager", **settings: object):
-    """`torch.compile(model)` with our backend, one full graph."""
-    options = {"inner_backend": inner_backend, **settings}
-    return torch.compile(model, backend="cachedit", fullgraph=True, options=options)
+    """`torch.compile(model)` with our backend, one full graph. Settings of the cache are given by
+    `configure`, so that models whose settings differ share what Dynamo compiles."""
+    options: dict[str, object] = {"inner_backend": inner_backend}
+    options |= {name: settings.pop(name) for name in ("mode", "inductor") if name in settings}
+    compiled = torch.compile(model, backend="cachedit", fullgraph=True, options=options)
+    dc.configure(compiled, **settings)
+    return compiled
 
 
 def run_step(compiled: nn.Module, kwargs: dict[str, object]) -> Ran:

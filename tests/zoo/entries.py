@@ -24,7 +24,7 @@ VIDEOS = (*WAN_LIKE, *JOINT_VIDEO, *CROSS_VIDEOS, *KANDINSKY, *MULTIMODAL, *AUDI
 ENTRIES = (*IMAGES, *VIDEOS)
 
 # Those of every run, fast ones of unlike shape; the rest is for `make test-all`.
-SAMPLE = frozenset(("dit", "latte", "prior", "sd3"))
+SAMPLE = frozenset(("prior", "sd3"))
 
 
 def params_of(entries: Iterable[Entry]) -> list[object]:
