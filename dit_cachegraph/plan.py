@@ -199,7 +199,7 @@ class LinkGraph:
 
     `weights` are those of the block, `numbers` are held by its modules, `tensors` all else that is
     a tensor. `sums[p]` are the arguments from which a sum leads to output `p`. `kind` is equal for
-    graphs that differ in sizes alone.
+    graphs that differ in sizes alone. `work`: floating-point operations.
     """
 
     class_name: str
@@ -208,6 +208,7 @@ class LinkGraph:
     tensors: tuple[int, ...]
     sums: tuple[frozenset[int], ...]
     kind: int
+    work: int
 
 
 @dataclass(frozen=True, slots=True)

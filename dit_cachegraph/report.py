@@ -81,14 +81,14 @@ class GraphReport:
 
     def _shares(self) -> str:
         """`the blocks are 93% of the model's weights; a hit skips 88% of its work`."""
-        parts = []
+        parts, work = [], "the work of its blocks" if self.is_linked else "its work"
         if self.share_of_weights is not None:
             parts.append(f"the blocks are {self.share_of_weights:.0%} of the model's weights")
         if self.share_skipped is not None and self.regions:
             at_most = "a hit skips" if len(self.regions) == 1 else "hits skip up to"
-            parts.append(f"{at_most} {self.share_skipped:.0%} of its work")
+            parts.append(f"{at_most} {self.share_skipped:.0%} of {work}")
         elif self.share_of_work is not None:
-            parts.append(f"the blocks do {self.share_of_work:.0%} of its work")
+            parts.append(f"the blocks do {self.share_of_work:.0%} of {work}")
         return "  " + "; ".join(parts) if parts else ""
 
     def _replayed(self) -> str:

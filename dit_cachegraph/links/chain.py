@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dit_cachegraph.links.link import Link, Place
-from dit_cachegraph.links.watch import SeenLink, Spec, WatchedCall, WeightRefs
+from dit_cachegraph.links.watch import SeenLink, Spec, WatchedCall, WeightRefs, num_elements
 from dit_cachegraph.plan import Uncacheable
 
 INSTEAD = 'call `model.compile(backend="cachedit")` on the whole model instead, if it has no breaks'
@@ -34,13 +34,16 @@ class ChainLink:
 @dataclass(frozen=True, slots=True)
 class Chain:
     """The links of the trunk, after `num_before` others. `entering` are the layouts of the streams
-    that enter the first link; `reach_the_end` the outputs of the last link that are read."""
+    that enter the first link; `reach_the_end` the outputs of the last link that are read.
+    `work_beside` and `num_weights_beside` are those of the other links of the call."""
 
     num_before: int
     links: tuple[ChainLink, ...]
     num_streams: int
     entering: tuple[tuple[int, Spec], ...]
     reach_the_end: frozenset[int]
+    work_beside: int
+    num_weights_beside: int
 
 
 def chain_of(call: WatchedCall) -> Chain | Uncacheable:
@@ -131,7 +134,17 @@ class _Threading:
         read = self._call.read_at_end if self._is_to_the_end else ()
         ends = read or range(len(links[-1].exits))
         reach = frozenset(links[-1].exits[p] for p in ends)
-        return Chain(self._start, tuple(links), self._num_streams, entering, reach)
+        others = [*range(self._start), *range(self._start + len(links), len(self._call.seen))]
+        beside = [link for k in others if (link := self._call.seen[k].link()) is not None]
+        return Chain(
+            num_before=self._start,
+            links=tuple(links),
+            num_streams=self._num_streams,
+            entering=entering,
+            reach_the_end=reach,
+            work_beside=sum(link.graph.work for link in beside),
+            num_weights_beside=num_elements(self._call.weights[k] for k in others),
+        )
 
     def _linked(self, i: int, seen: SeenLink, entries: dict[int, int]) -> ChainLink:
         link, exits, sums = seen.link(), [], set()

@@ -20,6 +20,7 @@ from dit_cachegraph.links.link import Link, Places
 from dit_cachegraph.links.model import LinkedModel, RefusedLinks
 from dit_cachegraph.links.placeholder import can_forbid_access
 from dit_cachegraph.links.roles import Numbers, numbers_in, roles_of
+from dit_cachegraph.links.share import costs_of, why_no_trunk
 from dit_cachegraph.links.step import CHANGED, LinkedStep
 from dit_cachegraph.links.watch import WatchedCall
 from dit_cachegraph.models import REGISTRY
@@ -157,5 +158,9 @@ def _joined(
     chain = chain_of(watched.calls[-1][0])
     if isinstance(chain, Uncacheable):
         return RefusedLinks(chain)
+    costs = costs_of(chain, model)
+    why = why_no_trunk(chain, costs)
+    if why is not None:
+        return RefusedLinks(Uncacheable(why))
     roles = roles_of(given, [numbers for _, numbers in watched.calls])
-    return LinkedModel(chain, given, roles, link.settings, model)
+    return LinkedModel(chain, given, roles, link.settings, type(model), costs)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dit_cachegraph.links.chain import Chain
 from dit_cachegraph.links.given import Given
 from dit_cachegraph.links.trunk import Slots, compiled_trunk, slots_of
-from dit_cachegraph.plan import FragmentRoles, Uncacheable
+from dit_cachegraph.plan import Costs, FragmentRoles, Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.slots import Values
 
@@ -22,13 +22,13 @@ class LinkedModel(CachedModel):
         given: Given,
         roles: FragmentRoles,
         settings: Mapping[str, object],
-        model: nn.Module,
+        called: type[nn.Module],
+        costs: Costs,
     ) -> None:
         self.chain: Chain = chain
         self.slots: Slots = slots_of(chain, given)
-        num_weights = sum(p.numel() for p in model.parameters())
-        compiled = compiled_trunk(chain, self.slots, given, roles, num_weights)
-        super().__init__(compiled, settings, type(model))
+        compiled = compiled_trunk(chain, self.slots, given, roles, costs)
+        super().__init__(compiled, settings, called)
 
     def values_of_call(self, given: Given) -> Values | None:
         """A slot for each value of a call; None where a weight of the chain is gone."""

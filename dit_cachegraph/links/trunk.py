@@ -68,9 +68,9 @@ def slots_of(chain: Chain, given: Given) -> Slots:
 
 
 def compiled_trunk(
-    chain: Chain, slots: Slots, given: Given, roles: FragmentRoles, num_weights_of_model: int
+    chain: Chain, slots: Slots, given: Given, roles: FragmentRoles, costs: Costs
 ) -> CompiledTrunk:
-    """The trunk of a chain. `num_weights_of_model` are elements, of the trunk and all else."""
+    """The trunk of a chain."""
     latents = given.tensors[roles.latents[0]] if roles.latents else None
     probe = _probe_stream(chain, latents)
     entering = dict(chain.entering)
@@ -90,7 +90,7 @@ def compiled_trunk(
         measure_sizes=(),
         batch_dim=batch_dim,
         modulated_input=NO_SIGNAL,
-        costs=_costs(chain, num_weights_of_model),
+        costs=costs,
         signature=_signature(chain),
     )
     argument_roles = _argument_roles(slots, given, roles, entering[probe].device)
@@ -175,17 +175,6 @@ def _block_lists(chain: Chain) -> tuple[BlockListReport, ...]:
     return tuple(
         BlockListReport(name, len(list(links)), "joined at run time") for name, links in lists
     )
-
-
-def _costs(chain: Chain, num_weights_of_model: int) -> Costs:
-    """No work is known: no graph has that of the code between the links."""
-    each = [sum(_num_elements(ref()) for ref in link.weights) for link in chain.links]
-    rest = max(num_weights_of_model - sum(each), 0)
-    return Costs((0,) * (len(each) + 2), (rest, *each, 0))
-
-
-def _num_elements(weight: object) -> int:
-    return weight.numel() if isinstance(weight, Tensor) else 0
 
 
 def _signature(chain: Chain) -> int:

@@ -5,7 +5,7 @@ transformer_blocks.0 -> (e, h)    transformer_blocks.1 (h, e, temb): fed (1, 0)
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -146,6 +146,12 @@ def numbers_of(link: Link, args: Sequence[object]) -> tuple[float, ...]:
     """The numbers that the modules of a block hold."""
     numbers = [args[i] for i in link.graph.numbers]
     return tuple([number.item() for number in numbers if isinstance(number, Tensor)])
+
+
+def num_elements(links: Iterable[WeightRefs]) -> int:
+    """Of all weights of some links that are alive, each once."""
+    alive = {id(t): t for refs in links for ref in refs if isinstance(t := ref(), Tensor)}
+    return sum(weight.numel() for weight in alive.values())
 
 
 def _alive(returned: Sequence[tuple["weakref.ref[Tensor]", int]]) -> list[tuple[Tensor, int]]:

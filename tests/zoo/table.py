@@ -30,7 +30,8 @@ that is *kept whole* is one operator of the graph, by
 {num_cached} of {num_entries} entries are cached, of {num_classes} classes.
 
 `weights` and `work` are the shares of the blocks in the parameters and in the floating-point
-operations of the graph that they are cut from, at the sizes of these small models.
+operations of the graph that they are cut from, at the sizes of these small models; where they are
+joined at run time, in the operations of all lists of blocks.
 
 | class | entry | blocks found | pattern | weights | work | graphs |
 |---|---|---|---|---|---|---|

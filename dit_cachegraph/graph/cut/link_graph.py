@@ -21,6 +21,7 @@ from dit_cachegraph.graph.fx_utils import (
 )
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
+from dit_cachegraph.graph.understand.count_work import work_of
 from dit_cachegraph.graph.understand.find_identity import adds_to
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.plan import Block, BlockSequence, LinkGraph
@@ -55,6 +56,7 @@ def link_graph(gm: fx.GraphModule, block: nn.Module) -> LinkGraph:
         tensors=tuple(index[n] for n in streams),
         sums=tuple(sums),
         kind=kind,
+        work=sum(work_of(node) for node in assignment.nodes),
     )
 
 
