@@ -122,3 +122,27 @@ def test_steps_equal_the_oracle(case: Case) -> None:
         assert relative_error(output, first_output(expected.output)) < CLOSE, f"step {i}"
         num_hits += hit
     assert 0 < num_hits < NUM_STEPS - WARM_UP, f"{num_hits} hits decide nothing"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", [case for case in CASES if case.is_linked], ids=lambda c: c.entry)
+def test_two_requests_in_turn_are_as_each_alone(case: Case) -> None:
+    entry = entry_of(case)
+    model = entry.build()
+    compiled = compiled_entry(entry, model)
+    images = [list(entry.steps(model, levels_of(entry, NUM_STEPS), seed)) for seed in (0, 1)]
+    for inputs in list(entry.steps(model, levels_of(entry), seed=2))[:NUM_WATCHED]:
+        first_output(compiled(**inputs))
+    dc.configure(compiled, Fn_compute_blocks=1, max_warmup_steps=WARM_UP)
+    dc.configure(compiled, residual_diff_threshold=1.0, max_continuous_cached_steps=2)
+    alone = []
+    for image in images:
+        dc.reset(compiled)
+        alone.append([ran(compiled, inputs) for inputs in image])
+    dc.reset(compiled)
+    in_turn = [[ran(compiled, inputs) for inputs in pair] for pair in zip(*images, strict=True)]
+    for expected, actual in zip(zip(*alone, strict=True), in_turn, strict=True):
+        for (output, hit, _), (other, other_hit, reason) in zip(expected, actual, strict=True):
+            assert hit == other_hit, reason
+            assert relative_error(other, output) < 1e-6
+    assert sum(hit for pair in in_turn for _, hit, _ in pair) >= NUM_STEPS
