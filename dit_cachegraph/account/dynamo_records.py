@@ -21,24 +21,34 @@ from torch._dynamo.utils import get_compilation_metrics
 
 _GUARD = re.compile(r"^\d+/\d+: (.*?)(?:\s*#.*)?$", re.MULTILINE)
 _ATTRIBUTE_SETTING = "allow_unspec_int_on_nn_module"
+# What Dynamo notes where every guard holds (torch 2.13; earlier).
+_NO_GUARD_FAILED = (
+    "passed during recompilation-reason analysis",
+    "Unable to find recompilation reasons",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class LimitReached:
     """`num_compiled` versions of `code` are Dynamo's `limit`; `guard` is the one that failed last,
-    where that is still known."""
+    where that is still known. `num_at_once` were compiled although no guard had failed: threads
+    that make a first call at once each compile it, since none finds what another is compiling."""
 
     code: str
     num_compiled: int
     limit: str
     guard: str | None
     is_of_attribute: bool
+    num_at_once: int
 
     def __str__(self) -> str:
         failed = "" if self.guard is None else f" (the guard that failed last: `{self.guard}`)"
         helps = f"raise `torch._dynamo.config.{self.limit}`"
         if self.is_of_attribute:
             helps = f"set `torch._dynamo.config.{_ATTRIBUTE_SETTING} = True`, or {helps}"
+        if self.num_at_once:
+            failed += f", {self.num_at_once} of them anew since threads began at once"
+            helps = f"let one call end before other threads make theirs, or {helps}"
         return (
             f"Dynamo has compiled {self.code} {self.num_compiled} times{failed}, its limit, and "
             f"runs what fits none of them eagerly: {helps}, and call `torch._dynamo.reset()`"
@@ -84,21 +94,28 @@ def _counts_for(entry: CacheEntry, module: nn.Module | None) -> bool:
 def _told(
     code: CodeType, entries: Sequence[CacheEntry], num_compiled: int, limit: str
 ) -> LimitReached:
-    reason = _last_reason({entry.compile_id.frame_id for entry in entries})
-    guard = _GUARD.search(reason)
+    reasons = _reasons({entry.compile_id.frame_id for entry in entries})
+    failed = [reason for reason in reasons if not _says_none_failed(reason)]
+    guard = _GUARD.search(failed[-1]) if failed else None
     return LimitReached(
         code=f"`{code.co_name}` ({code.co_filename.rpartition('/')[2]}:{code.co_firstlineno})",
         num_compiled=num_compiled,
         limit=limit,
         guard=guard.group(1).strip() if guard else None,
-        is_of_attribute=_ATTRIBUTE_SETTING in reason,
+        is_of_attribute=bool(failed) and _ATTRIBUTE_SETTING in failed[-1],
+        num_at_once=len(reasons) - len(failed),
     )
 
 
-def _last_reason(frame_ids: set[int | None]) -> str:
-    """Why the frame was compiled anew, or should have been, the last time."""
-    for metrics in reversed(list(get_compilation_metrics())):
+def _reasons(frame_ids: set[int | None]) -> list[str]:
+    """Why the frame was compiled anew, or should have been, each time."""
+    found = []
+    for metrics in get_compilation_metrics():
         frame_id, _, _ = str(metrics.compile_id).partition("/")
         if metrics.recompile_reason and frame_id.isdigit() and int(frame_id) in frame_ids:
-            return metrics.recompile_reason
-    return ""
+            found.append(metrics.recompile_reason)
+    return found
+
+
+def _says_none_failed(reason: str) -> bool:
+    return any(said in reason for said in _NO_GUARD_FAILED)
