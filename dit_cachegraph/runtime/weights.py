@@ -11,7 +11,6 @@ With `frozen_weights` no weight is looked at, and the numbers alone are compared
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -23,16 +22,15 @@ from dit_cachegraph.runtime.slots import Values, gatherer
 _version = attrgetter("_version")
 
 
-@dataclass(frozen=True, slots=True)
-class WeightsNote:
-    """Some weights, held weakly: which objects they are, and those of them that have died since,
-    whose places others may have taken. `num_writes`: in place, to all of them together."""
+class WeightsNote(NamedTuple):
+    """Some weights, held weakly; once one is `dead`, another may have its id. `num_writes`: in
+    place, to all of them together."""
 
+    refs: tuple["weakref.ref[Tensor]", ...]
+    dead: Sequence["weakref.ref[Tensor]"]
     ids: tuple[int, ...]
     num_writes: int
     numbers: tuple[float, ...]
-    dead: list["weakref.ref[Tensor]"] = field(default_factory=list)
-    refs: list["weakref.ref[Tensor]"] = field(default_factory=list)
 
 
 class Weights(NamedTuple):
@@ -53,10 +51,10 @@ class Weights(NamedTuple):
         )
 
     def note(self) -> WeightsNote:
-        note = WeightsNote(tuple(map(id, self.tensors)), self.num_writes, self.numbers)
-        tensors = [weight for weight in self.tensors if isinstance(weight, Tensor)]
-        note.refs.extend([weakref.ref(tensor, note.dead.append) for tensor in tensors])
-        return note
+        dead: list[weakref.ref[Tensor]] = []
+        refs = tuple([weakref.ref(w, dead.append) for w in self.tensors if isinstance(w, Tensor)])
+        ids = tuple(map(id, self.tensors))
+        return WeightsNote(refs, dead, ids, self.num_writes, self.numbers)
 
 
 class WeightsReader:
