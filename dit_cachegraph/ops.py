@@ -17,6 +17,16 @@ def load_kernels() -> None:
     import dit_cachegraph_kernels  # noqa: F401, PLC0415
 
 
+def build_kernels(stream: Tensor, batch_dim: int | None) -> None:
+    """Build the kernels that are called on streams like this one, which may stand for one in a
+    trace; nothing where it lies on a device without any, or its width is open."""
+    from dit_cachegraph_kernels import build_kernels as build  # noqa: PLC0415
+
+    width = stream.shape[-1]
+    if isinstance(width, int):
+        build(stream.dtype, stream.device, width, batch_dim)
+
+
 def latents_sample(
     latents: Tensor, places: Tensor | None = None, *, is_batched: bool = False
 ) -> Tensor:

@@ -10,6 +10,7 @@ from dit_cachegraph_kernels._register import register
 from dit_cachegraph_kernels._source_key import source_key
 from dit_cachegraph_kernels._triton import HAS_TRITON
 from dit_cachegraph_kernels.block_diff import block_diff
+from dit_cachegraph_kernels.build import build_kernels
 from dit_cachegraph_kernels.forecast_error import forecast_error
 from dit_cachegraph_kernels.residual_apply import residual_apply
 from dit_cachegraph_kernels.residual_diff import residual_diff
@@ -22,6 +23,7 @@ __all__ = [
     "KernelError",
     "PlainKernelsWarning",
     "block_diff",
+    "build_kernels",
     "forecast_error",
     "residual_apply",
     "residual_diff",

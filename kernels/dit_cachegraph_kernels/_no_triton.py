@@ -1,9 +1,7 @@
 """Stands in for Triton where it isn't installed, so that kernels can be defined. None is run."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from collections.abc import Sequence
+from typing import Any
 
 tensor = constexpr = Any
 
@@ -12,6 +10,6 @@ class TritonError(Exception):
     """Never raised."""
 
 
-def jit(function: Function) -> Function:
-    """The function as it is."""
-    return function
+def jit(function: Any = None, *, do_not_specialize: Sequence[str] = ()) -> Any:  # noqa: ANN401
+    """The function as it is, or what leaves it so."""
+    return jit if function is None else function

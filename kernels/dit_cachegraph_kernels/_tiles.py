@@ -10,6 +10,10 @@ from dit_cachegraph_kernels._triton import jit, tl, wrap_triton
 
 _BLOCK_PARTIALS = 2048
 
+# Numbers of programs. They change with the sizes of a stream, and a kernel is no better for knowing
+# what divides them: with them left alone, one serves every size.
+COUNTS = ("plane", "num_chunks", "num_col_chunks")
+
 
 @jit
 def block_range(block: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
@@ -67,7 +71,7 @@ def _sum_plane(
     return tl.sum(acc, axis=0)
 
 
-@jit
+@jit(do_not_specialize=COUNTS[:2])
 def _sum_partials_kernel(
     partials_ptr: tl.tensor,  # [NUM_PLANES, num_samples, num_chunks]
     sums_ptr: tl.tensor,  # [num_samples, 2]

@@ -131,7 +131,7 @@ def _load_block_tile(
 
 
 # fmt: off
-@jit
+@jit(do_not_specialize=["num_samples", "num_chunks", "num_col_chunks"])
 def _block_diff_kernel(
     table_ptr: tl.tensor,  # [N, 10] int64
     inputs_ptr: tl.tensor, cached_ptr: tl.tensor,  # of block 0

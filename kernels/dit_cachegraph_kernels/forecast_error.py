@@ -15,6 +15,7 @@ from dit_cachegraph_kernels import reference
 from dit_cachegraph_kernels._launch import chunks_of, launching, uses_triton
 from dit_cachegraph_kernels._layout import as_samples, check_alike, layout_of
 from dit_cachegraph_kernels._tiles import (
+    COUNTS,
     as_float32,
     block_range,
     load_tile,
@@ -90,7 +91,7 @@ def launch_forecast_error(
 
 
 # fmt: off
-@jit
+@jit(do_not_specialize=COUNTS)
 def _forecast_error_kernel(
     # Each tensor [B, rows, cols], with its strides; factors above ORDER are not read.
     out_ptr: tl.tensor, out_sample: tl.tensor,

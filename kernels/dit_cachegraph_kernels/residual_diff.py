@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_cachegraph_kernels import reference
 from dit_cachegraph_kernels._launch import chunks_of, launching, uses_triton
 from dit_cachegraph_kernels._layout import as_samples, check_alike, layout_of, thinned
-from dit_cachegraph_kernels._tiles import as_float32, block_range, load_tile, sum_partials
+from dit_cachegraph_kernels._tiles import COUNTS, as_float32, block_range, load_tile, sum_partials
 from dit_cachegraph_kernels._triton import jit, tl, wrap_triton
 
 
@@ -89,7 +89,7 @@ def _launch(samples: Sequence[Tensor], threshold: float) -> Tensor:
 
 
 # fmt: off
-@jit
+@jit(do_not_specialize=COUNTS)
 def _residual_diff_kernel(
     # Each tensor [B, rows, cols], with its strides.
     hidden_ptr: tl.tensor, hidden_sample: tl.tensor,

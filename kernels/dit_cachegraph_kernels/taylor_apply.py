@@ -74,7 +74,7 @@ def launch_taylor_apply(
 
 
 # fmt: off
-@jit
+@jit(do_not_specialize=["num_col_tiles"])
 def _taylor_apply_kernel(
     # Each tensor [rows, cols], with its strides; factors above ORDER are not read.
     out_ptr: tl.tensor, out_outer: tl.tensor, out_inner: tl.tensor, out_col: tl.tensor,

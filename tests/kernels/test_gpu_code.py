@@ -15,12 +15,15 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dit_cachegraph_kernels.block_diff import _block_diff_kernel
+from dit_cachegraph_kernels.build import calls_of
 from support.kernel_cases import LAUNCHERS, in_main_process, needs_triton
 
 pytestmark = [needs_triton, in_main_process]
 
 FLUX, WAN = (2, 4608, 3072), (1, 75600, 5120)
 CAPABILITIES = (80, 90)
+CPU = torch.device("cpu")
+TYPES_OF_STREAMS = (torch.float32, torch.float16, torch.bfloat16)
 TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -75,7 +78,8 @@ def compile_for_gpu(launch, capability, type_of_floats="fp32"):
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        is_known = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (is_known and value == 1):
             signature[parameter.name], constants[(i,)] = "constexpr", value
             continue
         if isinstance(value, torch.Tensor):
@@ -84,7 +88,7 @@ def compile_for_gpu(launch, capability, type_of_floats="fp32"):
             signature[parameter.name] = type_of_floats
         else:
             signature[parameter.name] = "i32" if value < 2**31 else "i64"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (is_known and value % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     target = GPUTarget("cuda", capability, 32)
@@ -148,6 +152,68 @@ def test_a_float_of_the_host_takes_nothing_to_float64():
             ptx = compile_for_gpu(first, 90, type_of_floats="fp64")
             used = set(re.findall(r"^\s*(?:@\S+ )?(\w+\S*f64\S*)", ptx, re.MULTILINE))
             assert used <= {"cvt.rn.f32.f64"}, name
+
+
+def key_of(launch):
+    """What Triton tells kernels apart by."""
+    found = []
+    for parameter in launch.kernel.params:
+        value = launch.arguments[parameter.name]
+        if isinstance(value, torch.Tensor):
+            found.append(value.dtype)
+        elif parameter.is_constexpr:
+            found.append(value)
+        elif isinstance(value, int) and not parameter.do_not_specialize:
+            found.append((value == 1, value % 16 == 0, value < 2**31))
+    return launch.kernel.__name__, launch.num_warps, *found
+
+
+def calls_by_a_driver(shape, dtype, batch_dim):
+    """(op, arguments) on streams of these sizes, whatever rule and predictor."""
+    hidden, entry, *factors = streams(shape, 7, dtype)
+    nothing = hidden.new_empty(()).expand(hidden.shape)
+    yield "residual_diff", (hidden, nothing, entry, batch_dim, None, 1, 0.0)
+    for num in range(1, 6):
+        yield "taylor_apply", (hidden, factors[:num], 0.0, [2.0] * num)
+        yield "forecast_error", (hidden, entry, factors[:num], [2.0] * num, batch_dim)
+        yield "forecast_error", (hidden, None, factors[:num], [2.0] * num, batch_dim)
+
+
+@pytest.mark.parametrize("dtype", TYPES_OF_STREAMS, ids=str)
+@pytest.mark.parametrize(
+    ("shapes", "batch_dim"),
+    [
+        ([FLUX, (1, 4096, 3072), (1, 4609, 3072), (8, 1023, 3072)], 0),
+        ([WAN, (2, 32760, 5120)], 0),
+        ([(4608, 3072), (4609, 3072)], None),
+        ([(4096, 2, 1152), (4096, 1, 1152), (513, 8, 1152)], 1),
+    ],
+    ids=["flux", "wan", "folded", "tokens first"],
+)
+def test_all_that_a_driver_calls_is_built_before(shapes, batch_dim, dtype):
+    with FakeTensorMode():
+        built = set()
+        for op, arguments in calls_of(dtype, CPU, shapes[0][-1], batch_dim):
+            if op != "block_diff":  # It is opaque to traces.
+                built |= {key_of(launch) for launch in launches_of(op, *arguments)}
+        for shape in shapes:
+            for op, arguments in calls_by_a_driver(shape, dtype, batch_dim):
+                for launch in launches_of(op, *arguments):
+                    assert key_of(launch) in built, (shape, op)
+
+
+def test_another_width_or_dtype_would_be_seen():
+    with FakeTensorMode():
+        keys = [
+            {
+                key_of(launch)
+                for op, arguments in calls_of(dtype, CPU, width, 0)
+                if op == "taylor_apply"
+                for launch in launches_of(op, *arguments)
+            }
+            for dtype, width in ((torch.bfloat16, 3072), (torch.float32, 3072), (torch.bfloat16, 9))
+        ]
+        assert not keys[0] & keys[1] and not keys[0] & keys[2]
 
 
 class Sm90:

@@ -8,14 +8,22 @@ import pytest
 import torch
 from torch._library.triton import get_triton_kernels_for_op
 
-from dit_cachegraph_kernels import KernelError, residual_apply, residual_diff, residual_store
+from dit_cachegraph_kernels import (
+    KernelError,
+    build_kernels,
+    residual_apply,
+    residual_diff,
+    residual_store,
+)
 from dit_cachegraph_kernels._launch import block_sizes, chunks_of, launching, tiles_of
 from dit_cachegraph_kernels._layout import layout_of
+from dit_cachegraph_kernels.build import calls_of
 from dit_cachegraph_kernels.residual_store import launch_residual_store
 from support.kernel_cases import OPS, ROOT, fresh, in_main_process, needs_triton
 
 pytestmark = in_main_process
 
+CPU = torch.device("cpu")
 HIDE_TRITON = "import sys; sys.modules['triton'] = None\n"
 # Tensors of a GPU that hold nothing, which need no GPU.
 ON_A_GPU = """
@@ -109,6 +117,20 @@ def test_what_is_wrong_with_a_kernel_is_told_with_a_remedy(error):
     with pytest.raises(KernelError, match=said) as caught, launching("residual_diff", fresh(2)):
         raise error
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("batch_dim", [None, 0, 1])
+def test_what_is_called_to_build_kernels_is_what_the_ops_take(batch_dim):
+    called = set()
+    for op, arguments in calls_of(torch.bfloat16, CPU, 64, batch_dim):
+        getattr(OPS, op)(*arguments)
+        called.add(op)
+    assert called == {"residual_diff", "taylor_apply", "forecast_error", "block_diff"}
+
+
+@pytest.mark.gpu
+def test_kernels_are_built_on_a_gpu():
+    build_kernels(torch.bfloat16, torch.device("cuda"), 3072, 0)
 
 
 @needs_triton

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch._dynamo.backends.registry import list_backends, lookup_backend
 from torch._guards import TracingContext
 from torch._subclasses import FakeTensor
 
+from dit_cachegraph import ops
 from dit_cachegraph.config import CompileOptions
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.graph.cut.calling import bare, boxed
@@ -99,10 +100,14 @@ def _compile_fx(
 
 
 def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
-    """Compile the distinct segments of a cut, and the fused diff of its probe stream."""
+    """Compile the distinct segments of a cut, and the fused diff of its probe stream; build the
+    kernels that the driver calls between them."""
     start = time.perf_counter()
     functions = tuple([_compiled(cut, kind, compiler) for kind in range(len(cut.graphs))])
     measure = compiler.segment(cut.measure.gm, cut.measure.example_inputs, makes_only_new=True)
+    stream = cut.measure.example_inputs[-1]
+    assert isinstance(stream, Tensor)
+    ops.build_kernels(stream, cut.trunk.batch_dim)
     return CompiledTrunk(
         trunk=cut.trunk,
         roles=cut.roles,
