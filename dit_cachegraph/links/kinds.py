@@ -4,6 +4,7 @@ calls 1, 2, 3 of a kind    they compute, and are watched; all three alike
 from call 4 on             steps of a trunk, or refused for good with the reason
 """
 
+import inspect
 import logging
 import weakref
 from collections.abc import Hashable, Sequence
@@ -162,5 +163,6 @@ def _joined(
     why = why_no_trunk(chain, costs)
     if why is not None:
         return RefusedLinks(Uncacheable(why))
-    roles = roles_of(given, [numbers for _, numbers in watched.calls])
+    parameters = tuple(inspect.signature(model.forward).parameters)
+    roles = roles_of(given, [numbers for _, numbers in watched.calls], parameters)
     return LinkedModel(chain, given, roles, link.settings, type(model), costs)

@@ -2,7 +2,7 @@
 
 timesteps     of at most one dimension, and other numbers from call to call; of several, those that
               are called so
-latents       the first float of the most dimensions
+latents       the first float of the most dimensions, in the order of the forward's parameters
 conditioning  the rest
 """
 
@@ -22,13 +22,16 @@ def numbers_in(given: Given) -> Numbers:
     return {name: tuple(tensor.reshape(-1).tolist()) for name, tensor in small}
 
 
-def roles_of(given: Given, calls: Sequence[Numbers]) -> FragmentRoles:
-    """The roles of the caller's tensors, by index, from the numbers of some calls."""
+def roles_of(given: Given, calls: Sequence[Numbers], parameters: Sequence[str]) -> FragmentRoles:
+    """The roles of the caller's tensors, by index, from the numbers of some calls. `parameters` are
+    the names of the forward's, which a caller may give in any order."""
     changed = [name for name in calls[-1] if len({call[name] for call in calls}) > 1]
     named = [name for name in calls[-1] if "time" in name]
     told = [name for name in changed if name in named] or changed or named
     timesteps = tuple(i for i, name in enumerate(given.names) if name in told)
     floats = [i for i, t in enumerate(given.tensors) if t.is_floating_point()]
+    place = {name: k for k, name in enumerate(parameters)}
+    floats.sort(key=lambda i: place.get(given.names[i].partition(".")[0], len(place)))
     others = [i for i in floats if i not in timesteps]
     most = max((given.tensors[i].dim() for i in others), default=0)
     latents = tuple([i for i in others if given.tensors[i].dim() == most][:1])

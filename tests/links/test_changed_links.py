@@ -126,3 +126,12 @@ def test_an_exception_in_the_middle_leaves_nothing() -> None:
     handle.remove()
     assert dc.summary(model).steps == before
     assert call(model, fourth).isfinite().all()
+
+
+def test_arguments_in_another_order_are_the_same_request() -> None:
+    """The text comes first, and has as many dimensions as the latents."""
+    model = SwitchedDiT()
+    compile_blocks(model, residual_diff_threshold=1.0)
+    for inputs in toy_steps([80.0, 70.0, 65.0, 60.0, 50.0, 40.0]):
+        call(model, {name: inputs[name] for name in reversed(inputs)})
+    assert [step.hit for step in dc.summary(model).steps] == [False, True]
