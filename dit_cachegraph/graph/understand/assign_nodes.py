@@ -183,5 +183,6 @@ def _check_borders(
                 f"`{node.name}`{line_of(node)}, made in {segment_name(own, blocks)} and used in "
                 f"{segment_name(segment_of[users[0]], blocks)}, has a size that depends on data (a "
                 "mask, most likely): a hit would not know it; drop the padding before the model, "
-                "or keep its size and mask it inside the blocks"
+                "keep its size and mask it inside the blocks, or compile the blocks one by one "
+                '(`block.compile(backend="cachedit")` for each), which are joined at run time'
             )
