@@ -5,17 +5,18 @@ from collections.abc import Hashable
 
 from dit_cachegraph.account.status import status_of
 from dit_cachegraph.config import resolve
-from dit_cachegraph.exc import NotCached
+from dit_cachegraph.exc import InvalidConfig, NotCached
 from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.report import Report, report_of
 from dit_cachegraph.request_handle import RequestHandle
-from dit_cachegraph.requests.held import Freed
+from dit_cachegraph.requests.held import Freed, total_of
 from dit_cachegraph.requests.request import Request
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.targets import asked_about, modules_in
 
 log = std_logging.getLogger("dit_cachegraph")
+_OF_ALL_REQUESTS = frozenset(("max_idle_seconds", "max_state_bytes"))
 
 
 def configure(target: object, **settings: object) -> None:
@@ -73,8 +74,8 @@ def check(target: object) -> None:
 def reset(target: object, key: Hashable | None = None) -> Freed:
     """Drop what is kept for `target`: of the request named `key`, or of all of them. The next step
     of each computes. Returns what that was: images under way, on each pass, and their bytes."""
-    freed = [state.requests.drop(key) for state in REGISTRY.states_of(modules_in(target))]
-    return Freed(sum(f.num_tracks for f in freed), sum(f.nbytes for f in freed))
+    states = REGISTRY.states_of(modules_in(target))
+    return total_of(state.requests.drop(key) for state in states)
 
 
 def request(key: Hashable, **settings: object) -> RequestHandle:
@@ -84,25 +85,31 @@ def request(key: Hashable, **settings: object) -> RequestHandle:
     very same conditioning tensors need a key each; everything else is told apart without.
 
     Raises:
-        InvalidConfig: an unknown name or a bad value.
-        TypeError: the key is None, or can't be hashed.
+        InvalidConfig: an unknown name, a bad value, or a setting that all requests share.
+        TypeError: the key is None, can't be hashed, or isn't equal to itself.
     """
-    if key is None or not _is_hashable(key):
-        seen = "None" if key is None else f"a {type(key).__name__}, which can't be hashed"
+    if key is None or not _can_be_found(key):
+        seen = "None" if key is None else f"a {type(key).__name__} that can't be found in one"
         raise TypeError(
             f"request(key): the key names the request, in a dict; got {seen}: give it a string, a "
             "number, or a tuple of them"
+        )
+    for name in _OF_ALL_REQUESTS & settings.keys():
+        raise InvalidConfig(
+            f"{name} is for all requests of a model together: give it to configure, or to "
+            "torch.compile in `options`"
         )
     resolve(settings)
     return RequestHandle(Request(key, add_layer((), settings) if settings else ()))
 
 
-def _is_hashable(key: object) -> bool:
+def _can_be_found(key: object) -> bool:
+    """False for what a dict refuses, and for what isn't equal to itself, like NaN."""
     try:
         hash(key)
     except TypeError:
         return False
-    return True
+    return bool(key == key)
 
 
 def _check(state: ModelState, overrides: Layers) -> None:

@@ -24,7 +24,7 @@ MAX_RECORDINGS = 16
 log = logging.getLogger("dit_cachegraph")
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
+@dataclass(eq=False)
 class ModelState:
     """All that is known of one model: settings given by `configure`, state, steps, graphs.
 

@@ -1,6 +1,5 @@
 """A request as a value: entered at every step, in any thread, task or generator."""
 
-import contextlib
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable
@@ -9,7 +8,7 @@ from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
 
 from dit_cachegraph.models import REGISTRY
-from dit_cachegraph.requests.held import Freed
+from dit_cachegraph.requests.held import Freed, total_of
 from dit_cachegraph.requests.request import REQUEST_SCOPES, Request
 from dit_cachegraph.scopes import Scope
 from dit_cachegraph.step_log import StepReport
@@ -46,8 +45,8 @@ class RequestHandle:
     for what the generator does, whoever resumes it, and not for what others do in between; where
     the generator is a context manager (`contextlib.contextmanager`), for the body.
 
-    Two handles of one key are one request. Nothing ends it but `end`, its last step, and
-    `max_idle_seconds`.
+    Handles of one key are one request as long as none of them has ended; each has settings and a
+    report of its own.
     """
 
     def __init__(self, request: Request) -> None:
@@ -73,7 +72,7 @@ class RequestHandle:
         )
 
     def __enter__(self) -> "RequestHandle":
-        self._entered.append(REQUEST_SCOPES.enter(self._request))
+        REQUEST_SCOPES.enter(self._request, self._entered)
         return self
 
     def __exit__(
@@ -85,48 +84,70 @@ class RequestHandle:
         REQUEST_SCOPES.leave(self._entered)
 
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
-        """`function` under this request, wherever it is called: in an executor, as a task, or as a
-        generator that somebody else resumes."""
-        kinds: tuple[tuple[Callable[[object], bool], Callable[..., object]], ...] = (
-            (inspect.isasyncgenfunction, self._generate_async),
-            (inspect.isgeneratorfunction, self._generate),
-            (inspect.iscoroutinefunction, self._await),
-        )
-        run = next((run for is_kind, run in kinds if is_kind(function)), self._call)
-        return functools.wraps(function)(cast(Callable[P, R], functools.partial(run, function)))
+        """`function` under this request, wherever it is called: in an executor, as a task; and each
+        step of the generator or coroutine that it returns, whoever resumes it."""
+        run: Callable[..., object]
+        if inspect.iscoroutinefunction(function):
+            run = functools.partial(self._await_call, function)
+        else:
+            run = functools.partial(self._call, function)
+        return functools.wraps(function)(cast(Callable[P, R], run))
 
-    def _call(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+    def _call(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
         with self:
-            return function(*args, **kwargs)
+            made = function(*args, **kwargs)
+        if inspect.isasyncgen(made):
+            return _AsyncSteps(self, made)
+        if inspect.isgenerator(made):
+            return _Steps(self, made)
+        return self._await(made) if inspect.iscoroutine(made) else made
 
-    async def _await(
+    async def _await_call(
         self, function: Callable[..., Awaitable[T]], *args: object, **kwargs: object
     ) -> T:
-        with self:
-            return await function(*args, **kwargs)
+        return await self._await(function(*args, **kwargs))
 
-    def _generate(
-        self, function: Callable[..., Generator[T, S, U]], *args: object, **kwargs: object
-    ) -> Generator[T, S, U]:
+    async def _await(self, made: Awaitable[T]) -> T:
         with self:
-            return (yield from function(*args, **kwargs))
-
-    async def _generate_async(
-        self, function: Callable[..., AsyncGenerator[T, None]], *args: object, **kwargs: object
-    ) -> AsyncGenerator[T, None]:
-        with self:
-            async with contextlib.aclosing(function(*args, **kwargs)) as values:
-                async for value in values:
-                    yield value
+            return await made
 
     def end(self) -> Freed:
         """The request is over, also where it is in the middle: frees what every model keeps of it,
         and says what that was. Calls that are still made under this handle run whole and leave
         nothing; another handle of the same key is a new request."""
         self._request.is_ended = True
-        freed = [state.requests.drop(self.key) for state in REGISTRY.states()]
-        return Freed(sum(f.num_tracks for f in freed), sum(f.nbytes for f in freed))
+        return total_of(state.requests.drop(self.key) for state in REGISTRY.states())
 
     def __repr__(self) -> str:
         ended = ", ended" if self._request.is_ended else ""
         return f"<request {self.key!r}{ended}>"
+
+
+class _Steps(Generator[T, S, U]):
+    """A generator, each step of which is inside of a request."""
+
+    def __init__(self, handle: RequestHandle, steps: Generator[T, S, U]) -> None:
+        self._handle, self._steps = handle, steps
+
+    def send(self, value: S) -> T:
+        with self._handle:
+            return self._steps.send(value)
+
+    def throw(self, *error: type[BaseException] | BaseException) -> T:  # type: ignore[override]
+        with self._handle:
+            return self._steps.throw(*error)  # type: ignore[call-overload]
+
+
+class _AsyncSteps(AsyncGenerator[T, S]):
+    """The same of an async generator."""
+
+    def __init__(self, handle: RequestHandle, steps: AsyncGenerator[T, S]) -> None:
+        self._handle, self._steps = handle, steps
+
+    async def asend(self, value: S) -> T:
+        with self._handle:
+            return await self._steps.asend(value)
+
+    async def athrow(self, *error: type[BaseException] | BaseException) -> T:  # type: ignore[override]
+        with self._handle:
+            return await self._steps.athrow(*error)  # type: ignore[call-overload]

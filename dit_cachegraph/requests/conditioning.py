@@ -49,7 +49,7 @@ class Content:
         return self._numbers
 
 
-@dataclass(eq=False, slots=True, weakref_slot=True)
+@dataclass(eq=False)
 class Conditioning(Generic[T]):
     """Some conditioning that calls were made under, and the `tracks` that are under way with it.
 
@@ -98,6 +98,13 @@ class Namesakes(Generic[T]):
         self.idle: dict[Conditioning[T], None] = {}
         self.ended: dict[Conditioning[T], None] = {}
         self._begun: list[tuple[Hashable, int]] = []
+
+    def forget(self, conditioning: Conditioning[T]) -> None:
+        """That request is over."""
+        for own in (self.members, self.idle, self.ended):
+            own.pop(conditioning, None)
+        for track in conditioning.tracks:
+            self.recent.pop(track, None)
 
     def begin(self, request_key: Hashable, number: int) -> int:
         """An image of this name begins with call `number`. Returns that with which the last one by

@@ -3,7 +3,7 @@ wait to be forgotten."""
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from dit_cachegraph.requests.fingerprint import Fingerprint
@@ -18,16 +18,22 @@ class Freed(NamedTuple):
     nbytes: int
 
 
+def total_of(freed: Iterable[Freed]) -> Freed:
+    """All of it together."""
+    return Freed(*map(sum, zip(*freed, strict=True))) if (freed := list(freed)) else Freed(0, 0)
+
+
 class Held:
     """The tracks that hold something, least recently called first; `nbytes`, each storage once; and
     all tracks by the latents of their last call.
 
-    It may be entered again by its own thread: conditioning that dies meanwhile frees what was held
-    under it. So a track's storages are taken out before they are counted off.
+    Its `lock` may be entered again by its own thread: conditioning that dies meanwhile frees what
+    was held under it. So a track's storages are taken out before they are counted off, and the
+    table, whose turn that is, has no lock of its own.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._storages: dict[Track, dict[int, int]] = {}
         self._num_holders: Counter[int] = Counter()
         self._by_latents: dict[int, dict[Track, None]] = {}
@@ -38,7 +44,7 @@ class Held:
         in the meantime."""
         found = () if state is None else (t.untyped_storage() for t in state.tensors())
         storages = {storage.data_ptr(): storage.nbytes() for storage in found}
-        with self._lock:
+        with self.lock:
             self._count_off(track)
             if track.is_removed:
                 return
@@ -50,13 +56,15 @@ class Held:
                 self._storages[track] = storages
             track.state = state
 
-    def release(self, track: Track) -> None:
-        """The track holds nothing any more."""
-        self.hold(track, None)
+    def release(self, track: Track) -> int:
+        """The track holds nothing any more. Returns the bytes that nobody holds now."""
+        with self.lock:
+            track.state = None
+            return self._count_off(track)
 
     def note_called(self, track: Track, seconds: float) -> None:
         """Its request was called at `seconds`, if on another pass."""
-        with self._lock:
+        with self.lock:
             storages = self._storages.pop(track, None)
             if storages is not None:
                 self._storages[track] = storages
@@ -64,7 +72,7 @@ class Held:
 
     def note_call(self, track: Track, call: Fingerprint) -> None:
         """What a track was called with last."""
-        with self._lock:
+        with self.lock:
             self._forget_call(track)
             track.last_call, place = call, call.latents.place
             if place is not None and not track.is_removed:
@@ -72,17 +80,17 @@ class Held:
 
     def called_with(self, latents: Objects) -> list[Track]:
         """The tracks whose last call took these very latents."""
-        with self._lock:
+        with self.lock:
             tracks = [] if latents.place is None else list(self._by_latents.get(latents.place, ()))
         calls = [(track, track.last_call) for track in tracks]
         return [t for t, call in calls if call is not None and latents.are_those_of(call.latents)]
 
-    def remove(self, track: Track) -> None:
-        """The track is over."""
-        with self._lock:
-            self.release(track)
+    def remove(self, track: Track) -> int:
+        """The track is over. Returns what `release` does."""
+        with self.lock:
             self._forget_call(track)
             track.is_removed = True
+            return self.release(track)
 
     def least_recent(self) -> Iterator[Track]:
         """Tracks from the one that was called the longest ago; each is to be released before the
@@ -91,7 +99,7 @@ class Held:
             yield track
 
     def _first(self) -> Track | None:
-        with self._lock:
+        with self.lock:
             return next(iter(self._storages), None)
 
     def _forget_call(self, track: Track) -> None:
@@ -102,9 +110,12 @@ class Held:
             if not tracks:
                 self._by_latents.pop(place, None)
 
-    def _count_off(self, track: Track) -> None:
+    def _count_off(self, track: Track) -> int:
+        freed = 0
         for place, nbytes in self._storages.pop(track, {}).items():
             self._num_holders[place] -= 1
             if not self._num_holders[place]:
                 del self._num_holders[place]
-                self.nbytes -= nbytes
+                freed += nbytes
+        self.nbytes -= freed
+        return freed

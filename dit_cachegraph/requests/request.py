@@ -21,8 +21,17 @@ class Request:
     is_ended: bool = False
 
     @property
+    def current_key(self) -> Hashable:
+        """What its calls are told by. Those that are made after its end, by nothing that a new
+        request of the same name has."""
+        return self if self.is_ended else self.key
+
+    @property
     def overrides(self) -> Layers:
         return (*self.settings, *_RUNS_WHOLE) if self.is_ended else self.settings
+
+    def __str__(self) -> str:
+        return str(self.key)
 
 
 REQUEST_SCOPES: ScopeRegistry[Request] = ScopeRegistry("dit_cachegraph_request")

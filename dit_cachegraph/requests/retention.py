@@ -69,8 +69,9 @@ def _are_of_one_step(track: Track, other: Track) -> bool:
     call, others = track.last_call, other.last_call
     if call is None or others is None:
         return False
+    is_of_one_name = other.conditioning.request_key == track.conditioning.request_key
     are_apart = other.conditioning is not track.conditioning or others.signature != call.signature
-    return are_apart and other.trajectory.last == track.trajectory.last
+    return is_of_one_name and are_apart and other.trajectory.last == track.trajectory.last
 
 
 def _free_earlier(table: RequestTable, conditioning: Conditioning[Track]) -> None:
@@ -90,8 +91,9 @@ def _is_of_another_request(track: Track) -> bool:
 def end_step(table: RequestTable, track: Track, common: CommonSettings) -> None:
     """What is freed at the end of a step."""
     track.last_number = table.next_number()
-    if track.conditioning.namesakes is not None:
-        track.conditioning.namesakes.recent[track] = None
+    named = track.conditioning.namesakes
+    if named is not None:
+        named.recent[track] = None
         table.note_held(track.conditioning)
     for companion in track.companions:
         table.held.note_called(companion, track.last_seconds)

@@ -25,7 +25,7 @@ from dit_cachegraph.requests.track import Track
 
 T = TypeVar("T")
 MAX_SET_ASIDE = 32
-MAX_IDLE, MAX_ENDED = 32, 8  # Requests by name of which nothing is held, under one conditioning.
+MAX_IDLE, MAX_ENDED = 1024, 8  # Requests by name of which nothing is held, under the same objects.
 OVER = "its state was freed with the rest of its request"
 REBUILT = "its conditioning was rebuilt, and its state went with the old one"
 
@@ -87,8 +87,9 @@ class RequestTable:
         )
         known = self._alive.setdefault(new.identity, new)
         if known is new and new.request_key is not None:
-            new.namesakes = self._named.setdefault(new.identity[1:], Namesakes())
-            new.namesakes.members[new] = None
+            with self.held.lock:
+                new.namesakes = self._named.setdefault(new.identity[1:], Namesakes())
+                new.namesakes.members[new] = None
         return known
 
     def _take_over(self, content: Content) -> Conditioning[Track] | None:
@@ -109,13 +110,12 @@ class RequestTable:
         """It isn't found by its objects any more."""
         if self._alive.get(conditioning.identity) is conditioning:
             self._alive.pop(conditioning.identity, None)
-        named, conditioning.namesakes = conditioning.namesakes, None
-        if named is not None:
-            named.members.pop(conditioning, None)
-            named.idle.pop(conditioning, None)
-            named.ended.pop(conditioning, None)
-            if not named.members:
-                self._named.pop(conditioning.identity[1:], None)
+        with self.held.lock:
+            named, conditioning.namesakes = conditioning.namesakes, None
+            if named is not None:
+                named.forget(conditioning)
+                if not named.members:
+                    self._named.pop(conditioning.identity[1:], None)
 
     def note_goes_on(self, conditioning: Conditioning[Track]) -> None:
         """A track went on. If that is the first call with these objects, its caller rebuilds them:
@@ -169,17 +169,20 @@ class RequestTable:
     def note_held(self, conditioning: Conditioning[Track]) -> None:
         """What is held under it changed. Of requests by name of which nothing is, those that were
         left the longest ago are forgotten: those that were given up would stay for ever."""
-        named = conditioning.namesakes
-        if named is None:
-            return
-        named.idle.pop(conditioning, None)
-        named.ended.pop(conditioning, None)
-        if all(track.state is None for track in conditioning.tracks):
-            is_over = all(track.is_complete for track in conditioning.tracks)
-            place, most = (named.ended, MAX_ENDED) if is_over else (named.idle, MAX_IDLE)
-            place[conditioning] = None
-            while len(place) > most:
-                self.end(next(iter(place)))
+        left: list[Conditioning[Track]] = []
+        with self.held.lock:
+            named = conditioning.namesakes
+            if named is None:
+                return
+            named.idle.pop(conditioning, None)
+            named.ended.pop(conditioning, None)
+            if all(track.state is None for track in conditioning.tracks):
+                is_over = all(track.is_complete for track in conditioning.tracks)
+                place, most = (named.ended, MAX_ENDED) if is_over else (named.idle, MAX_IDLE)
+                place[conditioning] = None
+                left = list(place)[: max(0, len(place) - most)]
+        for other in left:
+            self.end(other)
 
     def _free(self, conditioning: Conditioning[Track], why: str) -> None:
         """Free the tensors of its tracks, and of what their requests have under conditioning that
@@ -193,13 +196,15 @@ class RequestTable:
 
     def drop(self, request_key: Hashable | None = None) -> Freed:
         """Drop what one request keeps, or all of them."""
-        num_tracks, nbytes = 0, self.held.nbytes
-        for conditioning in [*self._alive.values(), *self._set_aside]:
+        num_tracks, nbytes = 0, 0
+        for conditioning in [*list(self._alive.values()), *list(self._set_aside)]:
             if request_key is None or conditioning.request_key == request_key:
-                num_tracks += len(conditioning.tracks)
+                tracks = list(conditioning.tracks)
+                num_tracks += len(tracks)
+                nbytes += sum(map(self.held.release, tracks))
                 _take(self._set_aside, conditioning)
                 self.end(conditioning)
-        return Freed(num_tracks, max(0, nbytes - self.held.nbytes))
+        return Freed(num_tracks, nbytes)
 
     def next_number(self) -> int:
         """A number for a call, larger than all before."""

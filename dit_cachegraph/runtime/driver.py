@@ -97,7 +97,7 @@ class CachedModel:
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
         given = self._conditioning(values) if handoff is None else handoff.conditioning
         versions = versions_of(self._settled(values) if handoff is None else given)
-        key = None if request is None else request.key
+        key = None if request is None else request.current_key
         expire(model.requests, plan.settings.common.max_idle_seconds)
         conditioning = model.requests.find(key, tensors(given), versions)
         tracks = conditioning.tracks

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import gc
+import inspect
 import itertools
 import random
 import sys
@@ -13,9 +14,20 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
+from dit_cachegraph.requests.table import MAX_IDLE
 from dit_cachegraph.step_log import MAX_STEPS_KEPT
 from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
 from support.toy_runs import compile_toy
+
+
+class ToBeMissed:
+    """Like NaN, it isn't found again."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return False
+
 
 NUM_STEPS = 10
 SETTINGS = {"residual_diff_threshold": 0.2, "max_warmup_steps": 2}
@@ -192,6 +204,31 @@ def test_what_is_bound_keeps_its_kind(model, kind):
     assert handle.bind(denoise).__name__ == "denoise"
 
 
+def test_what_is_sent_into_a_bound_generator_arrives(model):
+    def echo():
+        got = yield 0
+        try:
+            yield got
+        except KeyError:
+            yield "caught"
+
+    async def echo_async():
+        got = yield 0
+        try:
+            yield got
+        except KeyError:
+            yield "caught"
+
+    async def use():
+        steps = dc.request("a").bind(echo_async)()
+        return [await anext(steps), await steps.asend(1), await steps.athrow(KeyError)]
+
+    steps = dc.request("a").bind(lambda: echo())()
+    assert [next(steps), steps.send(1), steps.throw(KeyError)] == [0, 1, "caught"]
+    assert asyncio.run(use()) == [0, 1, "caught"]
+    assert inspect.iscoroutinefunction(dc.request("a").bind(use))
+
+
 def test_ending_frees_and_says_what(model):
     handle, other = dc.request("a"), dc.request("b")
     steps, others = stream(handle, denoise(model)), stream(other, denoise(model, 1))
@@ -265,11 +302,76 @@ def test_an_end_in_the_middle_of_a_step_leaves_nothing(is_first):
     assert handle.end() == (0, 0)
 
 
-@pytest.mark.parametrize("key", [None, [1], {"a": 1}, ("a", [])])
+@pytest.mark.parametrize("key", [None, [1], {"a": 1}, ("a", []), ToBeMissed()])
 def test_a_key_that_cant_be_one_is_refused_where_it_is_given(key):
     seen = "None" if key is None else type(key).__name__
     with pytest.raises(TypeError, match=seen):
         dc.request(key)
+
+
+@pytest.mark.parametrize("name", ["max_idle_seconds", "max_state_bytes"])
+def test_bounds_are_those_of_all_requests(name):
+    with pytest.raises(dc.InvalidConfig, match=f"{name} is for all requests of a model together"):
+        dc.request("a", **{name: 1})
+
+
+def test_a_worker_of_an_ended_request_leaves_the_next_of_its_name_alone(model):
+    """Cancelled and asked for again, under the same text."""
+    text = toy_inputs(0.0)["encoder_hidden_states"]
+    first, second = dc.request("a"), dc.request("a")
+    late = stream(first, denoise(model, 0, text))
+    for _ in range(3):
+        next(late)
+    first.end()
+    for _ in itertools.zip_longest(stream(second, denoise(model, 1, text)), late):
+        pass
+    assert decisions(second) == alone(model, 1, text)[1]
+    assert [step.request for step in first.report.steps] == ["a"] * len(first.report.steps)
+
+
+def test_two_requests_from_one_noise_are_two(model):
+    """As where somebody compares settings."""
+    texts = [toy_inputs(0.0, seed=seed)["encoder_hidden_states"] for seed in range(2)]
+    noise, handles = (
+        toy_inputs(90.0)["hidden_states"],
+        [dc.request(name) for name in ("one", "two")],
+    )
+    for i in range(4):
+        for handle, text in zip(handles, texts, strict=True):
+            with handle, torch.no_grad():
+                model(noise * (1 - 0.01 * i) if i else noise, torch.full((2,), 90.0 - 9 * i), text)
+    nbytes = dc.summary(model).state_nbytes
+    assert handles[0].end() == (1, nbytes // 2)
+    assert dc.summary(model).state_nbytes == nbytes // 2
+
+
+def test_requests_of_which_nothing_is_held_are_bounded_by_number(model):
+    text, given = toy_inputs(0.0)["encoder_hidden_states"], toy_inputs(90.0)
+    for key in range(MAX_IDLE + 50):
+        with dc.request(key, enabled=False), torch.no_grad():
+            model(given["hidden_states"], given["timestep"], text)
+    assert dc.summary(model).num_branches <= MAX_IDLE + 1
+
+
+def test_threads_that_lose_their_state_to_each_other(model):
+    """Many names under one text, all of which are forgotten at every step of another."""
+    dc.configure(model, max_idle_seconds=0)
+    text = toy_inputs(0.0)["encoder_hidden_states"]
+    draw(model, 0, text)
+
+    def serve(key):
+        with dc.request(key):
+            return draw(model, key, text)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert len(list(pool.map(serve, range(64)))) == 64
+    finally:
+        sys.setswitchinterval(interval)
+    dc.reset(model)
+    assert (dc.summary(model).state_nbytes, dc.summary(model).num_branches) == (0, 0)
 
 
 def test_what_waits_too_long_is_forgotten(model):

@@ -210,7 +210,7 @@ def test_a_key_for_each_image_under_a_prompt_that_lives_on(num_steps, rule):
     dc.configure(model, max_idle_seconds=0)
     with dc.request("next"), torch.no_grad():
         compiled(start, torch.full((1,), 90.0), text)
-    assert nbytes(model) <= held[0][0] and dc.summary(model).num_branches <= 33
+    assert nbytes(model) <= held[0][0]
 
 
 def test_an_image_by_another_name_under_one_prompt_goes_on():

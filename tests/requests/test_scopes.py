@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import threading
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +20,7 @@ class Holder:
         self.registry, self.value, self.entered = registry, value, []
 
     def __enter__(self):
-        self.entered.append(self.registry.enter(self.value))
+        self.registry.enter(self.value, self.entered)
         return self
 
     def __exit__(self, *error):
@@ -233,39 +233,178 @@ def test_async_streams(registry, holds):
     assert asyncio.run(main()) == [[([name] * 3, None)] * 2 for name in "ab"]
 
 
-def test_two_async_streams_in_turn_in_one_task(registry, holds):
-    """What each does itself is its own; what both hand to threads is not known, and said."""
+async def handing_on(registry, holds, name, count=3):
+    """An async stream that hands its context to threads, of what it and they are in."""
+    with holds(name):
+        for _ in range(count):
+            yield registry.current(), await asyncio.to_thread(registry.current)
 
-    async def stream(name):
-        with holds(name):
-            for _ in range(2):
-                yield registry.current(), await asyncio.to_thread(registry.current)
+
+def test_two_async_streams_in_turn_in_one_task(registry, holds):
+    """Which of them hands its context on is known, since the other waits in its `yield`."""
 
     async def main():
-        a, b = stream("a"), stream("b")
+        a, b = (handing_on(registry, holds, name) for name in "ab")
         taken = [await anext(s) for s in (a, b, a)]
         await a.aclose()
         return [*taken, await anext(b)]
 
+    assert asyncio.run(main()) == [("a", "a"), ("b", "b"), ("a", "a"), ("b", "b")]
+
+
+def test_two_that_run_at_once_in_one_context_are_not_told_apart(registry, holds):
+    """What each does itself is its own; what both hand to threads is not known, and said."""
+
+    async def main():
+        a, b = (handing_on(registry, holds, name) for name in "ab")
+        await anext(a), await anext(b)
+        return await asyncio.gather(anext(a), anext(b))
+
     with pytest.warns(UserWarning, match="carry the request over with handle.bind"):
-        taken = asyncio.run(main())
-    assert [own for own, _ in taken] == ["a", "b", "a", "b"]
-    assert [there for _, there in taken] == ["a", None, None, "b"]
+        assert asyncio.run(main()) == [("a", None), ("b", None)]
+
+
+def test_who_takes_values_is_not_inside_in_threads_and_tasks_either(registry, holds):
+    """The context that he hands on has the stream in it, which waits in its `yield`."""
+
+    async def child():
+        return registry.current()
+
+    async def main():
+        seen = []
+        async for _ in handing_on(registry, holds, "a"):
+            seen.append(await asyncio.to_thread(registry.current))
+            seen.append(await asyncio.create_task(child()))
+        return seen
+
+    assert asyncio.run(main()) == [None] * 6
+    with holds("mine"):
+        stream = values(registry, holds("a"))
+        next(stream)
+        assert in_a_thread(contextvars.copy_context().run, registry.current) == "mine"
+        assert asyncio.run(main()) == ["mine"] * 6
+        stream.close()
+
+
+def test_a_stream_inside_of_a_stream_that_hands_on(registry, holds):
+    async def outer():
+        with holds("outer"):
+            async for pair in handing_on(registry, holds, "inner"):
+                yield pair, await asyncio.to_thread(registry.current)
+
+    async def main():
+        return [value async for value in outer()]
+
+    assert asyncio.run(main()) == [(("inner", "inner"), "outer")] * 3
+
+
+def test_what_is_begun_inside_stays_inside(registry, holds):
+    """A task and a thread that outlive the `with` which they were begun in."""
+
+    async def task():
+        await asyncio.sleep(0.01)
+        return registry.current()
+
+    async def main():
+        with holds("a"):
+            begun, context = asyncio.create_task(task()), contextvars.copy_context()
+        return await begun, context.run(registry.current), registry.current()
+
+    assert asyncio.run(main()) == ("a", "a", None)
+
+
+@pytest.mark.parametrize("is_one_handle", [True, False])
+def test_closing_a_stream_leaves_its_own_scope(registry, holds, is_one_handle):
+    """By `contextlib.closing`, inside of another `with` and beside another stream."""
+    outer = holds("a")
+    inner = outer if is_one_handle else holds("a")
+    beside = values(registry, outer)
+    next(beside)
+    with outer:
+        with contextlib.closing(values(registry, inner)) as stream:
+            next(stream)
+        assert registry.current() == "a"
+    assert next(beside) == "a" and registry.current() is None
+    beside.close()
+    assert outer.entered == inner.entered == []
+
+
+def test_a_coroutine_that_is_closed_leaves_its_own_scope(registry, holds):
+    holder = holds("a")
+
+    async def waits():
+        with holder:
+            await asyncio.sleep(10)
+
+    async def main():
+        task = asyncio.create_task(waits())
+        await asyncio.sleep(0)
+        with holder:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            coroutine = waits()
+            contextvars.copy_context().run(coroutine.send, None)
+            coroutine.close()
+            return registry.current()
+
+    assert asyncio.run(main()) == "a"
+    assert holder.entered == [] and registry.current() is None
+
+
+def test_left_in_another_order(registry, holds):
+    a, b = holds("a"), holds("b")
+
+    def stream():
+        a.__enter__()
+        b.__enter__()
+        yield registry.current()
+        a.__exit__()
+        yield registry.current()
+        b.__exit__()
+        yield registry.current()
+
+    assert list(stream()) == ["b", "b", None]
+    with pytest.raises(RuntimeError, match="wasn't entered"):
+        a.__exit__()
+
+
+def test_streams_that_overlap_leave_no_chain_of_scopes(registry, holds):
+    """Two are always under way in one thread; what was left is gone."""
+    gone, under_way = [], []
+    for i in range(50):
+        holder = holds(i)
+        under_way.append(values(registry, holder))
+        next(under_way[-1])
+        gone.append(weakref.ref(holder.entered[0]))
+        if len(under_way) > 2:
+            under_way.pop(0).close()
+    gc.collect()
+    assert sum(scope() is not None for scope in gone) <= 3
 
 
 def test_one_value_in_many_threads_at_once(registry, holds):
-    holder, barrier = holds("a"), threading.Barrier(4)
+    """Functions and streams, as often as threads can switch."""
+    holder, seen = holds("a"), []
 
-    def enter(_):
-        with holder:
-            barrier.wait()
-            inside = registry.current()
-            barrier.wait()
-        return inside, registry.current()
+    def run(number):
+        for _ in range(200):
+            if number % 2:
+                with holder:
+                    seen.append(registry.current())
+            else:
+                seen.extend(values(registry, holder, count=2))
+            assert registry.current() is None
+        return registry.current()
 
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(enter, range(4))) == [("a", None)] * 4
-    assert holder.entered == []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(run, range(8))) == [None] * 8
+    finally:
+        sys.setswitchinterval(interval)
+    assert set(seen) == {"a"} and holder.entered == []
 
 
 def test_left_by_hand_in_another_thread(registry, holds):
