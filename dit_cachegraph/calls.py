@@ -133,8 +133,8 @@ def _settle(call: CallUnderWay) -> None:
             for model in call.models:
                 model.calls.note(outcome, ())
             return
-    # Why the trunk was refused, where that is known, and not that other graphs are without.
-    refusals = tuple(r for r in call.refusals if not r.has_no_blocks) or tuple(call.refusals)
+    # Why the trunk was refused, where that is known, before why other graphs are without one.
+    refusals = tuple(sorted(call.refusals, key=lambda refusal: refusal.has_no_blocks))
     is_new = [model.calls.note(Outcome.REFUSED, refusals) for model in call.models]
     said = "\n".join(map(str, refusals))
     # A model that was compiled block by block has as many calls, and is found around them.

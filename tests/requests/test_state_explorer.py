@@ -91,8 +91,8 @@ def key_without_the_model(monkeypatch):
     """The models of a schedule share their requests: those of the first that is called."""
     whose, shared = CachedModel._model, {}
 
-    def model(self, values, weights):
-        state = whose(self, values, weights)
+    def model(self, values):
+        state = whose(self, values)
         state.requests = shared.setdefault("requests", state.requests)
         return state
 

@@ -175,13 +175,17 @@ def _compiled(module: ExploredDiT) -> ExploredModel:
     return ExploredModel(module, compiled)
 
 
+_OF_ALL_REQUESTS = frozenset(("max_state_bytes",))
+
+
 def _own_settings(image: Image, call: Call) -> Settings:
     """What a named request brings."""
     ask = image.request.ask
     if image.key is None:
         return {}
     told = {} if ask.tells_steps == "no" else {"num_inference_steps": image.steps_told(call)}
-    return {**ask.settings, **told}
+    own = {name: value for name, value in ask.settings.items() if name not in _OF_ALL_REQUESTS}
+    return {**own, **told}
 
 
 def _agree(holds: bool, said: str) -> None:
