@@ -55,8 +55,9 @@ class Conditioning(Generic[T]):
 
     `num_calls` counts those with these very objects. `lasting` are the objects, by index, that an
     earlier conditioning of the same content had too: of a caller who rebuilds a part of it at every
-    call, they are what lives as long as the request. Once it `is_over` nothing is held under it,
-    whatever call is still under way.
+    call, they are what lives as long as the request. `caller` is what named it at its last
+    call, for as long as somebody has that. Once it `is_over` nothing is held under it, whatever
+    call is still under way.
     """
 
     request_key: Hashable | None
@@ -69,12 +70,18 @@ class Conditioning(Generic[T]):
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     lasting: frozenset[int] = frozenset()
     is_over: bool = False
+    caller: "weakref.ref[object] | None" = None
     namesakes: "Namesakes[T] | None" = None
 
     def ends_with(self, index: int) -> bool:
         """True if the death of one of its objects ends the request, and isn't that of something
         which the caller rebuilds."""
         return self.num_calls > 1 or index in self.lasting
+
+    @property
+    def may_go_on(self) -> bool:
+        """True if somebody has a handle of it still."""
+        return self.caller is not None and self.caller() is not None
 
     @property
     def is_gone(self) -> bool:

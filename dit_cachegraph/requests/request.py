@@ -10,7 +10,7 @@ from dit_cachegraph.step_log import StepLog
 _RUNS_WHOLE: Layers = ((("enabled", False),),)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class Request:
     """One request: `log` is of its own steps. Once it `is_ended` its calls run whole, and nothing
     is kept of them: a worker may be in the middle of one while its client goes away."""

@@ -3,7 +3,8 @@
     the next image under the same conditioning begins    freed, unless a companion shows that the
                                                          image belongs to another request
     ... under another `request(key)`                     freed once two have begun since its last
-                                                         call, if it looks whole
+                                                         call, if it looks whole and nobody has a
+                                                         handle of it
     the last step, where the number of steps is known    freed: nothing is held while the VAE runs
     no call of its request for `max_idle_seconds`        freed when the next step begins
     more bytes than `max_state_bytes`                    freed, least recently used first
@@ -56,7 +57,8 @@ def _end_namesakes(table: RequestTable, track: Track) -> None:
         return
     begun = named.begin(track.conditioning.request_key, track.first_number)
     for other in list(named.recent):
-        if other.conditioning is not track.conditioning and other.last_number < begun:
+        is_left = other.last_number < begun and not other.conditioning.may_go_on
+        if other.conditioning is not track.conditioning and is_left:
             named.recent.pop(other, None)
             if not other.is_complete and looks_whole(other.trajectory):
                 table.ends.learn(other.trajectory)

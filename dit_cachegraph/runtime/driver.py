@@ -6,6 +6,7 @@ Straight Python over compiled functions; no FX. One driver serves all models, re
 of its graph: what differs between them lies in their state, and weights come with each call.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
@@ -100,6 +101,7 @@ class CachedModel:
         key = None if request is None else request.current_key
         expire(model.requests, plan.settings.common.max_idle_seconds)
         conditioning = model.requests.find(key, tensors(given), versions)
+        conditioning.caller = None if request is None else weakref.ref(request)
         tracks = conditioning.tracks
         expected = tracks[-1] if tracks else None
         step = Step(values, request, model, plan, conditioning, expected, None, handoff, weights)

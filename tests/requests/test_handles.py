@@ -39,13 +39,13 @@ def model():
     return compile_toy(ReadingDiT([GatedBlock() for _ in range(4)]).eval(), **SETTINGS)
 
 
-def denoise(model, seed=0, text=None, num_steps=NUM_STEPS):
+def denoise(model, seed=0, text=None, num_steps=NUM_STEPS, stride=9.0):
     """An image, a step at a time: its latents."""
     given = toy_inputs(90.0, seed=seed)
     if text is not None:
         given["encoder_hidden_states"] = text
     for i in range(num_steps):
-        given["timestep"] = torch.full((2,), 90.0 - 90.0 * i / NUM_STEPS)
+        given["timestep"] = torch.full((2,), 90.0 - stride * i)
         with torch.no_grad():
             given["hidden_states"] = given["hidden_states"] - 0.02 * model(**given)
         yield given["hidden_states"]
@@ -343,6 +343,25 @@ def test_two_requests_from_one_noise_are_two(model):
     nbytes = dc.summary(model).state_nbytes
     assert handles[0].end() == (1, nbytes // 2)
     assert dc.summary(model).state_nbytes == nbytes // 2
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_others_that_begin_before_the_last_step(model, is_kept):
+    """Whoever has the handle may go on; else an image that looks whole is taken for over."""
+    text = toy_inputs(0.0)["encoder_hidden_states"]
+    dc.configure(model, residual_diff_threshold=1.0)
+    handle, steps = dc.request("a"), denoise(model, 0, text, stride=10.0)
+    for _ in range(NUM_STEPS - 1):
+        with handle:
+            next(steps)
+    if not is_kept:
+        del handle
+    for name in "bc":
+        with dc.request(name):
+            next(denoise(model, ord(name), text))
+    with dc.request("a") as again:
+        next(steps)
+    assert decisions(again) == [is_kept]
 
 
 def test_requests_of_which_nothing_is_held_are_bounded_by_number(model):
