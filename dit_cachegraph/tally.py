@@ -22,6 +22,13 @@ class Tally:
         self.num_blocks += num_blocks
         self.num_blocks_run += num_blocks - num_skipped
 
+    def note_diff(self, smallest_diff: float | None, threshold: float | None) -> None:
+        """Note what a step was held to, and the smallest diff of its regions if one is finite."""
+        self.threshold = threshold
+        if smallest_diff is not None:
+            known = self.smallest_diff
+            self.smallest_diff = smallest_diff if known is None else min(smallest_diff, known)
+
     def absorb(self, other: "Tally") -> None:
         """Count what another one counted as well."""
         self.num_hits += other.num_hits

@@ -197,7 +197,7 @@ class RequestTable:
     def drop(self, request_key: Hashable | None = None) -> Freed:
         """Drop what one request keeps, or all of them."""
         num_tracks, nbytes = 0, 0
-        for conditioning in [*list(self._alive.values()), *list(self._set_aside)]:
+        for conditioning in [*self._alive.values(), *self._set_aside]:
             if request_key is None or conditioning.request_key == request_key:
                 tracks = list(conditioning.tracks)
                 num_tracks += len(tracks)

@@ -18,7 +18,6 @@ from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
 from dit_cachegraph.runtime.reading import sums_of
 from dit_cachegraph.runtime.step import Step
 from dit_cachegraph.step_log import StepReport
-from dit_cachegraph.tally import Tally
 
 
 def commit(step: Step, trunk: Trunk) -> None:
@@ -108,10 +107,14 @@ def _first_floats(values: Sequence[object]) -> Tensor | None:
 def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) -> None:
     logs = [step.model.log] if step.request is None else [step.model.log, step.request.log]
     report = _report(step)
+    num_skipped = sum(stop - start for start, stop in report.skipped)
+    diffs = [d.diff for d in step.decisions if d.diff is not None and math.isfinite(d.diff)]
+    smallest_diff, threshold = min(diffs, default=None), step.plan.rule.threshold
     for log in logs:
         log.add(report, error)
     for tally in (*(log.tally for log in logs), track.tally):
-        _count(step, tally, num_blocks)
+        tally.add(is_hit=report.hit, num_blocks=num_blocks, num_skipped=num_skipped)
+        tally.note_diff(smallest_diff, threshold)
 
 
 def _record(step: Step, track: Track) -> None:
@@ -146,14 +149,3 @@ def _reason(decisions: Sequence[Decision]) -> str:
         return first
     num_hits = sum(decision.hit for decision in decisions)
     return f"{first}; {num_hits} of {len(decisions)} regions reused"
-
-
-def _count(step: Step, tally: Tally, num_blocks: int) -> None:
-    spans = zip(step.plan.spans, step.decisions, strict=False)
-    num_skipped = sum(span.stop - span.start for span, decision in spans if decision.hit)
-    tally.add(is_hit=step.is_hit, num_blocks=num_blocks, num_skipped=num_skipped)
-    tally.threshold = step.plan.rule.threshold
-    for decision in step.decisions:
-        if decision.diff is not None and math.isfinite(decision.diff):
-            known = tally.smallest_diff
-            tally.smallest_diff = decision.diff if known is None else min(decision.diff, known)

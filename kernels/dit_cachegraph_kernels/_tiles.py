@@ -50,6 +50,18 @@ def load_tile(
 
 
 @jit
+def scaled_tile(
+    scale: tl.tensor,
+    x_ptr: tl.tensor, outer: tl.tensor, inner: tl.tensor, col: tl.tensor,
+    rows: tl.tensor, cols: tl.tensor, num_inner: tl.tensor, is_inside: tl.tensor,
+) -> tl.tensor:
+    """A tile times a number of the host, in float32."""
+    return as_float32(scale) * load_tile(
+        x_ptr, outer, inner, col, rows, cols, num_inner, is_inside
+    )
+
+
+@jit
 def store_tile(
     x: tl.tensor,
     x_ptr: tl.tensor, outer: tl.tensor, inner: tl.tensor, col: tl.tensor,

@@ -16,9 +16,9 @@ from dit_cachegraph_kernels._launch import chunks_of, launching, uses_triton
 from dit_cachegraph_kernels._layout import as_samples, check_alike, layout_of
 from dit_cachegraph_kernels._tiles import (
     COUNTS,
-    as_float32,
     block_range,
     load_tile,
+    scaled_tile,
     store_tile,
     sum_partials,
 )
@@ -141,27 +141,28 @@ def _forecast_error_kernel(
             hidden - forecast, out_ptr, out_outer, out_inner, out_col,
             rows, cols, num_inner, inside,
         )
-        forecast += as_float32(c0) * load_tile(
-            d0_ptr + sample * d0_sample, d0_outer, d0_inner, d0_col, rows, cols, num_inner, inside
+        forecast += scaled_tile(
+            c0, d0_ptr + sample * d0_sample, d0_outer, d0_inner, d0_col,
+            rows, cols, num_inner, inside,
         )
         if ORDER >= 1:
-            forecast += as_float32(c1) * load_tile(
-                d1_ptr + sample * d1_sample, d1_outer, d1_inner, d1_col,
+            forecast += scaled_tile(
+                c1, d1_ptr + sample * d1_sample, d1_outer, d1_inner, d1_col,
                 rows, cols, num_inner, inside,
             )
         if ORDER >= 2:
-            forecast += as_float32(c2) * load_tile(
-                d2_ptr + sample * d2_sample, d2_outer, d2_inner, d2_col,
+            forecast += scaled_tile(
+                c2, d2_ptr + sample * d2_sample, d2_outer, d2_inner, d2_col,
                 rows, cols, num_inner, inside,
             )
         if ORDER >= 3:
-            forecast += as_float32(c3) * load_tile(
-                d3_ptr + sample * d3_sample, d3_outer, d3_inner, d3_col,
+            forecast += scaled_tile(
+                c3, d3_ptr + sample * d3_sample, d3_outer, d3_inner, d3_col,
                 rows, cols, num_inner, inside,
             )
         if ORDER >= 4:
-            forecast += as_float32(c4) * load_tile(
-                d4_ptr + sample * d4_sample, d4_outer, d4_inner, d4_col,
+            forecast += scaled_tile(
+                c4, d4_ptr + sample * d4_sample, d4_outer, d4_inner, d4_col,
                 rows, cols, num_inner, inside,
             )
         # As it would be handed on.

@@ -16,7 +16,7 @@ from dit_cachegraph_kernels._launch import (
     uses_triton,
 )
 from dit_cachegraph_kernels._layout import layout_of
-from dit_cachegraph_kernels._tiles import as_float32, block_range, load_tile, store_tile
+from dit_cachegraph_kernels._tiles import block_range, load_tile, scaled_tile, store_tile
 from dit_cachegraph_kernels._triton import jit, tl, wrap_triton
 from dit_cachegraph_kernels.taylor_update import check_factors
 
@@ -95,18 +95,23 @@ def _taylor_apply_kernel(
     cols = block_range(pid % num_col_tiles, BLOCK_COLS)
     is_inside = (rows < num_rows)[:, None] & (cols < num_cols)[None, :]
     acc = load_tile(in_ptr, in_outer, in_inner, in_col, rows, cols, num_inner, is_inside)
-    d0 = load_tile(d0_ptr, d0_outer, d0_inner, d0_col, rows, cols, num_inner, is_inside)
-    acc += as_float32(c0) * d0
+    acc += scaled_tile(
+        c0, d0_ptr, d0_outer, d0_inner, d0_col, rows, cols, num_inner, is_inside
+    )
     if ORDER >= 1:
-        d1 = load_tile(d1_ptr, d1_outer, d1_inner, d1_col, rows, cols, num_inner, is_inside)
-        acc += as_float32(c1) * d1
+        acc += scaled_tile(
+            c1, d1_ptr, d1_outer, d1_inner, d1_col, rows, cols, num_inner, is_inside
+        )
     if ORDER >= 2:
-        d2 = load_tile(d2_ptr, d2_outer, d2_inner, d2_col, rows, cols, num_inner, is_inside)
-        acc += as_float32(c2) * d2
+        acc += scaled_tile(
+            c2, d2_ptr, d2_outer, d2_inner, d2_col, rows, cols, num_inner, is_inside
+        )
     if ORDER >= 3:
-        d3 = load_tile(d3_ptr, d3_outer, d3_inner, d3_col, rows, cols, num_inner, is_inside)
-        acc += as_float32(c3) * d3
+        acc += scaled_tile(
+            c3, d3_ptr, d3_outer, d3_inner, d3_col, rows, cols, num_inner, is_inside
+        )
     if ORDER >= 4:
-        d4 = load_tile(d4_ptr, d4_outer, d4_inner, d4_col, rows, cols, num_inner, is_inside)
-        acc += as_float32(c4) * d4
+        acc += scaled_tile(
+            c4, d4_ptr, d4_outer, d4_inner, d4_col, rows, cols, num_inner, is_inside
+        )
     store_tile(acc, out_ptr, out_outer, out_inner, out_col, rows, cols, num_inner, is_inside)

@@ -16,8 +16,8 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph.requests.table import MAX_IDLE
 from dit_cachegraph.step_log import MAX_STEPS_KEPT
-from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
-from support.toy_runs import compile_toy
+from support.toy_dits import GatedBlock, toy_inputs
+from support.toy_images import NUM_STEPS, compile_reading, denoise
 
 
 class ToBeMissed:
@@ -29,26 +29,9 @@ class ToBeMissed:
         return False
 
 
-NUM_STEPS = 10
-SETTINGS = {"residual_diff_threshold": 0.2, "max_warmup_steps": 2}
-
-
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    return compile_toy(ReadingDiT([GatedBlock() for _ in range(4)]).eval(), **SETTINGS)
-
-
-def denoise(model, seed=0, text=None, num_steps=NUM_STEPS, stride=9.0):
-    """An image, a step at a time: its latents."""
-    given = toy_inputs(90.0, seed=seed)
-    if text is not None:
-        given["encoder_hidden_states"] = text
-    for i in range(num_steps):
-        given["timestep"] = torch.full((2,), 90.0 - stride * i)
-        with torch.no_grad():
-            given["hidden_states"] = given["hidden_states"] - 0.02 * model(**given)
-        yield given["hidden_states"]
+    return compile_reading()
 
 
 def draw(model, seed=0, text=None):
@@ -288,7 +271,7 @@ class EndingBlock(GatedBlock):
 @pytest.mark.parametrize("is_first", [True, False])
 def test_an_end_in_the_middle_of_a_step_leaves_nothing(is_first):
     """As where the client goes away while a worker is inside of the model."""
-    model = compile_toy(ReadingDiT([EndingBlock() for _ in range(4)]).eval(), **SETTINGS)
+    model = compile_reading(EndingBlock)
     handle = dc.request("a")
     steps = stream(handle, denoise(model))
     for _ in range(0 if is_first else 3):

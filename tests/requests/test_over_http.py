@@ -12,26 +12,12 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
-from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
-from support.toy_runs import compile_toy
-
-NUM_STEPS = 10
+from support.toy_images import NUM_STEPS, compile_reading, denoise
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    settings = {"residual_diff_threshold": 0.2, "max_warmup_steps": 2}
-    return compile_toy(ReadingDiT([GatedBlock() for _ in range(4)]).eval(), **settings)
-
-
-def denoise(model, seed):
-    given = toy_inputs(90.0, seed=seed)
-    for i in range(NUM_STEPS):
-        given["timestep"] = torch.full((2,), 90.0 - 9.0 * i)
-        with torch.no_grad():
-            given["hidden_states"] = given["hidden_states"] - 0.02 * model(**given)
-        yield given["hidden_states"]
+    return compile_reading()
 
 
 def previews(model, job) -> Iterator[dict]:
