@@ -39,9 +39,11 @@ from dit_cachegraph.compat.strify import strify
 from dit_cachegraph.compat.supported import SupportedPipelines, supported_pipelines
 from dit_cachegraph.exc import (
     CacheGraphError,
+    CannotSave,
     InvalidConfig,
     NotCached,
     NotCachedWarning,
+    NotLoadedWarning,
     UnknownTarget,
 )
 from dit_cachegraph.explain import explain
@@ -49,6 +51,7 @@ from dit_cachegraph.keep_whole import keep_whole
 from dit_cachegraph.plot import plot
 from dit_cachegraph.policy.step_mask import steps_mask
 from dit_cachegraph.report import Report
+from dit_cachegraph.saved.precompile import load, precompile
 
 NONE, DBCache, DBPrune = CacheType.NONE, CacheType.DBCache, CacheType.DBPrune
 Pattern_0, Pattern_1, Pattern_2, Pattern_3, Pattern_4, Pattern_5 = ForwardPattern
@@ -60,6 +63,7 @@ __all__ = [
     "CacheType",
     "CalibratedConfig",
     "CalibratorConfig",
+    "CannotSave",
     "DBCache",
     "DBCacheConfig",
     "DBPrune",
@@ -71,6 +75,7 @@ __all__ = [
     "NONE",
     "NotCached",
     "NotCachedWarning",
+    "NotLoadedWarning",
     "ParallelismConfig",
     "ParamsModifier",
     "Pattern_0",
@@ -94,6 +99,7 @@ __all__ = [
     "explain",
     "get_adapter",
     "keep_whole",
+    "load",
     "load_attn_backend_config",
     "load_cache_config",
     "load_configs",
@@ -101,6 +107,7 @@ __all__ = [
     "load_parallelism_config",
     "load_quantize_config",
     "plot",
+    "precompile",
     "refresh_context",
     "request",
     "reset",

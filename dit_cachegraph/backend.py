@@ -35,8 +35,8 @@ from dit_cachegraph.hooks import hooks_on
 from dit_cachegraph.links.called import CalledLink
 from dit_cachegraph.links.link import Link
 from dit_cachegraph.plan import Uncacheable
-from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.uncached import UncachedModel
+from dit_cachegraph.savable import SavableModel
 
 log = logging.getLogger("dit_cachegraph")
 
@@ -77,7 +77,7 @@ def cachedit(
     if are_frozen:
         leave_out_guards_on_modules()
     called = _class_being_called()
-    return CachedModel(compiled, settings, called, are_weights_frozen=are_frozen)
+    return SavableModel(compiled, settings, called, are_weights_frozen=are_frozen)
 
 
 def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:

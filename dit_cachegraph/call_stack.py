@@ -27,7 +27,8 @@ def model_being_called() -> nn.Module | None:
     for frame in _frames():
         if frame.f_code.co_name == _COMPILED_CALL:
             return found
-        found = _module_of(frame) or found
+        module = _module_of(frame)  # Its truth is its length, if it has one.
+        found = found if module is None else module
     return None
 
 
@@ -54,7 +55,7 @@ def module_being_compiled(wrappers: frozenset[Path] = frozenset()) -> nn.Module 
         is_other = found is not None and module is not None and module is not found
         if frame.f_code.co_name == _COMPILED_CALL or is_other or not is_torchs:
             return found
-        found = found or module
+        found = module if found is None else found
     return None
 
 

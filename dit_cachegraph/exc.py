@@ -30,3 +30,12 @@ class NotCached(CacheGraphError):
 
 class NotCachedWarning(UserWarning):
     """A model runs compiled and uncached, and why."""
+
+
+class CannotSave(CacheGraphError):
+    """`precompile` was given something that can't be saved for another process; says what, and what
+    to do."""
+
+
+class NotLoadedWarning(UserWarning):
+    """Something saved by `precompile` doesn't fit here, and why: the model is compiled afresh."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dit_cachegraph.plan import StreamKind
+
 LATENTS_SAMPLE_SIZE = 256
 MAX_SAMPLED = 65_536  # elements of a sample's stream; smaller ones are taken whole
 MAX_FACTORS = 5  # of one `taylor_apply` or `forecast_error`
@@ -17,14 +19,13 @@ def load_kernels() -> None:
     import dit_cachegraph_kernels  # noqa: F401, PLC0415
 
 
-def build_kernels(stream: Tensor, batch_dim: int | None) -> None:
-    """Build the kernels that are called on streams like this one, which may stand for one in a
-    trace; nothing where it lies on a device without any, or its width is open."""
+def build_kernels(kind: StreamKind, batch_dim: int | None) -> None:
+    """Build the kernels that are called on streams of this kind; nothing where they lie on a device
+    without any, or their width is open."""
     from dit_cachegraph_kernels import build_kernels as build  # noqa: PLC0415
 
-    width = stream.shape[-1]
-    if isinstance(width, int):
-        build(stream.dtype, stream.device, width, batch_dim)
+    if kind.width is not None:
+        build(kind.dtype, kind.device, kind.width, batch_dim)
 
 
 def latents_sample(

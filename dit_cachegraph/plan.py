@@ -8,6 +8,9 @@ the epilogue. Boundary `i` lies before block `i`; boundary `num_blocks` lies bef
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
 
 CompiledSegment = Callable[[list[object]], Sequence[object]]
 """Takes the inputs as one list, which it may empty, and returns the outputs in order."""
@@ -211,10 +214,31 @@ class LinkGraph:
     work: int
 
 
+class Original(NamedTuple):
+    """What the inner compiler returned for a segment; the driver calls less than all of it where
+    that `makes_only_new_tensors`."""
+
+    function: Callable[..., Any]
+    makes_only_new_tensors: bool
+
+
+class StreamKind(NamedTuple):
+    """What kernels are built for; `width` is the last dimension, None where its size is open."""
+
+    dtype: torch.dtype
+    device: torch.device
+    width: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledTrunk:
     """A trunk with its compiled functions, `functions[segment.kind]`, the fused diff, and the
-    modulated input, which is not compiled."""
+    modulated input, which is not compiled.
+
+    `originals` are what they were made of, in the order of the above, and `stream_kind` is that of
+    the probe stream: what it takes to save it. Neither is there where blocks were compiled one by
+    one. `is_loaded`: another process compiled it.
+    """
 
     trunk: Trunk
     roles: ArgumentRoles
@@ -223,6 +247,9 @@ class CompiledTrunk:
     modulated_input: CompiledSegment | None
     num_compiled: int
     compile_seconds: float
+    originals: tuple[Original, ...] = ()
+    stream_kind: StreamKind | None = None
+    is_loaded: bool = False
 
     @property
     def settled_conditioning(self) -> tuple[int, ...]:

@@ -36,7 +36,8 @@ class GraphReport:
     `share_of_weights` and `share_of_work` are those of the blocks in what the graph holds and does,
     `share_skipped` is that of the work of the regions; None where there are no weights, or no
     products to count. `makers` are the blocks of the regions that make a stream anew, so that what
-    is replayed of it is its value. `is_linked`: its blocks were compiled one by one.
+    is replayed of it is its value. `is_linked`: its blocks were compiled one by one;
+    `is_loaded`: another process compiled them.
     """
 
     block_lists: tuple[BlockListReport, ...]
@@ -51,6 +52,7 @@ class GraphReport:
     share_of_work: float | None = None
     share_skipped: float | None = None
     makers: tuple[str, ...] = ()
+    is_loaded: bool = False
     num_graphs: int = 1
     has_no_blocks: bool = False
     is_linked: bool = False
@@ -64,7 +66,8 @@ class GraphReport:
         lines += [f"  {b.name}: {b.pattern}" for b in self.block_lists]
         compiled = f"{self.num_segments} segments, {self.num_compiled} distinct"
         if self.compile_seconds is not None:
-            compiled += f", compiled in {self.compile_seconds:.1f} s"
+            how = "loaded" if self.is_loaded else "compiled"
+            compiled += f", {how} in {self.compile_seconds:.1f} s"
         lines.append(f"  {compiled}")
         if len(self.regions) == 1:
             ((start, stop),) = self.regions
@@ -245,6 +248,7 @@ def _graph(graph: object, state: ModelState) -> GraphReport:
         regions=_regions(graph, state),
         compile_seconds=graph.compiled.compile_seconds,
         is_linked=isinstance(graph, LinkedModel),
+        is_loaded=graph.compiled.is_loaded,
     )
 
 
@@ -287,6 +291,7 @@ def graph_report(
     regions: tuple[tuple[int, int], ...] = (),
     compile_seconds: float | None = None,
     is_linked: bool = False,
+    is_loaded: bool = False,
 ) -> GraphReport:
     """The report of a trunk that was cut."""
     skipped = [trunk.costs.share_of_work(start, stop) for start, stop in regions]
@@ -311,6 +316,7 @@ def graph_report(
         share_skipped=sum(known) if known else None,
         makers=tuple(makers),
         is_linked=is_linked,
+        is_loaded=is_loaded,
     )
 
 

@@ -107,14 +107,15 @@ def asked_about(target: object) -> list[Asked]:
             name=type(module).__name__,
             module=module,
             codes=tuple(codes_of(module.forward if compiled is None else compiled)),
-            is_compiled=compiled is not None or module in wrapped or _is_compiled(module),
+            is_compiled=compiled is not None or module in wrapped or is_compiled(module),
             notes=tuple(notes_on(module)),
         )
         for module in modules
     ]
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether its own call is compiled, in place or by `enable_cache`."""
     return module._compiled_call_impl is not None or uncached_forward(module) is not None
 
 

@@ -47,7 +47,8 @@ class CachedModel:
         *,
         are_weights_frozen: bool = False,
     ) -> None:
-        self.compiled, self._called = compiled, called
+        self.compiled, self.called = compiled, called
+        self.are_weights_frozen = are_weights_frozen
         self.plans = PlanTable(compiled.trunk, compiled.roles, options)
         self.segments = SegmentRunner(compiled)
         self._weights = WeightsReader(compiled.roles, are_frozen=are_weights_frozen)
@@ -94,7 +95,7 @@ class CachedModel:
         if id(self) not in model.graphs:
             model.join(self, self.plans.options)
         note_cached(model)
-        handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self._called)
+        handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self.called)
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
         given = self._conditioning(values) if handoff is None else handoff.conditioning
         versions = versions_of(self._settled(values) if handoff is None else given)

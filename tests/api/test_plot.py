@@ -20,7 +20,7 @@ def share_of_green(path) -> float:
     "settings",
     [
         {"residual_diff_threshold": 0.3, "max_warmup_steps": 2, "observe_error": True},
-        {"preset": "fast", "error_tolerance": 0.5},
+        pytest.param({"preset": "fast", "error_tolerance": 0.5}, marks=pytest.mark.slow),
         {"rule": "dbprune", "residual_diff_threshold": 0.3, "max_warmup_steps": 2},
     ],
     ids=["dbcache", "preset", "dbprune"],

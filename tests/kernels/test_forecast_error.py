@@ -65,7 +65,7 @@ def on(device, hidden, hidden_in, factors):
 
 @in_each_form
 @given(case=cases())
-@settings(max_examples=NUM_EXAMPLES)
+@settings(max_examples=NUM_EXAMPLES // 3)
 def test_any_tensors(run, case):
     hidden, hidden_in, factors, coefficients, batch_dim = case
     given_there = on(run.device, hidden, hidden_in, factors)

@@ -9,6 +9,7 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph.links.placeholder import can_forbid_access
 from links.linked import SwitchedDiT, call, compile_blocks, linked, watch
+from support.logged import logged
 from support.toy_runs import toy_steps
 
 SEEN = {
@@ -18,23 +19,10 @@ SEEN = {
 RIGHT = ("collects", "swapped")
 
 
-class Lines(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.found.append(record.getMessage())
-
-
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    logger, handler = logging.getLogger("dit_cachegraph"), Lines()
-    logger.addHandler(handler)
-    yield handler.found
-    logger.removeHandler(handler)
+    with logged(logging.WARNING) as found:
+        yield found
 
 
 @pytest.mark.parametrize("way", RIGHT)

@@ -57,7 +57,7 @@ def plain() -> nn.Module:
     return FLUX.build(DEPTH)
 
 
-@pytest.fixture(params=["1", "2", "1, on disk"])
+@pytest.fixture(params=["1", "2", pytest.param("1, on disk", marks=pytest.mark.slow)])
 def offloaded(request: pytest.FixtureRequest, plain: nn.Module, tmp_path: Path) -> nn.Module:
     model = copy.deepcopy(plain)
     offload(model, int(request.param[0]), tmp_path if "disk" in request.param else None)

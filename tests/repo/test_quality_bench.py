@@ -261,6 +261,7 @@ def test_figures_of_a_method():
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, capsys):
     arguments = [
         "--models",

@@ -34,7 +34,13 @@ def per_token(image):
 
 @pytest.mark.parametrize(
     ("tiny", "schedule"),
-    [(FLUX, heun), (FLUX, ascending), (WAN, per_token), (WAN, heun), (DIT, heun)],
+    [
+        (FLUX, heun),
+        (FLUX, ascending),
+        (WAN, per_token),
+        (WAN, heun),
+        pytest.param(DIT, heun, marks=pytest.mark.slow),
+    ],
     ids=lambda value: getattr(value, "name", None) or value.__name__,
 )
 def test_two_images_on_a_schedule(tiny, schedule):

@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import gc
 import sys
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -233,11 +234,11 @@ def test_async_streams(registry, holds):
     assert asyncio.run(main()) == [[([name] * 3, None)] * 2 for name in "ab"]
 
 
-async def handing_on(registry, holds, name, count=3):
+async def handing_on(registry, holds, name, look=None):
     """An async stream that hands its context to threads, of what it and they are in."""
     with holds(name):
-        for _ in range(count):
-            yield registry.current(), await asyncio.to_thread(registry.current)
+        for _ in range(3):
+            yield registry.current(), await asyncio.to_thread(look or registry.current)
 
 
 def test_two_async_streams_in_turn_in_one_task(registry, holds):
@@ -255,9 +256,21 @@ def test_two_async_streams_in_turn_in_one_task(registry, holds):
 def test_two_that_run_at_once_in_one_context_are_not_told_apart(registry, holds):
     """What each does itself is its own; what both hand to threads is not known, and said."""
 
+    both, are_at_once = threading.Barrier(2), threading.Event()
+
+    def look():
+        """While both streams wait for their threads."""
+        if are_at_once.is_set():
+            both.wait()
+        found = registry.current()
+        if are_at_once.is_set():
+            both.wait()
+        return found
+
     async def main():
-        a, b = (handing_on(registry, holds, name) for name in "ab")
+        a, b = (handing_on(registry, holds, name, look) for name in "ab")
         await anext(a), await anext(b)
+        are_at_once.set()
         return await asyncio.gather(anext(a), anext(b))
 
     with pytest.warns(UserWarning, match="carry the request over with handle.bind"):

@@ -31,7 +31,11 @@ def check(compiled, model, tiny, steps, **settings):
     return sum(r.hit for r in ran)
 
 
-@pytest.mark.parametrize("tiny", [FLUX, SD3, WAN, QWEN, DIT], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "tiny",
+    [FLUX, WAN, QWEN, *(pytest.param(t, marks=pytest.mark.slow) for t in (SD3, DIT))],
+    ids=lambda t: t.name,
+)
 def test_computed_steps_and_hits_at_batch_2_and_3(tiny):
     depth = 5
     model = tiny.build(depth)

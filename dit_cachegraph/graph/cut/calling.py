@@ -11,13 +11,18 @@ from typing import Any, cast
 
 import torch
 
-from dit_cachegraph.plan import CompiledSegment
+from dit_cachegraph.plan import CompiledSegment, Original
+
+
+def as_called(original: Original) -> CompiledSegment:
+    """What the driver calls of a compiled segment."""
+    return (bare if original.makes_only_new_tensors else boxed)(original.function)
 
 
 def boxed(compiled: Callable[..., Any]) -> CompiledSegment:
     """The innermost layer but Inductor's that takes a list of inputs and frees them as it goes."""
     inner = compiled
-    while "aot_module_simplified" in _qualname(inner) and hasattr(inner, "__wrapped__"):
+    while _only_repacks(inner) and hasattr(inner, "__wrapped__"):
         inner = inner.__wrapped__
     if inner is not compiled and getattr(inner, "_boxed_call", False):
         return cast(CompiledSegment, inner)
@@ -44,6 +49,12 @@ def bare(compiled: Callable[..., Any]) -> CompiledSegment:
         return call(inputs)
 
     return run
+
+
+def _only_repacks(function: object) -> bool:
+    """Whether it is one of the first two layers, or the one that stands for both after loading."""
+    name = _qualname(function)
+    return "aot_module_simplified" in name or "deserialize_bundled_cache_entry" in name
 
 
 def _to_be_called(function: object) -> object:

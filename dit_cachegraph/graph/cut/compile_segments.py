@@ -19,10 +19,10 @@ from torch._subclasses import FakeTensor
 from dit_cachegraph import ops
 from dit_cachegraph.config import CompileOptions
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.graph.cut.calling import bare, boxed
+from dit_cachegraph.graph.cut.calling import as_called
 from dit_cachegraph.graph.cut.makes_new import makes_only_new_tensors
 from dit_cachegraph.graph.cut.segment_graph import Cut
-from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
+from dit_cachegraph.plan import CompiledTrunk, Original, StreamKind
 
 log = logging.getLogger("dit_cachegraph")
 
@@ -42,14 +42,13 @@ class InnerCompiler:
 
     def segment(
         self, gm: fx.GraphModule, inputs: Sequence[object], *, makes_only_new: bool
-    ) -> CompiledSegment:
-        """The compiled function, called with one list that it may empty."""
+    ) -> Original:
+        """The compiled function, as it is returned."""
         inputs = [_with_its_number(value) for value in inputs]
         if self.name == "inductor":
             patches = {**_UNCHECKED, **self.inductor, "triton.cudagraphs": False}
-            compiled = _compile_fx(gm, inputs, patches)
-            return bare(compiled) if makes_only_new else boxed(compiled)
-        return boxed(lookup_backend(self.name)(gm, inputs))  # type: ignore[arg-type]
+            return Original(_compile_fx(gm, inputs, patches), makes_only_new)
+        return Original(lookup_backend(self.name)(gm, inputs), False)  # type: ignore[arg-type]
 
     def whole(self, gm: fx.GraphModule, inputs: Sequence[object]) -> Callable[..., Any]:
         """The graph compiled as it is, for a model that isn't cached."""
@@ -103,23 +102,31 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
     """Compile the distinct segments of a cut, and the fused diff of its probe stream; build the
     kernels that the driver calls between them."""
     start = time.perf_counter()
-    functions = tuple([_compiled(cut, kind, compiler) for kind in range(len(cut.graphs))])
-    measure = compiler.segment(cut.measure.gm, cut.measure.example_inputs, makes_only_new=True)
-    stream = cut.measure.example_inputs[-1]
-    assert isinstance(stream, Tensor)
-    ops.build_kernels(stream, cut.trunk.batch_dim)
+    originals = [_compiled(cut, kind, compiler) for kind in range(len(cut.graphs))]
+    diff = compiler.segment(cut.measure.gm, cut.measure.example_inputs, makes_only_new=True)
+    modulated = [] if cut.modulated_input is None else [Original(cut.modulated_input, False)]
+    stream_kind = _kind_of(cut.measure.example_inputs[-1])
+    ops.build_kernels(stream_kind, cut.trunk.batch_dim)
     return CompiledTrunk(
         trunk=cut.trunk,
         roles=cut.roles,
-        functions=functions,
-        measure=measure,
-        modulated_input=None if cut.modulated_input is None else boxed(cut.modulated_input),
-        num_compiled=len(functions),
+        functions=tuple(map(as_called, originals)),
+        measure=as_called(diff),
+        modulated_input=as_called(modulated[0]) if modulated else None,
+        num_compiled=len(originals),
         compile_seconds=time.perf_counter() - start,
+        originals=(*originals, diff, *modulated),
+        stream_kind=stream_kind,
     )
 
 
-def _compiled(cut: Cut, kind: int, compiler: InnerCompiler) -> CompiledSegment:
+def _kind_of(stream: object) -> StreamKind:
+    assert isinstance(stream, Tensor)
+    width = stream.shape[-1]
+    return StreamKind(stream.dtype, stream.device, width if isinstance(width, int) else None)
+
+
+def _compiled(cut: Cut, kind: int, compiler: InnerCompiler) -> Original:
     segment, is_last = cut.graphs[kind], cut.trunk.segments[-1].kind == kind
     makes_only_new = makes_only_new_tensors(segment.gm.graph, is_last=is_last)
     return compiler.segment(segment.gm, segment.example_inputs, makes_only_new=makes_only_new)

@@ -1,0 +1,104 @@
+"""A compiled trunk as bytes, and back, so that another process runs what this one compiled.
+
+    Inductor's functions, as AOTAutograd bundles them    bytes of each
+    plain graphs: the modulated input, inner "eager"     bytes of each
+    trunk, roles, what kernels are built for             as they are
+
+Needs torch 2.13: that of before can't save the functions one by one.
+"""
+
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import fx
+from torch._dynamo.aot_compile_types import (
+    BundledAOTAutogradSerializableCallable,
+    GraphModuleSerializableCallable,
+    SerializableCallable,
+)
+
+from dit_cachegraph import ops
+from dit_cachegraph.exc import CannotSave
+from dit_cachegraph.graph.cut.calling import as_called
+from dit_cachegraph.plan import ArgumentRoles, CompiledTrunk, Original, StreamKind, Trunk
+
+
+class _SavedFunction(NamedTuple):
+    of: type[SerializableCallable]
+    data: bytes
+    makes_only_new_tensors: bool
+
+
+class _SavedTrunk(NamedTuple):
+    """What is written of a `CompiledTrunk`."""
+
+    trunk: Trunk
+    roles: ArgumentRoles
+    functions: tuple[_SavedFunction, ...]
+    stream_kind: StreamKind
+
+
+def trunk_to_bytes(compiled: CompiledTrunk) -> bytes:
+    """All that `trunk_from_bytes` needs; no weight is among it.
+
+    Raises:
+        CannotSave: its functions weren't compiled to be saved, or by a backend that can't be.
+    """
+    assert compiled.stream_kind is not None, "its blocks have one graph"
+    functions = tuple(map(_saved, compiled.originals))
+    saved = _SavedTrunk(compiled.trunk, compiled.roles, functions, compiled.stream_kind)
+    return pickle.dumps(saved)
+
+
+def trunk_from_bytes(data: bytes) -> CompiledTrunk:
+    """The trunk, ready to run. It runs code that is in `data`."""
+    start = time.perf_counter()
+    saved: _SavedTrunk = pickle.loads(data)
+    originals = tuple(map(_loaded, saved.functions))
+    num_functions = 1 + max(segment.kind for segment in saved.trunk.segments)
+    functions = [as_called(original) for original in originals]
+    ops.load_kernels()
+    ops.build_kernels(saved.stream_kind, saved.trunk.batch_dim)
+    has_modulated_input = not isinstance(saved.trunk.modulated_input, str)
+    return CompiledTrunk(
+        trunk=saved.trunk,
+        roles=saved.roles,
+        functions=tuple(functions[:num_functions]),
+        measure=functions[num_functions],
+        modulated_input=functions[-1] if has_modulated_input else None,
+        num_compiled=num_functions,
+        compile_seconds=time.perf_counter() - start,
+        originals=originals,
+        stream_kind=saved.stream_kind,
+        is_loaded=True,
+    )
+
+
+def _saved(original: Original) -> _SavedFunction:
+    savable = _as_savable(original.function)
+    data = savable.serialize_compile_artifacts(savable)
+    return _SavedFunction(type(savable), data, original.makes_only_new_tensors)
+
+
+def _as_savable(function: Callable[..., Any]) -> SerializableCallable:
+    graph = getattr(function, "__self__", function)
+    if isinstance(graph, fx.GraphModule):
+        return GraphModuleSerializableCallable(graph)
+    if isinstance(function, SerializableCallable):
+        return function
+    if getattr(function, "serialize", None) is not None:
+        return BundledAOTAutogradSerializableCallable(function)
+    raise CannotSave(
+        "its segments can't be saved: only plain graphs can be, and what Inductor compiled for "
+        "`precompile` or torch's `aot_compile`; with another `inner_backend`, compile it in each "
+        "process"
+    )
+
+
+def _loaded(saved: _SavedFunction) -> Original:
+    function = saved.of.deserialize_compile_artifacts(saved.data)
+    if isinstance(function, BundledAOTAutogradSerializableCallable):
+        function = function.compiled_fn
+    return Original(function, saved.makes_only_new_tensors)

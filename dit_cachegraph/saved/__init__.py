@@ -1,0 +1,1 @@
+"""From disk to the first picture: what one process compiled, another one runs."""

@@ -1,0 +1,60 @@
+"""What a call of a model runs that was compiled ahead: the program for its kind, if any."""
+
+import inspect
+import logging
+from collections.abc import Callable
+
+from torch import nn
+
+from dit_cachegraph.saved.call_kind import CallKind, kind_of
+from dit_cachegraph.saved.program import Args, Kwargs, Program
+
+log = logging.getLogger("dit_cachegraph")
+Forward = Callable[..., object]
+
+
+class SavedForward:
+    """In the place of `forward` on what `torch.compile` returned for `module`. `compiled`: what was
+    there; it takes the calls that no program was made for."""
+
+    def __init__(self, module: nn.Module, programs: list[Program], compiled: Forward) -> None:
+        self._module, self._programs, self._compiled = module, programs, compiled
+        self._signature = inspect.signature(module.forward)
+        self._told: set[CallKind] = set()
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        program = self._program_for(args, kwargs)
+        if program is None:
+            return self._compiled(*args, **kwargs)
+        return program.function(self._module, *args, **kwargs)
+
+    def _program_for(self, args: Args, kwargs: Kwargs) -> Program | None:
+        try:
+            kind = kind_of(self._signature, args, kwargs)
+        except TypeError:
+            return None  # The model says what is wrong with them.
+        if has_hooks(self._module):
+            self._tell_once(kind, "hooks were put on the model since")
+            return None
+        for program in self._programs:
+            if program.kind == kind and program.takes(self._module, args, kwargs):
+                return program
+        self._tell_once(kind, self._why_none(kind))
+        return None
+
+    def _why_none(self, kind: CallKind) -> str:
+        differences = [kind.difference(program.kind) for program in self._programs]
+        told = next((difference for difference in differences if difference), None)
+        return told or "its tensors have other sizes, dtypes or devices"
+
+    def _tell_once(self, kind: CallKind, why: str) -> None:
+        """Say for each kind of call that it is compiled afresh."""
+        if kind not in self._told:
+            self._told.add(kind)
+            name = type(self._module).__name__
+            log.warning("%s: no saved program takes this call, which is compiled: %s", name, why)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether more runs at a call of the module than its own forward."""
+    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)

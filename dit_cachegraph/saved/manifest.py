@@ -1,0 +1,142 @@
+"""What was saved, for which model and by what: checked before anything of it is read.
+
+folder/transformer/manifest.json    versions, the model's parts, a hash of each program
+folder/transformer/program_0.bin    code: to be trusted like a package that is installed
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dit_cachegraph.exc import CannotSave
+
+_FILE = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """What compiled it: code of another one may not run here."""
+
+    dit_cachegraph: str
+    torch: str
+    python: str
+    machine: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`model`: a line for each module, parameter and buffer; `programs`: the hash of each file."""
+
+    maker: Maker
+    model: tuple[str, ...]
+    programs: dict[str, str]
+
+
+def write_programs(folder: Path, module: nn.Module, programs: list[bytes]) -> None:
+    """Write the programs of `module` with their manifest, which comes last: a folder without one is
+    none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _FILE).unlink(missing_ok=True)
+    hashes = {}
+    for i, data in enumerate(programs):
+        name = f"program_{i}.bin"
+        (folder / name).write_bytes(data)
+        hashes[name] = hashlib.sha256(data).hexdigest()
+    manifest = Manifest(_maker(module), _parts_of(module), hashes)
+    (folder / _FILE).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+
+
+def read_programs(folder: Path, module: nn.Module) -> list[bytes] | str:
+    """The programs that were saved in `folder` for a model like `module`; a sentence where there
+    are none, or not for such a one or from elsewhere."""
+    try:
+        manifest = _parsed((folder / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{folder} holds nothing that `precompile` has saved whole: {error!r}"
+    misfit = _other_maker(manifest.maker, _maker(module)) or _other_model(manifest.model, module)
+    if misfit is not None:
+        return misfit
+    programs = []
+    for name, expected in manifest.programs.items():
+        path = folder / name
+        data = path.read_bytes() if path.is_file() and path.parent == folder else b""
+        if hashlib.sha256(data).hexdigest() != expected:
+            return f"{path} isn't the file that was saved: it is missing, cut short or changed"
+        programs.append(data)
+    return programs
+
+
+def _parsed(text: str) -> Manifest:
+    read = json.loads(text)
+    return Manifest(Maker(**read["maker"]), tuple(read["model"]), dict(read["programs"]))
+
+
+def _maker(module: nn.Module) -> Maker:
+    return Maker(
+        importlib.metadata.version("dit_cachegraph"),
+        str(torch.__version__),
+        platform.python_version(),
+        f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        _device_of(module),
+    )
+
+
+def _device_of(module: nn.Module) -> str:
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
+
+
+def _other_maker(saved: Maker, here: Maker) -> str | None:
+    for name, was in asdict(saved).items():
+        now = asdict(here)[name]
+        if was != now:
+            return f"it was saved with {name} {was}, and this is {now}: save it again here"
+    return None
+
+
+def _parts_of(module: nn.Module) -> tuple[str, ...]:
+    """A line for all of the model that decides what is compiled."""
+    lines = [f"{n or 'it'}: {type(m).__name__}{_training(m)}" for n, m in module.named_modules()]
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    lines += [f"{n}: {list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for n, t in tensors]
+    config = getattr(module, "config", None)
+    if isinstance(config, dict):
+        lines += [f"config {n}: {v!r}" for n, v in config.items() if not n.startswith("_")]
+    return tuple(lines)
+
+
+def _training(module: nn.Module) -> str:
+    return " in training" if module.training else ""
+
+
+def _other_model(saved: tuple[str, ...], module: nn.Module) -> str | None:
+    here = _parts_of(module)
+    if saved == here:
+        return None
+    name = type(module).__name__
+    first = next((line for line in here if line not in set(saved)), None)
+    if first is None:
+        lost = next((line for line in saved if line not in set(here)), "the order of its parts")
+        return f"it was saved for another {name}: this one lacks `{lost}`"
+    return f"it was saved for another {name}: this one has `{first}`"
+
+
+def folder_for(folder: Path, name: str) -> Path:
+    """Where the programs of the part `name` of a pipeline lie.
+
+    Raises:
+        CannotSave: the name leads elsewhere.
+    """
+    if Path(name).name != name:
+        raise CannotSave(f"{name!r} can't be the name of a folder")
+    return folder / name

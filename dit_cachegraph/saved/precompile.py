@@ -1,0 +1,169 @@
+"""`precompile` and `load`: a new process draws its first picture without a trace or a compiler.
+
+precompile(pipe, draw, save="folder")    draw(pipe), not compiled -> the kinds of its calls
+                                         -> a program for each -> folder
+load(pipe, "folder")                     folder -> programs -> pipe.transformer
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+
+from dit_cachegraph.exc import CannotSave, NotLoadedWarning
+from dit_cachegraph.saved.forward import SavedForward, has_hooks
+from dit_cachegraph.saved.manifest import folder_for, read_programs, write_programs
+from dit_cachegraph.saved.program import Options, Program, compile_program, program_from_bytes
+from dit_cachegraph.saved.record_calls import RecordedCall, record_calls, with_open_sizes
+from dit_cachegraph.targets import is_compiled, modules_in
+
+log = logging.getLogger("dit_cachegraph")
+Target = TypeVar("Target")
+
+
+class _Part(NamedTuple):
+    """A transformer of what was given: by its name in the pipeline, or the one that was given."""
+
+    name: str
+    module: nn.Module
+
+
+def precompile(
+    target: Target,
+    draw: Callable[[Target], object],
+    save: str | Path,
+    options: Mapping[str, object] | None = None,
+) -> Target:
+    """Compile a pipeline's transformers, or one transformer, for all calls that `draw(target)`
+    makes, and write what was compiled into the folder `save`, where `load` finds it.
+
+    `draw` runs once, on what isn't compiled: with each resolution, batch size and kind of guidance
+    that is to be ready; a few steps of each are enough. Sizes that differ between its calls are
+    open in what is compiled. `options` are those of `torch.compile`. Returns what `load` returns,
+    so that this process needn't load.
+
+    The folder holds code: load only what you would install. As with `frozen_weights`, the model has
+    to stay as it was; the values of its weights may be others.
+
+    Raises:
+        CannotSave: the model is compiled already or has hooks, its forward breaks into several
+            graphs, isn't cached, or isn't called by `draw`; or torch is older than 2.13.
+        UnknownTarget: `target` holds no transformer.
+    """
+    if (reason := _too_old()) is not None:
+        raise CannotSave(reason)
+    options, folder = dict(options or {}), Path(save)
+    parts = _parts_of(target)
+    for part in parts:
+        _check_plain(part.module)
+    calls = record_calls([part.module for part in parts], lambda: draw(target))
+    made = {
+        part: _programs_for(part.module, recorded, options)
+        for part, recorded in zip(parts, calls, strict=True)
+    }
+    for part, programs in made.items():
+        data = [program.to_bytes(part.module) for program in programs]
+        write_programs(folder_for(folder, part.name), part.module, data)
+    for part, programs in made.items():
+        target = _put(target, part, programs, options)
+    return target
+
+
+def load(target: Target, folder: str | Path, options: Mapping[str, object] | None = None) -> Target:
+    """Give a pipeline's transformers, or one transformer, what `precompile` has saved in `folder`.
+
+    Returns what is to be called: the pipeline, its transformers replaced as by `torch.compile`, or
+    for a transformer what `torch.compile` returns. `options` are those that were given to
+    `precompile`. Calls that nothing was saved for are compiled as they come, with a line in the
+    log. What doesn't fit (other versions, device, options, another model, a damaged file) is told
+    by a `NotLoadedWarning`, and compiles afresh.
+
+    Raises:
+        CannotSave: the model is compiled already, or has hooks: put them on afterwards.
+        UnknownTarget: `target` holds no transformer.
+    """
+    options = dict(options or {})
+    for part in _parts_of(target):
+        _check_plain(part.module)
+        programs = _loaded(part, Path(folder), options)
+        if isinstance(programs, str):
+            warnings.warn(programs, NotLoadedWarning, stacklevel=2)
+            programs = []
+        target = _put(target, part, programs, options)
+    return target
+
+
+def _loaded(part: _Part, folder: Path, options: Options) -> list[Program] | str:
+    if (reason := _too_old()) is not None:
+        return reason
+    saved = read_programs(folder_for(folder, part.name), part.module)
+    if isinstance(saved, str):
+        return saved
+    programs = [program_from_bytes(data, part.module) for data in saved]
+    for program in programs:
+        if program.options != options:
+            return f"it was saved with the options {dict(program.options)}, not {dict(options)}"
+    log.info("%s: %d programs loaded", type(part.module).__name__, len(programs))
+    return programs
+
+
+def _programs_for(module: nn.Module, calls: list[RecordedCall], options: Options) -> list[Program]:
+    """A program for each kind of call, and for each size where one can't be for several."""
+    if not calls:
+        raise CannotSave(f"`draw` never called {type(module).__name__}: there is nothing to save")
+    programs: list[Program] = []
+    for call in calls:
+        if any(p.kind == call.kind and p.takes(module, call.args, call.kwargs) for p in programs):
+            continue
+        example = with_open_sizes(call, calls)
+        log.info("%s: compiling program %d", type(module).__name__, len(programs) + 1)
+        with torch.no_grad():
+            made = compile_program(module, call.kind, example.args, example.kwargs, options)
+        programs.append(made)
+    return programs
+
+
+def _put(target: Target, part: _Part, programs: list[Program], options: Options) -> Target:
+    """Compile the part, with its programs in the place of what is compiled as calls come."""
+    given = cast(dict[str, Any], dict(options))
+    compiled = torch.compile(part.module, backend="cachedit", options=given)
+    assert isinstance(compiled, OptimizedModule)
+    if programs:
+        compiled.forward = SavedForward(part.module, programs, compiled.forward)
+    if target is part.module:
+        return cast(Target, compiled)
+    setattr(target, part.name, compiled)
+    return target
+
+
+def _parts_of(target: object) -> list[_Part]:
+    modules = modules_in(target)
+    if isinstance(target, nn.Module):
+        return [_Part("model", module) for module in modules]
+    components = getattr(target, "components", {})
+    names = {id(value): name for name, value in components.items()}
+    if any(id(module) not in names for module in modules):
+        raise CannotSave("give the pipeline or the transformer as they are before `torch.compile`")
+    return [_Part(names[id(module)], module) for module in modules]
+
+
+def _check_plain(module: nn.Module) -> None:
+    name = type(module).__name__
+    if is_compiled(module):
+        raise CannotSave(f"{name} is compiled already: give it as it was before")
+    if has_hooks(module):
+        raise CannotSave(
+            f"{name} has hooks or a forward of its own (offloading, another library's cache), "
+            "which a saved call wouldn't run: put them on after this"
+        )
+
+
+def _too_old() -> str | None:
+    if torch.torch_version.TorchVersion(torch.__version__) >= "2.13":
+        return None
+    return f"saving needs torch 2.13 or newer, and this is {torch.__version__}"

@@ -1,0 +1,116 @@
+"""The calls that a model gets while somebody draws: one of each kind and each size.
+
+draw(pipe)    (1, 64, 16) step 1, (1, 64, 16) step 2, ..., (1, 256, 16) step 1, ...
+recorded      (1, 64, 16),                                  (1, 256, 16)
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import maybe_mark_dynamic
+from torch.utils import _pytree as pytree
+
+from dit_cachegraph.exc import CannotSave
+from dit_cachegraph.saved.call_kind import CallKind, kind_of
+
+MAX_RECORDED = 64
+
+Sizes = tuple[torch.Size, ...]
+
+
+class RecordedCall(NamedTuple):
+    """A call of a model; `sizes` are those of its tensors, in order."""
+
+    kind: CallKind
+    sizes: Sizes
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+
+
+def record_calls(
+    modules: Sequence[nn.Module], draw: Callable[[], object]
+) -> list[list[RecordedCall]]:
+    """What each module is called with while `draw` runs, without those that differ in values of
+    tensors alone.
+
+    Raises:
+        CannotSave: gradients or autocast are on at a call, or each call has other numbers.
+    """
+    found: list[dict[tuple[CallKind, Sizes], RecordedCall]] = [{} for _ in modules]
+    handles = [
+        module.register_forward_pre_hook(_Recorder(calls), with_kwargs=True)
+        for module, calls in zip(modules, found, strict=True)
+    ]
+    try:
+        draw()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [list(calls.values()) for calls in found]
+
+
+class _Recorder:
+    def __init__(self, calls: dict[tuple[CallKind, Sizes], RecordedCall]) -> None:
+        self._calls = calls
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kind = kind_of(inspect.signature(module.forward), args, kwargs)
+        if kind.modes.is_grad_enabled or kind.modes.is_autocast_enabled:
+            raise CannotSave(
+                f"{type(module).__name__} was called with gradients or autocast on: draw under "
+                "`torch.no_grad()`, with the model in the dtype that it is to run in"
+            )
+        sizes = tuple(tensor.shape for tensor in _tensors_of((args, kwargs)))
+        self._calls.setdefault((kind, sizes), RecordedCall(kind, sizes, args, dict(kwargs)))
+        if len(self._calls) > MAX_RECORDED:
+            first, second, *_ = self._calls.values()
+            why = second.kind.difference(first.kind) or "sizes differ"
+            raise CannotSave(
+                f"{type(module).__name__} was called in more than {MAX_RECORDED} ways, and each "
+                f"takes a program of its own: {why}"
+            )
+
+
+def with_open_sizes(call: RecordedCall, others: Sequence[RecordedCall]) -> RecordedCall:
+    """`call` with tensors whose sizes are marked as open where those of `others`, of its kind,
+    differ: one graph is then made for all of them, if the model allows. A size of 1 is never open,
+    since a graph may go by it."""
+    alike = [other for other in others if _may_share(call, other)]
+    flat, spec = pytree.tree_flatten((call.args, call.kwargs))
+    copies: dict[int, Tensor] = {}
+    number = 0
+    for i, value in enumerate(flat):
+        if isinstance(value, Tensor):
+            differing = _differing([other.sizes[number] for other in alike])
+            flat[i] = copies.setdefault(
+                id(value), _marked(value, differing) if differing else value
+            )
+            number += 1
+    args, kwargs = pytree.tree_unflatten(flat, spec)
+    return call._replace(args=args, kwargs=kwargs)
+
+
+def _may_share(call: RecordedCall, other: RecordedCall) -> bool:
+    return call.kind == other.kind and all(
+        len(a) == len(b) and all((x < 2) == (y < 2) for x, y in zip(a, b, strict=True))
+        for a, b in zip(call.sizes, other.sizes, strict=True)
+    )
+
+
+def _differing(sizes: Sequence[torch.Size]) -> list[int]:
+    return [dim for dim, found in enumerate(zip(*sizes, strict=True)) if len(set(found)) > 1]
+
+
+def _marked(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """A copy, since a mark lies on the tensor."""
+    copy = tensor.clone()
+    for dim in dims:
+        maybe_mark_dynamic(copy, dim)
+    return copy
+
+
+def _tensors_of(value: object) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -1,0 +1,398 @@
+"""What one process compiled and another loads: the same pictures and decisions without a trace, and
+every call or folder that doesn't fit is compiled afresh, with the reason."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+import dit_cachegraph as dc
+from dit_cachegraph.models import REGISTRY
+from dit_cachegraph.savable import SavableModel
+from support.logged import logged
+from support.tiny_pipelines import FAST_PIPELINES
+from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
+
+OPTIONS = {
+    "inner_backend": "eager",
+    "Fn_compute_blocks": 1,
+    "max_warmup_steps": 0,
+    "residual_diff_threshold": 0.2,
+}
+FLUX = FAST_PIPELINES[0]
+DECISIONS = [False, True, True, True, False]
+BATCHES = (2, 3)
+
+
+def toy(*, depth: int = 3, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return ReadingDiT([GatedBlock() for _ in range(depth)]).eval()
+
+
+def draw(model, batches=BATCHES):
+    """An image of five steps for each batch."""
+    outputs = []
+    for batch in batches:
+        conditioning = toy_inputs(90.0, batch=batch)
+        for angle in (90.0, 80.0, 70.0, 60.0, 50.0):
+            timestep = torch.full((batch,), angle)
+            with torch.no_grad():
+                outputs.append(model(**{**conditioning, "timestep": timestep}))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    torch._dynamo.reset()
+    dc.precompile(toy(), draw, save=folder, options=OPTIONS)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    """A copy that may be damaged."""
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in (saved / "model").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def graphs_traced() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def was_loaded(model) -> list[bool]:
+    return [graph.is_loaded for graph in dc.summary(model).graphs]
+
+
+def compiled_afresh(model) -> list[torch.Tensor]:
+    torch._dynamo.reset()
+    return draw(torch.compile(model, backend="cachedit", options=OPTIONS))
+
+
+def test_what_is_loaded_draws_the_same_without_a_trace(saved):
+    expected = compiled_afresh(toy())
+    torch._dynamo.reset()
+    counters.clear()
+    model = dc.load(toy(), saved, OPTIONS)
+    torch.testing.assert_close(draw(model), expected, rtol=0, atol=1e-6)
+    assert graphs_traced() == 0
+    report = dc.summary(model)
+    assert [step.hit for step in report.steps] == DECISIONS * 2
+    assert was_loaded(model) == [True], "one program takes both batches"
+    assert "loaded in" in str(report)
+    dc.check(model)
+
+
+def test_the_process_that_saves_goes_on_with_it(tmp_path):
+    model = dc.precompile(toy(), draw, save=tmp_path, options=OPTIONS)
+    counters.clear()
+    torch.testing.assert_close(draw(model), compiled_afresh(toy()), rtol=0, atol=1e-6)
+    assert [step.hit for step in dc.summary(model).steps] == DECISIONS * 2
+
+
+def test_weights_are_those_of_the_model(saved):
+    model = dc.load(toy(seed=1), saved, OPTIONS)
+    torch.testing.assert_close(draw(model), compiled_afresh(toy(seed=1)), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    assert not torch.equal(draw(model)[0], draw(toy(seed=1))[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda kw: kw | {"skip": True}, "skip is True in place of False"),
+        (lambda kw: kw | {"encoder_hidden_states": kw["hidden_states"]}, "encoder_hidden_states"),
+        (lambda kw: kw | {"hidden_states": kw["hidden_states"][:1]}, "other sizes"),
+        (lambda kw: kw | {"timestep": kw["timestep"].long()}, "other sizes, dtypes"),
+    ],
+    ids=["a flag", "one tensor given twice", "a batch of one", "a dtype"],
+)
+def test_a_call_of_another_kind_is_compiled(saved, change, said):
+    model, plain = dc.load(toy(), saved, OPTIONS), toy()
+    inputs = change(toy_inputs(90.0))
+    if inputs["hidden_states"].shape[0] == 1:
+        inputs = {name: value[:1] for name, value in inputs.items()}
+    counters.clear()
+    with torch.no_grad(), logged(logging.WARNING) as lines:
+        outputs = [model(**inputs) for _ in range(2)]
+        torch.testing.assert_close(outputs, [plain(**inputs)] * 2)
+    assert graphs_traced() == 1
+    (line,) = [line for line in lines if "no saved program" in line]
+    assert said in line
+
+
+def test_with_gradients_on_nothing_saved_runs(saved):
+    model = dc.load(toy(), saved, OPTIONS)
+    with pytest.warns(dc.NotCachedWarning, match="compiled with gradients on"):
+        output = model(**toy_inputs(90.0))
+    assert output.requires_grad
+
+
+def test_hooks_that_were_put_on_later_run(saved):
+    inner, seen = toy(), []
+    model = dc.load(inner, saved, OPTIONS)
+    with torch.no_grad():
+        model(**toy_inputs(90.0))
+        inner.register_forward_hook(lambda *_: seen.append(1))
+        model(**toy_inputs(90.0))
+    assert seen == [1]
+
+
+def test_wrong_arguments_are_the_models_own_error(saved):
+    model = dc.load(toy(), saved, OPTIONS)
+    with pytest.raises(TypeError, match="no_such_argument"), torch.no_grad():
+        model(**toy_inputs(90.0), no_such_argument=1)
+
+
+def assert_afresh(model, folder, sentence, options=OPTIONS):
+    with pytest.warns(dc.NotLoadedWarning, match=sentence):
+        loaded = dc.load(model, folder, options)
+    expected = draw(model)  # What isn't compiled.
+    first = draw(loaded)[0]
+    torch.testing.assert_close(first, expected[0])
+    assert set(was_loaded(loaded)) == {False}
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (lambda: toy(depth=4), "saved for another ReadingDiT: this one has `blocks.3: GatedBlock`"),
+        (lambda: toy(depth=2), "this one lacks `blocks.2: GatedBlock`"),
+        (lambda: toy().train(), "this one has `it: ReadingDiT in training`"),
+    ],
+    ids=["deeper", "shallower", "in training"],
+)
+def test_another_model_is_compiled_afresh(saved, model, sentence):
+    assert_afresh(model(), saved, sentence)
+
+
+def test_another_dtype_is_refused(saved):
+    with pytest.warns(dc.NotLoadedWarning, match=r"this one has `.*weight: .* bfloat16`"):
+        dc.load(toy().bfloat16(), saved, OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["torch", "python", "machine", "device", "dit_cachegraph"])
+def test_what_another_version_or_machine_made_is_compiled_afresh(folder, name):
+    path = folder / "model" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["maker"][name] = "another"
+    path.write_text(json.dumps(manifest))
+    assert_afresh(toy(), folder, f"saved with {name} another, and this is")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-1], lambda d: d[:-1] + b"?"], ids=["cut", "other"]
+)
+def test_nothing_runs_of_a_file_that_was_changed(folder, damage):
+    path = folder / "model" / "program_0.bin"
+    path.write_bytes(damage(path.read_bytes()))
+    assert_afresh(toy(), folder, "missing, cut short or changed")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"maker": {}, "model": [], "programs": {}}', '{"maker": 3}']
+)
+def test_a_manifest_that_cant_be_read_is_nothing(folder, text):
+    (folder / "model" / "manifest.json").write_text(text)
+    assert_afresh(toy(), folder, "nothing that `precompile` has saved whole")
+
+
+def test_a_program_lies_in_its_folder(folder):
+    path = folder / "model" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    (name,) = manifest["programs"]
+    (folder / name).write_bytes((folder / "model" / name).read_bytes())
+    manifest["programs"] = {f"../{name}": manifest["programs"][name]}
+    path.write_text(json.dumps(manifest))
+    assert_afresh(toy(), folder, "missing, cut short or changed")
+
+
+def test_an_empty_folder_is_nothing(tmp_path):
+    assert_afresh(toy(), tmp_path, "nothing that `precompile` has saved whole")
+
+
+def test_other_options_are_compiled_afresh(saved):
+    options = {**OPTIONS, "residual_diff_threshold": 0.1}
+    assert_afresh(toy(), saved, "saved with the options .*0.2.* not .*0.1", options)
+
+
+class BreakingDiT(ReadingDiT):
+    def forward(self, hidden_states, timestep, encoder_hidden_states):
+        torch._dynamo.graph_break()
+        return super().forward(hidden_states, timestep, encoder_hidden_states)
+
+
+def breaking() -> nn.Module:
+    return BreakingDiT([GatedBlock() for _ in range(3)]).eval()
+
+
+def compiled_in_place() -> nn.Module:
+    model = toy()
+    model.compile(backend="cachedit")
+    return model
+
+
+def hooked() -> nn.Module:
+    model = toy()
+    model.register_forward_hook(lambda *_: None)
+    return model
+
+
+def draw_with_gradients(model):
+    model(**toy_inputs(90.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "drawn", "sentence"),
+    [
+        (breaking, draw, "forward isn't one graph"),
+        (lambda: toy(depth=1), draw, "there is nothing to save: not cached"),
+        (compiled_in_place, draw, "compiled already"),
+        (hooked, draw, "has hooks"),
+        (toy, draw_with_gradients, "gradients or autocast on"),
+        (toy, lambda model: None, "never called ReadingDiT"),
+    ],
+    ids=["breaks", "no blocks", "compiled", "hooks", "gradients", "no call"],
+)
+def test_what_cant_be_saved_says_why(tmp_path, model, drawn, sentence):
+    with pytest.raises(dc.CannotSave, match=sentence):
+        dc.precompile(model(), drawn, save=tmp_path, options=OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+class ScaledDiT(ReadingDiT):
+    def forward(self, hidden_states, timestep, encoder_hidden_states, scale):
+        return scale * super().forward(hidden_states, timestep, encoder_hidden_states)
+
+
+def test_a_number_that_changes_at_each_step_takes_too_many_programs(tmp_path):
+    model = ScaledDiT([GatedBlock() for _ in range(3)]).eval()
+
+    def draw_with_numbers(model):
+        with torch.no_grad():
+            for i in range(100):
+                model(**toy_inputs(90.0), scale=i / 100)
+
+    with pytest.raises(dc.CannotSave, match=r"more than 64 ways.*scale is 0.01 in place of 0.0"):
+        dc.precompile(model, draw_with_numbers, save=tmp_path, options=OPTIONS)
+
+
+def test_what_wasnt_compiled_to_be_saved_cant_be():
+    model = toy()
+    compiled = torch.compile(model, backend="cachedit", options={"inner_backend": "aot_eager"})
+    with torch.no_grad():
+        compiled(**toy_inputs(90.0))
+    (driver,) = REGISTRY.of_module(model).graphs.values()
+    with pytest.raises(dc.CannotSave, match="its segments can't be saved"):
+        SavableModel.serialize_compile_artifacts(driver)
+
+
+def test_torch_saves_and_loads_it_too(tmp_path):
+    """`aot_compile` with our backend, without a call of ours."""
+    model, inputs = toy(), toy_inputs(90.0)
+    names = ("hidden_states", "timestep", "encoder_hidden_states")
+
+    def on_tensors(guards):
+        return [guard.guard_type == "TENSOR_MATCH" and guard.name in names for guard in guards]
+
+    compiled = torch.compile(
+        model.forward,
+        backend="cachedit",
+        fullgraph=True,
+        options={**OPTIONS, "guard_filter_fn": on_tensors},
+    )
+    with torch.no_grad():
+        compiled.aot_compile(((), inputs)).save_compiled_function(str(tmp_path / "x"))
+        with (tmp_path / "x").open("rb") as file:
+            loaded = torch.compiler.load_compiled_function(file)
+        torch.testing.assert_close(loaded(model, **inputs), model(**inputs))
+    assert dc.summary(model).is_cached
+
+
+@pytest.mark.e2e
+def test_a_pipeline_is_loaded_with_its_transformer(tmp_path):
+    def draw_two_sizes(pipe):
+        return [pipe(**FLUX.arguments(seed))[0] for seed in (0, 1)]
+
+    options = {"inner_backend": "eager", "residual_diff_threshold": 1.0, "max_warmup_steps": 1}
+    expected = draw_two_sizes(FLUX.build())
+    dc.precompile(FLUX.build(), draw_two_sizes, save=tmp_path, options=options)
+    torch._dynamo.reset()
+    counters.clear()
+    pipe = FLUX.build()
+    assert dc.load(pipe, tmp_path, options) is pipe
+    dc.configure(pipe, enabled=False)
+    torch.testing.assert_close(draw_two_sizes(pipe), expected)
+    dc.configure(pipe, enabled=True)
+    draw_two_sizes(pipe)
+    assert graphs_traced() == 0
+    assert dc.summary(pipe).num_hits > 0
+    dc.check(pipe)
+
+
+ONE_PROCESS = """
+import json, sys
+import torch
+from torch._dynamo.utils import counters
+from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
+import dit_cachegraph as dc
+
+def draw(model):
+    inputs, outputs = toy_inputs(90.0), []
+    for angle in (90.0, 80.0, 70.0, 60.0, 50.0):
+        with torch.no_grad():
+            outputs.append(model(**{**inputs, "timestep": torch.full((2,), angle)}))
+    return outputs
+
+torch.manual_seed(0)
+model = ReadingDiT([GatedBlock() for _ in range(3)]).eval()
+options = {"predictor": "taylorseer", "rule": "dbcache", "max_warmup_steps": 2}
+if sys.argv[1] == "save":
+    model = dc.precompile(model, draw, save=sys.argv[2], options=options)
+else:
+    model = dc.load(model, sys.argv[2], options)
+torch.save(draw(model), sys.argv[3])
+told = {name: dict(counters[name]) for name in ("stats", "inductor")}
+print(json.dumps({**told, "hits": [step.hit for step in dc.summary(model).steps]}))
+"""
+
+
+def run_alone(what: str, folder: Path, cache: Path) -> dict[str, object]:
+    """Save or load in a process of its own, with Inductor, whose cache is in `cache`."""
+    tests = Path(__file__).resolve().parents[1]
+    paths = [str(tests), str(tests.parent), str(tests.parent / "kernels")]
+    own = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_PROCESS, what, str(folder), str(cache / "outputs.pt")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **own},
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_new_process_neither_traces_nor_compiles(tmp_path):
+    caches = [tmp_path / "first", tmp_path / "second"]
+    for cache in caches:
+        cache.mkdir()
+    saved = run_alone("save", tmp_path / "saved", caches[0])
+    loaded = run_alone("load", tmp_path / "saved", caches[1])
+    assert saved["stats"], "a trace would be seen"
+    assert "pattern_matcher_count" in saved["inductor"], "and so would a compilation"
+    assert loaded["stats"] == {} and "pattern_matcher_count" not in loaded["inductor"]
+    assert loaded["hits"] == saved["hits"] and any(loaded["hits"])
+    first, second = (torch.load(cache / "outputs.pt") for cache in caches)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
