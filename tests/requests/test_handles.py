@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -468,32 +469,58 @@ def test_idle_requests_cost_a_step_nothing(model, is_bounded):
     assert all(b <= 1.1 * a for a, b in zip(few, many, strict=True)), costs
 
 
-def test_many_at_once(model):
-    """64 requests over 8 threads, with texts, settings and cancels of their own: what is finished
-    is what it is alone, and nothing is left."""
+@dataclass(frozen=True)
+class Job:
+    seed: int
+    text: torch.Tensor
+    negative: torch.Tensor | None
+    num_steps: int
+    settings: dict
+    cancelled_at: int | None
+
+    def steps(self, model):
+        return denoise(model, self.seed, self.text, self.num_steps, negative=self.negative)
+
+
+def mixed_jobs(num_jobs):
     rng = random.Random(0)
     texts = [toy_inputs(0.0, seed=seed)["encoder_hidden_states"] for seed in range(3)]
+    negative = toy_inputs(0.0, seed=9)["encoder_hidden_states"]
     kinds = [{}, {"enabled": False}, {"Fn_compute_blocks": 2}, {"residual_diff_threshold": 0.4}]
-    jobs = [
-        (i, rng.choice(texts), rng.choice(kinds), rng.choice([3, 7, None, None])) for i in range(64)
+    kinds += [{"preset": "quality"}, {"preset": "fast"}]
+    return [
+        Job(
+            seed=i,
+            text=rng.choice(texts),
+            negative=rng.choice([None, negative]),
+            num_steps=rng.choice([5, 8, NUM_STEPS]),
+            settings=rng.choice(kinds),
+            cancelled_at=rng.choice([2, 4, None, None]),
+        )
+        for i in range(num_jobs)
     ]
+
+
+def test_many_at_once(model):
+    """64 requests over 8 threads, with texts, guidance, numbers of steps, settings and cancels of
+    their own: what is finished is what it is alone, and nothing is left."""
+    jobs = mixed_jobs(64)
     draw(model)
 
-    def serve(job):
-        seed, text, settings, cancelled_at = job
-        handle = dc.request(seed, **settings)
-        steps = stream(handle, denoise(model, seed, text))
-        (*_, latents) = itertools.islice(steps, cancelled_at)
+    def serve(job, name, until=None):
+        handle = dc.request(name, **job.settings)
+        (*_, latents) = itertools.islice(stream(handle, job.steps(model)), until)
         handle.end()
         return latents, decisions(handle)
 
     with ThreadPoolExecutor(8) as pool:
-        served = list(pool.map(serve, jobs))
-    for (seed, text, settings, cancelled_at), (latents, hits) in zip(jobs, served, strict=True):
-        if cancelled_at is None:
-            expected, expected_hits = alone(model, seed, text, **settings)
+        served = list(pool.map(lambda job: serve(job, job.seed, job.cancelled_at), jobs))
+    for job, (latents, hits) in zip(jobs, served, strict=True):
+        if job.cancelled_at is None:
+            expected, expected_hits = serve(job, "alone")
             torch.testing.assert_close(latents, expected)
             assert hits == expected_hits
+    assert {len(hits) for _, hits in served} >= {5, 8, 10, 16, 20}
     gc.collect()
     assert dc.summary(model).state_nbytes == 0
     assert threading.active_count() < 20

@@ -24,13 +24,19 @@ def denoise(
     text: Tensor | None = None,
     num_steps: int = NUM_STEPS,
     stride: float = 9.0,
+    negative: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """An image, a step at a time: its latents. The timestep falls from 90 by `stride` degrees."""
+    """An image, a step at a time: its latents. The timestep falls from 90 by `stride` degrees. With
+    a `negative` text each step is guided, by a second pass."""
     given = toy_inputs(90.0, seed=seed)
     if text is not None:
         given["encoder_hidden_states"] = text
     for i in range(num_steps):
         given["timestep"] = torch.full((2,), 90.0 - stride * i)
         with torch.no_grad():
-            given["hidden_states"] = given["hidden_states"] - 0.02 * model(**given)
+            noise = model(**given)
+            if negative is not None:
+                away_from = model(**{**given, "encoder_hidden_states": negative})
+                noise = away_from + 2.0 * (noise - away_from)
+            given["hidden_states"] = given["hidden_states"] - 0.02 * noise
         yield given["hidden_states"]
