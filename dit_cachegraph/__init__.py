@@ -5,7 +5,7 @@ pipe.transformer.compile(backend="cachedit")
 `import dit_cachegraph as cache_dit` has the calls of cache-dit as well: `docs/migrating.md`.
 """
 
-from dit_cachegraph.api import check, configure, request, reset, summary
+from dit_cachegraph.api import check, configure, observe, request, reset, summary
 from dit_cachegraph.calibration.calibrate import calibrate
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.compat.block_adapter import BlockAdapter, ForwardPattern, get_adapter
@@ -50,6 +50,7 @@ from dit_cachegraph.explain import explain
 from dit_cachegraph.keep_whole import keep_whole
 from dit_cachegraph.plot import plot
 from dit_cachegraph.policy.step_mask import steps_mask
+from dit_cachegraph.records import RequestRecord, StepRecord
 from dit_cachegraph.report import Report
 from dit_cachegraph.saved.precompile import load, precompile
 
@@ -86,6 +87,8 @@ __all__ = [
     "Pattern_5",
     "QuantizeConfig",
     "Report",
+    "RequestRecord",
+    "StepRecord",
     "SupportedPipelines",
     "TaylorSeerCalibratorConfig",
     "UnknownTarget",
@@ -106,6 +109,7 @@ __all__ = [
     "load_options",
     "load_parallelism_config",
     "load_quantize_config",
+    "observe",
     "plot",
     "precompile",
     "refresh_context",

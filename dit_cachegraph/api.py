@@ -1,13 +1,15 @@
 """What users call beside `torch.compile(..., backend="cachedit")`."""
 
 import logging as std_logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from dit_cachegraph.account.status import status_of
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig, NotCached
 from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.models import REGISTRY, ModelState
+from dit_cachegraph.observers import ObserverHandle
+from dit_cachegraph.records import Record
 from dit_cachegraph.report import Report, report_of
 from dit_cachegraph.request_handle import RequestHandle
 from dit_cachegraph.requests.held import Freed, total_of
@@ -101,6 +103,18 @@ def request(key: Hashable, **settings: object) -> RequestHandle:
         )
     resolve(settings)
     return RequestHandle(Request(key, add_layer((), settings) if settings else ()))
+
+
+def observe(callback: Callable[[Record], object]) -> ObserverHandle:
+    """Tell `callback` of each step of all models of the process that goes through the cache
+    (`StepRecord`), and of each request whose handle is ended (`RequestRecord`); until `stop()` of
+    what it returns, or the end of `with observe(callback):`.
+
+    It is called in the thread of the step, once all that this step has for the device is launched,
+    and waits for nothing; what takes long belongs into a queue of its own. What it raises is logged
+    once. Where nobody observes, a step makes no record.
+    """
+    return REGISTRY.observers.add(callback)
 
 
 def _can_be_found(key: object) -> bool:

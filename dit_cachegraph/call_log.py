@@ -28,14 +28,17 @@ class Unasked:
 class CallLog:
     """The outcome of the last call, with its refusals, or with what was in force where Dynamo
     didn't ask. `was_disabled`: one of the calls of which nothing was seen since ran under
-    `torch._dynamo.config.disable`."""
+    `torch._dynamo.config.disable`. `num_outside` are all calls that weren't cached."""
 
-    __slots__ = ("_has_warned", "last", "num_unasked", "refusals", "unasked", "was_disabled")
+    __slots__ = (
+        "_has_warned", "last", "num_outside", "num_unasked", "refusals", "unasked", "was_disabled"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.last: Outcome | None = None
         self.refusals: tuple[Uncacheable, ...] = ()
         self.unasked: Unasked | None = None
+        self.num_outside = 0
         self.num_unasked = 0
         self.was_disabled = False
         self._has_warned = False
@@ -44,6 +47,7 @@ class CallLog:
         """Note a call that came to us; true for the first one that is refused."""
         self.last, self.refusals, self.unasked = outcome, refusals, None
         self.num_unasked, self.was_disabled = 0, False
+        self.num_outside += outcome is not Outcome.CACHED
         is_first = outcome is Outcome.REFUSED and not self._has_warned
         self._has_warned = self._has_warned or is_first
         return is_first
@@ -52,11 +56,14 @@ class CallLog:
         """Note a call that Dynamo ran without us."""
         self.last, self.unasked = Outcome.UNASKED, why
         self.num_unasked += 1
+        self.num_outside += 1
         self.was_disabled = self.was_disabled or why.is_disabled
 
     def absorb(self, other: "CallLog") -> None:
         """Take over what is known of the same model by another of its graphs. Graphs of one call
         are one call, so that the better of two outcomes is the call's."""
+        own = self.num_outside if self.last is not None else other.num_outside
+        self.num_outside = own if other.last is None else min(own, other.num_outside)
         if self.last is None or (other.last is Outcome.CACHED and self.last is Outcome.REFUSED):
             self.last, self.refusals = other.last, other.refusals
             self.unasked, self.num_unasked = other.unasked, other.num_unasked

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_cachegraph.call_log import CallLog
 from dit_cachegraph.layers import Layers
+from dit_cachegraph.observers import Observers
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.requests.table import RequestTable
 from dit_cachegraph.step_log import StepLog
@@ -30,7 +31,8 @@ class ModelState:
 
     `recordings` are those of the last dry runs, one an image; `graphs` holds what `summary` shows
     of each Dynamo graph, by the driver or refusal it came from, for as long as Dynamo keeps it;
-    `options` are those that `torch.compile` was given for them.
+    `options` are those that `torch.compile` was given for them; `num_graphs` counts all that it was
+    ever compiled to.
     """
 
     overrides: Layers = ()
@@ -42,11 +44,18 @@ class ModelState:
     )
     options: list[dict[str, object]] = field(default_factory=list)
     calls: CallLog = field(default_factory=CallLog)
+    num_graphs: int = 0
+
+    def add(self, graph: object) -> None:
+        """A call of this model comes to a graph; each is counted once."""
+        if id(graph) not in self.graphs:
+            self.graphs[id(graph)] = graph
+            self.num_graphs += 1
 
     def join(self, graph: object, options: Mapping[str, object]) -> None:
         """A graph of this model is called first. Logs which of its `options` don't hold, since
         `configure` gave others: those stay, also over `torch._dynamo.reset()`."""
-        self.graphs[id(graph)] = graph
+        self.add(graph)
         if options in self.options:
             return
         self.options.append(dict(options))
@@ -63,15 +72,20 @@ class ModelState:
         self.log.absorb(other.log)
         if not self.requests.known.direction:
             self.requests.known = other.requests.known
+        self.requests.num_evicted += other.requests.num_evicted
+        self.requests.num_expired += other.requests.num_expired
+        num_shared = sum(key in self.graphs for key in list(other.graphs))
+        self.num_graphs += other.num_graphs - num_shared
         self.graphs.update(other.graphs)
         self.calls.absorb(other.calls)
 
 
 class ModelRegistry:
     """Finds the state of a model by module or by weights. Both are held weakly: a model that dies
-    takes its state with it."""
+    takes its state with it. `observers` are told what all of them do."""
 
     def __init__(self) -> None:
+        self.observers = Observers()
         self._by_module: weakref.WeakKeyDictionary[nn.Module, ModelState] = (
             weakref.WeakKeyDictionary()
         )

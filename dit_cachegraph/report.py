@@ -111,10 +111,12 @@ class GraphReport:
 class Report:
     """The report of one model. Prints as text; `to_dict()` is JSON.
 
-    `steps` are the last thousand; `num_hits`, `num_computed` and the blocks
-    count all of them. `state_nbytes` is
-    what is held for later steps, each storage once; `settings` are the rule and the predictor of
-    each cached graph, by name and option; `trials` are the thresholds of a dry run.
+    `steps` are the last thousand; `num_hits`, `num_computed` and the blocks count all of them, and
+    `num_outside` the calls that weren't cached. `num_compiles` are the graphs that it was compiled
+    to. Of images under way, each pass of guidance by itself, `num_evicted` lost their state to
+    `max_state_bytes` and `num_expired` to `max_idle_seconds`. `state_nbytes` is what is held for
+    later steps, each storage once; `settings` are the rule and the predictor of each cached graph,
+    by name and option; `trials` are the thresholds of a dry run.
     """
 
     graphs: tuple[GraphReport, ...]
@@ -129,6 +131,10 @@ class Report:
     trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()
     statuses: tuple[Status, ...] = ()
+    num_outside: int = 0
+    num_evicted: int = 0
+    num_expired: int = 0
+    num_compiles: int = 0
 
     @property
     def is_cached(self) -> bool:
@@ -225,6 +231,10 @@ def report_of(
         trials=_trials(states, plans),
         notes=tuple(notes),
         statuses=tuple(statuses),
+        num_outside=sum(state.calls.num_outside for state in states),
+        num_evicted=sum(state.requests.num_evicted for state in states),
+        num_expired=sum(state.requests.num_expired for state in states),
+        num_compiles=sum(state.num_graphs for state in states),
     )
 
 

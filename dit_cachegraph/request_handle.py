@@ -3,38 +3,20 @@
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Hashable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
 
 from dit_cachegraph.models import REGISTRY
+from dit_cachegraph.records import RequestRecord, RequestReport, report_of_request
 from dit_cachegraph.requests.held import Freed, total_of
 from dit_cachegraph.requests.request import REQUEST_SCOPES, Request
 from dit_cachegraph.scopes import Scope
-from dit_cachegraph.step_log import StepReport
 
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-@dataclass(frozen=True, slots=True)
-class RequestReport:
-    """What was done under one handle: its own steps (the last thousand), and counts of all."""
-
-    key: Hashable
-    steps: tuple[StepReport, ...]
-    num_hits: int
-    num_computed: int
-    num_blocks: int
-    num_blocks_run: int
-
-    @property
-    def share_of_work(self) -> float | None:
-        """The blocks that ran, as a share of those that would have without a cache."""
-        return self.num_blocks_run / self.num_blocks if self.num_blocks else None
 
 
 class RequestHandle:
@@ -60,16 +42,7 @@ class RequestHandle:
     @property
     def report(self) -> RequestReport:
         """Its own steps, however many others ran since."""
-        log = self._request.log
-        tally = log.tally
-        return RequestReport(
-            self.key,
-            tuple(log.steps),
-            tally.num_hits,
-            tally.num_computed,
-            tally.num_blocks,
-            tally.num_blocks_run,
-        )
+        return report_of_request(self.key, self._request.log)
 
     def __enter__(self) -> "RequestHandle":
         REQUEST_SCOPES.enter(self._request, self._entered)
@@ -115,8 +88,12 @@ class RequestHandle:
         """The request is over, also where it is in the middle: frees what every model keeps of it,
         and says what that was. Calls that are still made under this handle run whole and leave
         nothing; another handle of the same key is a new request."""
-        self._request.is_ended = True
-        return total_of(state.requests.drop(self.key) for state in REGISTRY.states())
+        is_first = self._request.end()
+        freed = total_of(state.requests.drop(self.key) for state in REGISTRY.states())
+        if is_first and REGISTRY.observers:
+            record = RequestRecord(self.report, freed.nbytes, self._request.seconds_since_made())
+            REGISTRY.observers.tell(record)
+        return freed
 
     def __repr__(self) -> str:
         ended = ", ended" if self._request.is_ended else ""

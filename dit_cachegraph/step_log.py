@@ -25,6 +25,11 @@ class StepReport:
     skipped: tuple[tuple[int, int], ...] = ()
     observed_error: float | None = None
 
+    @property
+    def num_skipped(self) -> int:
+        """The blocks that it skipped."""
+        return sum(stop - start for start, stop in self.skipped)
+
 
 class StepLog:
     """Totals and the last steps of one model."""

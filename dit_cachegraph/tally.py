@@ -14,13 +14,15 @@ class Tally:
     num_blocks_run: int = 0
     smallest_diff: float | None = None
     threshold: float | None = None
+    seconds: float = 0.0
 
-    def add(self, *, is_hit: bool, num_blocks: int, num_skipped: int) -> None:
-        """Count a step of a trunk of so many blocks."""
+    def add(self, *, is_hit: bool, num_blocks: int, num_skipped: int, seconds: float) -> None:
+        """Count a step of a trunk of so many blocks, that took the host so many seconds."""
         self.num_hits += is_hit
         self.num_computed += not is_hit
         self.num_blocks += num_blocks
         self.num_blocks_run += num_blocks - num_skipped
+        self.seconds += seconds
 
     def note_diff(self, smallest_diff: float | None, threshold: float | None) -> None:
         """Note what a step was held to, and the smallest diff of its regions if one is finite."""
@@ -35,6 +37,7 @@ class Tally:
         self.num_computed += other.num_computed
         self.num_blocks += other.num_blocks
         self.num_blocks_run += other.num_blocks_run
+        self.seconds += other.seconds
 
     def line(self, label: str) -> str:
         """What is said of an image."""

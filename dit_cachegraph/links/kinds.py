@@ -111,7 +111,7 @@ class Kinds:
             known = self._known[given.signature] = Watched()
         state = REGISTRY.of_module(model)
         if isinstance(known, RefusedLinks):
-            state.graphs[id(known)] = known
+            state.add(known)
             note_refused(state, known.refusal)
             return PlainCall()
         note_watched(state)

@@ -1,5 +1,7 @@
 """Who a call belongs to, by name, and the settings that it brings."""
 
+import threading
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -19,6 +21,18 @@ class Request:
     settings: Layers
     log: StepLog = field(default_factory=StepLog)
     is_ended: bool = False
+    _made: float = field(default_factory=time.perf_counter)
+    _ending: threading.Lock = field(default_factory=threading.Lock)
+
+    def end(self) -> bool:
+        """It is over. True for the first who says so."""
+        with self._ending:
+            is_first, self.is_ended = not self.is_ended, True
+        return is_first
+
+    def seconds_since_made(self) -> float:
+        """By the host's clock."""
+        return time.perf_counter() - self._made
 
     @property
     def current_key(self) -> Hashable:

@@ -144,6 +144,7 @@ def expire(table: RequestTable, max_idle_seconds: float | None) -> None:
             if now - track.last_seconds <= max_idle_seconds:
                 break
             track.log_image()
+            table.num_expired += 1
             table.free(track, f"its state was freed after max_idle_seconds={max_idle_seconds:g}")
 
 
@@ -151,6 +152,7 @@ def _evict(table: RequestTable, max_state_bytes: int) -> None:
     if table.held.nbytes <= max_state_bytes:
         return
     for track in table.held.least_recent():
+        table.num_evicted += 1
         table.free(track, f"its state was freed under max_state_bytes={max_state_bytes}")
         if table.held.nbytes <= max_state_bytes:
             return

@@ -31,12 +31,15 @@ REBUILT = "its conditioning was rebuilt, and its state went with the old one"
 
 
 class RequestTable:
-    """`known` is what the model's images showed of its schedules, `ends` where those ended."""
+    """`known` is what the model's images showed of its schedules, `ends` where those ended. Tracks
+    that lost their state are counted: `num_evicted` to a bound on bytes, `num_expired` to time."""
 
     def __init__(self) -> None:
         self.known = Known()
         self.ends = Ends()
         self.held = Held()
+        self.num_evicted = 0
+        self.num_expired = 0
         self._alive: dict[Hashable, Conditioning[Track]] = {}
         self._named: dict[Hashable, Namesakes[Track]] = {}
         self._set_aside: list[Conditioning[Track]] = []

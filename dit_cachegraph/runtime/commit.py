@@ -20,7 +20,7 @@ from dit_cachegraph.runtime.step import Step
 from dit_cachegraph.step_log import StepReport
 
 
-def commit(step: Step, trunk: Trunk) -> None:
+def commit(step: Step, trunk: Trunk) -> StepReport:
     """Write down what a step did, and free what is not needed any more."""
     table, known = step.model.requests, step.match.track
     error = _error(step)
@@ -39,11 +39,12 @@ def commit(step: Step, trunk: Trunk) -> None:
     if known is None:
         begin_image(table, track)
     _record(step, track)
-    _log(step, track, error, trunk.num_blocks)
+    report = _log(step, track, error, trunk.num_blocks)
     end_step(table, track, step.plan.settings.common)
     is_ended = step.request is not None and step.request.is_ended
     if is_ended or step.conditioning.is_over:
         table.end(step.conditioning)
+    return report
 
 
 def _advance(track: Track, step: Step, error: Later[float] | None) -> None:
@@ -104,17 +105,23 @@ def _first_floats(values: Sequence[object]) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
 
 
-def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) -> None:
+def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) -> StepReport:
     logs = [step.model.log] if step.request is None else [step.model.log, step.request.log]
     report = _report(step)
-    num_skipped = sum(stop - start for start, stop in report.skipped)
+    step.seconds = time.perf_counter() - step.began
     diffs = [d.diff for d in step.decisions if d.diff is not None and math.isfinite(d.diff)]
     smallest_diff, threshold = min(diffs, default=None), step.plan.rule.threshold
     for log in logs:
         log.add(report, error)
     for tally in (*(log.tally for log in logs), track.tally):
-        tally.add(is_hit=report.hit, num_blocks=num_blocks, num_skipped=num_skipped)
+        tally.add(
+            is_hit=report.hit,
+            num_blocks=num_blocks,
+            num_skipped=report.num_skipped,
+            seconds=step.seconds,
+        )
         tally.note_diff(smallest_diff, threshold)
+    return report
 
 
 def _record(step: Step, track: Track) -> None:

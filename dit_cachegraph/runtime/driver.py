@@ -6,6 +6,7 @@ Straight Python over compiled functions; no FX. One driver serves all models, re
 of its graph: what differs between them lies in their state, and weights come with each call.
 """
 
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 
@@ -18,6 +19,7 @@ from dit_cachegraph.planning.region import Region
 from dit_cachegraph.planning.stages import Role, Stage
 from dit_cachegraph.planning.step_plan import PlanTable
 from dit_cachegraph.policy.rule import Decision, ProbeKind
+from dit_cachegraph.records import StepRecord
 from dit_cachegraph.requests.handoff import current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
 from dit_cachegraph.requests.match import find_partner
@@ -34,6 +36,7 @@ from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
 from dit_cachegraph.runtime.step import RegionStep, Step
 from dit_cachegraph.runtime.weights import WeightsReader
+from dit_cachegraph.step_log import StepReport
 
 
 class CachedModel:
@@ -84,12 +87,25 @@ class CachedModel:
         """All has run: write it down."""
         step.latents = tuple(self.looker.latents_of(step))
         step.results = tuple(step.values[slot] for slot in self.compiled.trunk.results)
-        commit(step, self.compiled.trunk)
+        report = commit(step, self.compiled.trunk)
+        if REGISTRY.observers:
+            REGISTRY.observers.tell(self._step_record(step, report))
         return step.results
+
+    def _step_record(self, step: Step, report: StepReport) -> StepRecord:
+        num_blocks = self.compiled.trunk.num_blocks
+        return StepRecord(
+            model="" if self._called is None else self._called.__name__,
+            step=report,
+            num_blocks=num_blocks,
+            num_blocks_run=num_blocks - report.num_skipped,
+            state_nbytes=step.model.requests.held.nbytes,
+            seconds=step.seconds,
+        )
 
     def begin(self, values: Values) -> Step:
         """Whose call this is, and by which settings it goes: read once a step."""
-        request = current_request()
+        began, request = time.perf_counter(), current_request()
         weights = self._weights.read(values)
         model = self._model(values)
         if id(self) not in model.graphs:
@@ -105,7 +121,9 @@ class CachedModel:
         conditioning.caller = None if request is None else weakref.ref(request)
         tracks = conditioning.tracks
         expected = tracks[-1] if tracks else None
-        step = Step(values, request, model, plan, conditioning, expected, None, handoff, weights)
+        step = Step(
+            values, request, model, plan, conditioning, expected, None, handoff, weights, began
+        )
         if len(tracks) > 1:
             latents = objects_of(self.looker.latents_of(step))
             step.partner = find_partner(tracks, model.requests.held.called_with(latents))

@@ -50,7 +50,7 @@ class Step:
     same request; `handoff` has the user's tensors where this fragment of the graph does not get
     them; `begun` is what is being read since before anything ran; `passes` are its track's
     companions at this step, True for those that made it; `state` is what the step may use of its
-    track, None with `why_nothing` to say why."""
+    track, None with `why_nothing` to say why. It `began` on the host's clock and took `seconds`."""
 
     values: Values
     request: Request | None
@@ -61,6 +61,7 @@ class Step:
     partner: Track | None
     handoff: CallHandoff | None
     weights: Weights
+    began: float
 
     begun: Begun = field(init=False)
     reading: Reading = field(init=False)
@@ -75,6 +76,7 @@ class Step:
     regions: list[RegionStep] = field(default_factory=list)
     latents: tuple[object, ...] = ()
     results: tuple[object, ...] = ()
+    seconds: float = 0.0
 
     @property
     def decisions(self) -> tuple[Decision, ...]:

@@ -24,7 +24,7 @@ class UncachedModel:
 
     def __call__(self, *args: object) -> object:
         model = REGISTRY.of_any_weight([args[i] for i in self.weights])
-        model.graphs.setdefault(id(self), self)
+        model.add(self)
         note_refused(model, self.refusal)
         if self.roles is not None:
             hand_on(self.model, self.roles, args)

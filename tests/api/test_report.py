@@ -122,7 +122,7 @@ def test_log_keeps_a_thousand_steps_and_counts_all():
     log = StepLog()
     for i in range(MAX_STEPS_KEPT + 5):
         log.add(StepReport(i, None, i % 3 == 0, "", None, "a"))
-        log.tally.add(is_hit=i % 3 == 0, num_blocks=4, num_skipped=2 * (i % 3 == 0))
+        log.tally.add(is_hit=i % 3 == 0, num_blocks=4, num_skipped=2 * (i % 3 == 0), seconds=0.0)
     assert [s.step for s in log.steps] == list(range(5, 1005))
     assert (log.tally.num_hits, log.tally.num_computed) == (335, 670)
     assert (log.tally.num_blocks, log.tally.num_blocks_run) == (4020, 4020 - 670)

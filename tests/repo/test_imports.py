@@ -19,6 +19,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     ("exc", "later", "plan", "call_stack", "module_lists", "scopes", "tally", "frozen_weights"),
     ("hooks", "ops", "step_log"),
+    ("records",),
+    ("observers",),
     ("policy",),
     ("layers",),
     ("config",),
