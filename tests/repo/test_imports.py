@@ -37,6 +37,7 @@ ORDER = (
     ("backend",),
     ("targets", "request_handle"),
     ("api", "explain", "keep_whole", "saved"),
+    ("observing",),
     ("compat",),
     ("calibration", "plot", "testing"),
     ("__init__",),
