@@ -37,7 +37,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 # Files that need no model of diffusers.
 QUICK := $(wildcard tests/graph/test_find_*.py) tests/repo/test_imports.py $(addprefix tests/policy/test_,dbcache.py published_rules.py step_mask.py)
 
-.PHONY: help demo quick test test-all check bench gallery clean host
+.PHONY: help demo quick test test-all check bench gallery serve clean host
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +48,7 @@ help:
 	@echo 'make check     lint, format and types'
 	@echo 'make bench     speed on this machine'
 	@echo 'make gallery   what the methods draw side by side, as a page in gallery_out/'
+	@echo 'make serve     a server of the embedded model, with a page, at http://127.0.0.1:8000/'
 	@echo 'make clean     removes everything that make made'
 
 demo: $(STAMP)
@@ -73,6 +74,9 @@ bench: $(STAMP)
 
 gallery: $(STAMP)
 	$(BIN)/python -m bench.gallery --out gallery_out
+
+serve: $(STAMP)
+	$(BIN)/python -m dit_cachegraph serve
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info demo_out quality_out gallery_out

@@ -1,11 +1,11 @@
-"""`python -m dit_cachegraph`: the demo, and the metrics."""
+"""`python -m dit_cachegraph`: the demo, the server, and the metrics."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dit_cachegraph.demo.needs import what_is_missing
+from dit_cachegraph.demo.needs import SERVER_PACKAGES, what_is_missing
 from dit_cachegraph.metrics import METRICS, CannotMeasure, measure
 from dit_cachegraph.metrics.score import as_json, as_text
 
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, or 2 where something that it needs is missing or what it
     was given can't be compared."""
     args = _parser().parse_args(arguments)
-    refusal = _metrics(args) if args.command == "metrics" else _demo(args)
+    refusal = {"demo": _demo, "metrics": _metrics, "serve": _serve}[args.command](args)
     if refusal is not None:
         print(f"error: {refusal}", file=sys.stderr)
     return 0 if refusal is None else 2
@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
     _add_metrics(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -71,6 +72,44 @@ def _add_metrics(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     metrics.add_argument("--json", action="store_true", help="print JSON, with each file's score")
 
 
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="draw over HTTP, with a page",
+        description="Serves pictures over HTTP, with a page at /: by default the embedded model, "
+        "on this machine alone and without any download. Where the environment variable "
+        "DIT_CACHEGRAPH_API_KEY is set, clients have to give it.",
+    )
+    serve.add_argument(
+        "--model", type=Path, metavar="PATH", help="the folder of a text-to-image pipeline"
+    )
+    serve.add_argument(
+        "--size",
+        type=_size,
+        action="append",
+        default=[],
+        metavar="WxH",
+        help="a size in pixels that the pipeline draws, as often as there are some; the first is "
+        "the usual one. Each is drawn once before any request",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
+    serve.add_argument("--port", type=_number_from(1, 65535), default=8000, help="(%(default)s)")
+    serve.add_argument(
+        "--workers",
+        type=_number_from(1, 64),
+        default=2,
+        help="requests that are drawn at once, around one transformer (%(default)s)",
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`1024x768`."""
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, as 1024x768, got {text!r}")
+    return int(width), int(height)
+
+
 class _number_from:  # noqa: N801  # argparse names the type in its messages
     """A converter of argparse: an integer from `smallest` to `largest`."""
 
@@ -104,6 +143,22 @@ def _demo(args: argparse.Namespace) -> str | None:
     print(result.report)
     print(f"\n{table(result)}")
     print("written:", ", ".join(str(path) for path in files))
+    return None
+
+
+def _serve(args: argparse.Namespace) -> str | None:
+    """Serve until told to stop; or what is missing for it."""
+    missing = what_is_missing("server", "serve", SERVER_PACKAGES)
+    if missing is not None:
+        return missing
+    if args.size and args.model is None:
+        return "--size is for a pipeline that --model names: the embedded model draws 64 x 64"
+    if args.model is not None and not (args.model / "model_index.json").is_file():
+        return f"{args.model} is no folder of a pipeline: it has no model_index.json"
+    # Optional; `what_is_missing` has looked for it.
+    from dit_cachegraph.serving.run import serve  # noqa: PLC0415
+
+    serve(args.model, tuple(args.size), host=args.host, port=args.port, num_workers=args.workers)
     return None
 
 

@@ -1,17 +1,24 @@
-"""What the demo needs beside torch, said in one sentence where it is missing."""
+"""What the demo and the server need beside torch, said in one sentence where it is missing."""
 
 import importlib.util
+from collections.abc import Sequence
 
 PACKAGES = ("diffusers", "transformers", "safetensors", "matplotlib", "skimage", "tqdm")
+SERVER_PACKAGES = (
+    *("diffusers", "transformers", "safetensors"),
+    *("fastapi", "uvicorn", "prometheus_client", "PIL"),
+)
 
 
-def what_is_missing() -> str | None:
-    """One sentence about what has to be installed before the demo can run; None if nothing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def what_is_missing(
+    what: str = "demo", extra: str = "demo", packages: Sequence[str] = PACKAGES
+) -> str | None:
+    """One sentence about what has to be installed before it can run; None if nothing."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         return (
-            f'the demo needs {", ".join(missing)}: run pip install "dit_cachegraph[demo]" (in a '
-            'checkout, pip install -e ".[demo]")'
+            f'the {what} needs {", ".join(missing)}: run pip install "dit_cachegraph[{extra}]" (in '
+            f'a checkout, pip install -e ".[{extra}]")'
         )
     return None if _has_cpp_compiler() else NO_COMPILER
 

@@ -43,6 +43,7 @@ ORDER = (
     ("__init__",),
     ("metrics",),
     ("demo",),
+    ("serving",),
     ("cli",),
     ("__main__",),
 )

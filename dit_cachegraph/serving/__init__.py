@@ -1,0 +1,1 @@
+"""A server of pictures: one compiled transformer, many requests over HTTP."""

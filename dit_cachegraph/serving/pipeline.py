@@ -1,0 +1,87 @@
+"""Any text-to-image pipeline of diffusers, from a folder of this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from dit_cachegraph.backend import cachedit
+from dit_cachegraph.serving.ask import Ask
+from dit_cachegraph.serving.studio import (
+    OnStep,
+    Painter,
+    Preview,
+    Size,
+    Studio,
+    why_not_that_size,
+)
+from dit_cachegraph.targets import modules_in
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class PipelineStudio(Studio):
+    """The pipeline in the folder `path`, on the GPU if there is one. It decodes no previews, since
+    how latents become a picture differs from pipeline to pipeline."""
+
+    def __init__(self, path: Path, sizes: tuple[Size, ...], inner_backend: str) -> None:
+        self.sizes = sizes
+        self._path, self._inner_backend = path, inner_backend
+        self._pipe: DiffusionPipeline | None = None
+
+    def why_not(self, ask: Ask) -> str | None:
+        return why_not_that_size(self.sizes, ask)
+
+    def load(self) -> object:
+        # Optional, and slow to import.
+        from diffusers import DiffusionPipeline  # noqa: PLC0415
+
+        on_gpu = torch.cuda.is_available()
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        pipe = DiffusionPipeline.from_pretrained(
+            self._path, torch_dtype=dtype, local_files_only=True
+        )
+        pipe.to("cuda" if on_gpu else "cpu")
+        for transformer in modules_in(pipe):
+            transformer.compile(backend=cachedit, options={"inner_backend": self._inner_backend})
+        self._pipe = pipe
+        return pipe
+
+    def painter(self) -> Painter:
+        assert self._pipe is not None, "load comes first"
+        parts = dict(self._pipe.components)
+        parts["scheduler"] = type(parts["scheduler"]).from_config(parts["scheduler"].config)
+        pipe = type(self._pipe)(**parts)
+        pipe.set_progress_bar_config(disable=True)
+        return _PipelinePainter(pipe, self.sizes)
+
+    def samples(self) -> list[Ask]:
+        prompt = "a picture"
+        if not self.sizes:
+            return [Ask(prompt=prompt)]
+        return [Ask(prompt=prompt, width=width, height=height) for width, height in self.sizes]
+
+
+class _PipelinePainter(Painter):
+    def __init__(self, pipe: "DiffusionPipeline", sizes: tuple[Size, ...]) -> None:
+        self._pipe, self._sizes = pipe, sizes
+
+    def paint(self, ask: Ask, on_step: OnStep) -> Image.Image:
+        def after_step(_pipe: object, step: int, _timestep: object, kwargs: dict) -> dict:
+            on_step(Preview(step, ask.num_steps, None))
+            return kwargs
+
+        width, height = ask.width, ask.height
+        if width is None and self._sizes:
+            width, height = self._sizes[0]
+        size = {} if width is None else {"width": width, "height": height}
+        generator = torch.Generator(self._pipe.device).manual_seed(ask.seed)
+        return self._pipe(
+            prompt=ask.prompt,
+            num_inference_steps=ask.num_steps,
+            generator=generator,
+            callback_on_step_end=after_step,
+            **size,
+        ).images[0]

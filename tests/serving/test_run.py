@@ -1,0 +1,112 @@
+"""`python -m dit_cachegraph serve`, as a process: what it says, and how it stops."""
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dit_cachegraph import cli
+from dit_cachegraph.demo import needs
+from support.serving_runs import Client, until
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).resolve().parents[2]
+
+# A short model that isn't compiled for long; all else is what the command runs.
+SCRIPT = """
+import sys
+sys.path.insert(0, "tests")
+from dit_cachegraph.serving import run
+from support.serving_runs import WatchedStudio
+run.EmbeddedStudio = lambda inner_backend: WatchedStudio()
+from dit_cachegraph.cli import main
+sys.exit(main(["serve", "--port", sys.argv[1], "--workers", "1"]))
+"""
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def answers(client):
+    try:
+        return client.ask("GET", "/readyz").status == 200
+    except ConnectionRefusedError:
+        return False
+
+
+def test_sigterm_draws_what_was_taken_and_ends():
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(port)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        client = Client(port)
+        until(lambda: answers(client))
+        with client.stream(num_steps=60) as drawn, client.stream(num_steps=4) as waits:
+            next(event for event in drawn if event[0] == "step")
+            next(waits)
+            server.send_signal(signal.SIGTERM)
+            assert list(drawn)[-1][0] == list(waits)[-1][0] == "done"
+        told, log = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert server.returncode in (0, -signal.SIGTERM), log
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line["num_hits"] + line["num_computed"] for line in lines] == [28, 60, 4]
+    assert lines[0]["request"] == "warm-up"
+    assert f"http://127.0.0.1:{port}/" in log, log
+    assert "segments of 4 blocks" in log, log
+    assert "ready" in log and "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--size", "64x64"], "--size is for a pipeline that --model names"),
+        (["--model", "nowhere"], "nowhere is no folder of a pipeline"),
+    ],
+)
+def test_what_cant_be_served_is_said(capsys, arguments, sentence):
+    assert cli.main(["serve", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["64", "64x", "x64", "64x64x64", "-1x5"])
+def test_a_size_is_two_numbers(capsys, size):
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--model", "nowhere", f"--size={size}"])
+    assert "must be WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+def test_missing_packages_are_said(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "SERVER_PACKAGES", (*needs.SERVER_PACKAGES, "no_such_package"))
+    assert cli.main(["serve"]) == 2
+    said = capsys.readouterr().err
+    assert "the server needs no_such_package" in said and "dit_cachegraph[serve]" in said
+
+
+@pytest.mark.slow
+def test_the_page_is_in_the_wheel(tmp_path):
+    sources = tmp_path / "sources"  # A build leaves folders beside them.
+    for name in ("dit_cachegraph", "kernels"):
+        shutil.copytree(ROOT / name, sources / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", tmp_path, sources], check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "dit_cachegraph/serving/page.html" in zipfile.ZipFile(wheel).namelist()
