@@ -95,7 +95,7 @@ class CachedModel:
     def _step_record(self, step: Step, report: StepReport) -> StepRecord:
         num_blocks = self.compiled.trunk.num_blocks
         return StepRecord(
-            model="" if self._called is None else self._called.__name__,
+            model="" if self.called is None else self.called.__name__,
             step=report,
             num_blocks=num_blocks,
             num_blocks_run=num_blocks - report.num_skipped,

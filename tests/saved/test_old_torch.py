@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from support.toy_dits import GatedBlock, ReadingDiT
 
 import dit_cachegraph as dc
+from support.toy_dits import GatedBlock, ReadingDiT
 
 pytestmark = pytest.mark.skipif(
     torch.torch_version.TorchVersion(torch.__version__) >= "2.13", reason="this torch saves"
