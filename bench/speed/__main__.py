@@ -21,7 +21,7 @@ from bench.common.machine import Machine, this_machine
 from bench.common.table import table
 from bench.common.threads import use_one_thread
 from bench.speed.cold import ColdResult, measure_cold
-from bench.speed.engines import CACHEDIT, EAGER, ENGINES, PLAIN
+from bench.speed.engines import CACHEDIT, EAGER, ENGINES, LOADED, PLAIN
 from bench.speed.flux import COLD, PRESETS, Depth, Preset, parse_depth
 from bench.speed.state import StateResult, measure_state
 from bench.speed.steps import StepResult, measure_steps
@@ -122,20 +122,30 @@ def cold_table(results: Sequence[ColdResult]) -> str:
         times = [f"{s:.1f}" for s in (*seconds, r.wall_seconds)]
         rows.append([r.engine, *times, *map(str, counts), segments])
     lines = [table(rows)]
-    lines += [
-        f"cachedit to plain: {r.cpu_seconds:.2f}x CPU-seconds, {r.python_seconds:.2f}x Python alone"
-        for r in cold_ratios(results)
-    ]
+    for over, under in ((CACHEDIT, PLAIN), (LOADED, CACHEDIT)):
+        lines += [
+            f"{over} to {under}: {r.cpu_seconds:.2f}x CPU-seconds, {r.python_seconds:.2f}x Python "
+            "alone"
+            for r in cold_ratios(results, over, under)
+        ]
     return "\n".join(lines)
 
 
-def cold_ratios(results: Sequence[ColdResult]) -> tuple[ColdRatio, ...]:
-    """Ours to plain, run by run."""
-    plain, ours = ([r for r in results if r.engine == engine] for engine in (PLAIN, CACHEDIT))
+def cold_ratios(
+    results: Sequence[ColdResult], over: str = CACHEDIT, under: str = PLAIN
+) -> tuple[ColdRatio, ...]:
+    """One engine to another, run by run."""
+    ours, theirs = ([r for r in results if r.engine == engine] for engine in (over, under))
     return tuple(
-        ColdRatio(o.cpu_seconds / p.cpu_seconds, o.python_seconds / p.python_seconds)
-        for p, o in zip(plain, ours, strict=False)
+        ColdRatio(o.cpu_seconds / t.cpu_seconds, o.python_seconds / t.python_seconds)
+        for o, t in zip(ours, theirs, strict=False)
     )
+
+
+def _started(engines: Sequence[str]) -> list[str]:
+    """What is started in a process of its own; beside ours, what it has saved."""
+    compiled = [engine for engine in engines if engine != EAGER]
+    return [*compiled, LOADED] if CACHEDIT in engines else compiled
 
 
 def steps_table(result: StepResult) -> str:
@@ -172,7 +182,7 @@ def measure(arguments: Arguments) -> Results:
     if arguments.measures_cold:
         print(f"\n{COLD}, {depth} blocks; without the fixed part of a first compilation")
         for _ in range(arguments.num_cold_runs):
-            cold += [measure_cold(e, depth) for e in arguments.engines if e != EAGER]
+            cold += [measure_cold(e, depth) for e in _started(arguments.engines)]
         print(cold_table(cold))
     steps, state = None, None
     if arguments.measures_steps:

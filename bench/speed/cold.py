@@ -1,6 +1,8 @@
 """Cold compile in CPU-seconds: the first call of a model, in a fresh process with empty caches.
 
     python -m bench.speed.cold --engine plain --depth 6+12    one engine, JSON on the last line
+    ... --engine loaded --saved DIR                           the same of what another process saved
+    ... --save DIR                                            saves it
 
 The process first compiles a tiny function, which pays for what any first compilation costs
 (imports, the precompiled header). All work runs in this process and the compilers that it starts
@@ -28,10 +30,13 @@ from bench.common.machine import ROOT
 from bench.common.threads import use_one_thread
 from bench.speed.engines import (
     ENGINES,
+    LOADED,
     OURS,
     compile_for,
     dynamo_counts,
+    load_for,
     num_distinct_segments,
+    save_for,
 )
 from bench.speed.flux import COLD, Depth, build_model, make_image, parse_depth
 
@@ -61,18 +66,25 @@ class ColdResult:
 
 def measure_cold(engine: str, depth: Depth) -> ColdResult:
     """Run one engine in a process of its own, with an empty cache folder."""
+    with tempfile.TemporaryDirectory() as saved:
+        if engine == LOADED:
+            _run(["--save", saved], depth)
+        output = _run(["--engine", engine, "--saved", saved], depth)
+    return ColdResult(**json.loads(output.splitlines()[-1]))
+
+
+def _run(arguments: Sequence[str], depth: Depth) -> str:
+    """What a process prints that has an empty cache folder."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "bench.speed.cold", "--engine", engine]
-        command += ["--depth", str(depth)]
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", "bench.speed.cold", *arguments, "--depth", str(depth)],
             cwd=ROOT,
             env={**os.environ, **_environment(folder)},
             stdout=subprocess.PIPE,
             check=True,
             text=True,
         )
-    return ColdResult(**json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout
 
 
 def _environment(cache_folder: str) -> Mapping[str, str]:
@@ -104,11 +116,11 @@ def _usage() -> _Usage:
     )
 
 
-def _measure_here(engine: str, depth: Depth) -> ColdResult:
+def _measure_here(engine: str, depth: Depth, saved: Path) -> ColdResult:
     model, image = build_model(COLD, depth), make_image(COLD)
     _pay_fixed_part()
-    call = compile_for(engine, model)
     trace_before, before, counts_before = _trace_seconds(), _usage(), dynamo_counts()
+    call = load_for(model, saved) if engine == LOADED else compile_for(engine, model)
     call(**image[0])
     after, counts = _usage(), dynamo_counts()
     trace_seconds = _trace_seconds() - trace_before
@@ -141,12 +153,18 @@ def _trace_seconds() -> float:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.speed.cold")
-    parser.add_argument("--engine", choices=ENGINES[1:], required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--engine", choices=(*ENGINES[1:], LOADED))
+    what.add_argument("--save", type=Path)
+    parser.add_argument("--saved", type=Path, default=Path())
     parser.add_argument("--depth", type=parse_depth, required=True)
     parsed = parser.parse_args(arguments)
     use_one_thread()
     with torch.no_grad():
-        print(json.dumps(asdict(_measure_here(parsed.engine, parsed.depth))))
+        if parsed.save is not None:
+            save_for(build_model(COLD, parsed.depth), make_image(COLD)[0], parsed.save)
+            return
+        print(json.dumps(asdict(_measure_here(parsed.engine, parsed.depth, parsed.saved))))
 
 
 if __name__ == "__main__":

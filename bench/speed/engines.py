@@ -1,8 +1,9 @@
 """What is measured against what: eager, plain `torch.compile`, and this package's backend, by
-default and with `frozen_weights`."""
+default, with `frozen_weights`, and loaded in place of compiled."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from dit_cachegraph.backend import cachedit
 
 EAGER, PLAIN, CACHEDIT, FROZEN = "eager", "plain", "cachedit", "frozen"
 ENGINES = (EAGER, PLAIN, CACHEDIT, FROZEN)
-OURS = (CACHEDIT, FROZEN)
+LOADED = "loaded"
+"""What another process has compiled: measured from the call of `load` on."""
+OURS = (CACHEDIT, FROZEN, LOADED)
 
 # F1B0, as the field measures hits: one block before the decision and none after the region.
 CACHE_SETTINGS: Mapping[str, object] = {
@@ -62,9 +65,23 @@ def compile_for(engine: str, model: nn.Module, inner: str = "inductor") -> Model
         return model
     if engine == PLAIN:
         return torch.compile(model, backend=inner)
-    options = {**CACHE_SETTINGS, "inner_backend": inner, "frozen_weights": engine == FROZEN}
+    options = {**_options(inner), "frozen_weights": engine == FROZEN}
     # The function and not its name, which only an installed package has an entry point for.
     return torch.compile(model, backend=cachedit, options=options)  # type: ignore[arg-type]
+
+
+def save_for(model: nn.Module, inputs: Inputs, folder: Path) -> None:
+    """Write what `loaded` reads: the model compiled for calls like this one."""
+    dit_cachegraph.precompile(model, lambda m: m(**inputs), save=folder, options=_options())
+
+
+def load_for(model: nn.Module, folder: Path) -> Model:
+    """The model with what `save_for` has written."""
+    return dit_cachegraph.load(model, folder, _options())
+
+
+def _options(inner: str = "inductor") -> dict[str, object]:
+    return {**CACHE_SETTINGS, "inner_backend": inner}
 
 
 def count_compiled(call: Model, image: tuple[Inputs, ...]) -> CompiledCounts:

@@ -95,7 +95,13 @@ def test_cold_table_compares_ours_with_plain():
     results = [cold_result("plain", 20.0, 10.0), cold_result("cachedit", 5.0, 10.0, 4)]
     text = models.cold_table(results)
     assert "cachedit to plain: 0.50x CPU-seconds, 0.25x Python alone" in text
+    assert "loaded to" not in text
     assert " ".join(text.splitlines()[2].split()) == "cachedit 15.0 5.0 10.0 1.0 9.0 1 0 0 4"
+
+
+def test_cold_table_compares_what_is_loaded_with_what_is_compiled():
+    results = [cold_result("cachedit", 5.0, 10.0, 4), cold_result("loaded", 3.0, 0.0, 4)]
+    assert "loaded to cachedit: 0.20x CPU-seconds, 0.60x Python" in models.cold_table(results)
 
 
 def test_machine_is_named():
