@@ -1,5 +1,7 @@
 """Any text-to-image pipeline of diffusers, from a folder of this machine."""
 
+import copy
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,12 +40,10 @@ class PipelineStudio(Studio):
         # Optional, and slow to import.
         from diffusers import DiffusionPipeline  # noqa: PLC0415
 
-        on_gpu = torch.cuda.is_available()
-        dtype = torch.bfloat16 if on_gpu else torch.float32
-        pipe = DiffusionPipeline.from_pretrained(
-            self._path, torch_dtype=dtype, local_files_only=True
-        )
-        pipe.to("cuda" if on_gpu else "cpu")
+        left_out = _left_out(self._path)
+        pipe = DiffusionPipeline.from_pretrained(self._path, local_files_only=True, **left_out)
+        if torch.cuda.is_available():
+            pipe.to("cuda", torch.bfloat16)
         for transformer in modules_in(pipe):
             transformer.compile(backend=cachedit, options={"inner_backend": self._inner_backend})
         self._pipe = pipe
@@ -52,7 +52,10 @@ class PipelineStudio(Studio):
     def painter(self) -> Painter:
         assert self._pipe is not None, "load comes first"
         parts = dict(self._pipe.components)
-        parts["scheduler"] = type(parts["scheduler"]).from_config(parts["scheduler"].config)
+        # They change as they are used; of tokenizers two threads at once are refused.
+        for name in parts:
+            if name == "scheduler" or name.startswith("tokenizer"):
+                parts[name] = copy.deepcopy(parts[name])
         pipe = type(self._pipe)(**parts)
         pipe.set_progress_bar_config(disable=True)
         return _PipelinePainter(pipe, self.sizes)
@@ -62,6 +65,12 @@ class PipelineStudio(Studio):
         if not self.sizes:
             return [Ask(prompt=prompt)]
         return [Ask(prompt=prompt, width=width, height=height) for width, height in self.sizes]
+
+
+def _left_out(path: Path) -> dict[str, None]:
+    """The parts that a pipeline was saved without: diffusers wants to be told so once more."""
+    parts = json.loads((path / "model_index.json").read_text())
+    return {name: None for name, kind in parts.items() if kind == [None, None]}
 
 
 class _PipelinePainter(Painter):

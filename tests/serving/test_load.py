@@ -27,7 +27,7 @@ def test_ten_times_its_capacity():
         expected = [(what, ask(client.port, what).body) for what in asks]
         rate = 10 * capacity(client.port, asks, 2)
         before = client.metrics()
-        result = load(client.port, expected, rate=rate, seconds=4, process=os.getpid())
+        result = load(client.port, expected, rate=rate, seconds=3, process=os.getpid())
         assert set(result.statuses) == {200, 503}
         assert result.num_wrong == 0 and result.statuses[503] > result.statuses[200] > 0
         name, after = "dit_cachegraph_http_requests_total", client.metrics()

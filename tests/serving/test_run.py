@@ -44,6 +44,7 @@ def answers(client):
         return False
 
 
+@pytest.mark.slow
 def test_sigterm_draws_what_was_taken_and_ends():
     port = free_port()
     server = subprocess.Popen(

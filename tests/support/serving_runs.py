@@ -107,7 +107,12 @@ class Client:
         }
 
     def wait_until_ready(self) -> None:
-        until(lambda: self.ask("GET", "/readyz").status == 200)
+        until(self._is_ready)
+
+    def _is_ready(self) -> bool:
+        answer = self.ask("GET", "/readyz")
+        assert answer.json["stage"] != "failed", answer.json
+        return answer.status == 200
 
 
 def events_in(lines: http.client.HTTPResponse) -> Iterator[tuple[str, dict]]:
