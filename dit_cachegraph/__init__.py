@@ -5,7 +5,7 @@ pipe.transformer.compile(backend="cachedit")
 `import dit_cachegraph as cache_dit` has the calls of cache-dit as well: `docs/migrating.md`.
 """
 
-from dit_cachegraph.api import check, configure, observe, request, reset, summary
+from dit_cachegraph.api import check, configure, observe, request, requests, reset, summary
 from dit_cachegraph.calibration.calibrate import calibrate
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.compat.block_adapter import BlockAdapter, ForwardPattern, get_adapter
@@ -114,6 +114,7 @@ __all__ = [
     "precompile",
     "refresh_context",
     "request",
+    "requests",
     "reset",
     "set_compile_configs",
     "steps_mask",

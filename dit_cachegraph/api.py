@@ -1,7 +1,7 @@
 """What users call beside `torch.compile(..., backend="cachedit")`."""
 
 import logging as std_logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from dit_cachegraph.account.status import status_of
 from dit_cachegraph.config import resolve
@@ -11,7 +11,7 @@ from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.observers import ObserverHandle
 from dit_cachegraph.records import Record
 from dit_cachegraph.report import Report, report_of
-from dit_cachegraph.request_handle import RequestHandle
+from dit_cachegraph.request_handle import BatchHandle, RequestHandle
 from dit_cachegraph.requests.held import Freed, total_of
 from dit_cachegraph.requests.request import Request
 from dit_cachegraph.runtime.driver import CachedModel
@@ -103,6 +103,38 @@ def request(key: Hashable, **settings: object) -> RequestHandle:
         )
     resolve(settings)
     return RequestHandle(Request(key, add_layer((), settings) if settings else ()))
+
+
+def requests(handles: Sequence[RequestHandle]) -> BatchHandle:
+    """A batch of requests: inside `with requests([a, b, c]):` the transformer is called with a
+    batch of 3, whose first sample is of request `a`.
+
+    Each sample decides alone, by its own settings, and keeps its own state: at each step a handle
+    may be left out, or others may come, in any order. Those that compute run together, in a batch
+    of so many, where the batch is no fixed number in the compiled graph.
+
+    Raises:
+        InvalidConfig: no handle, one twice, or one that has ended. The call itself raises it where
+            its batch has another size.
+        TypeError: something that `request` didn't return.
+    """
+    given = list(handles)
+    for handle in given:
+        if not isinstance(handle, RequestHandle):
+            raise TypeError(
+                f"requests(handles): a list of what request(key) returns, one a sample; got "
+                f"{type(handle).__name__} in it"
+            )
+    if not given:
+        raise InvalidConfig("requests: no handle was given: give one for each sample of the batch")
+    keys = [handle.key for handle in given]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise InvalidConfig(
+            f"requests: {twice!r} stands for {keys.count(twice)} samples: give each sample a "
+            "request of its own; where two passes of guidance are one batch, each of them"
+        )
+    return BatchHandle(given)
 
 
 def observe(callback: Callable[[Record], object]) -> ObserverHandle:

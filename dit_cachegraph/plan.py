@@ -123,6 +123,21 @@ def _share(costs: Sequence[int], start: int, stop: int) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Samples:
+    """Where the samples of a batch lie. `rows`: the slots of tensors whose first dimension is the
+    batch; `sizes`: those of arguments that are its size.
+
+    `why_together` says why the samples can't be told apart, `why_whole` why the blocks can't run
+    for some of them alone; None where they can.
+    """
+
+    rows: frozenset[int] = frozenset()
+    sizes: frozenset[int] = frozenset()
+    why_together: str | None = None
+    why_whole: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trunk:
     """The whole cut graph: what the driver walks.
 
@@ -143,6 +158,7 @@ class Trunk:
     probe_stream: int
     block_lists: tuple[BlockListReport, ...]
     injected: tuple[InjectedResidual, ...]
+    samples: Samples
     measure_sizes: tuple[int, ...]
     batch_dim: int | None
     modulated_input: ModulatedInput | str
@@ -233,7 +249,8 @@ class StreamKind(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class CompiledTrunk:
     """A trunk with its compiled functions, `functions[segment.kind]`, the fused diff, and the
-    modulated input, which is not compiled.
+    modulated input, which is not compiled. `allows_batch` is True for the sizes of a batch that the
+    functions may be called with, beside that for which Dynamo checked its guards.
 
     `originals` are what they were made of, in the order of the above, and `stream_kind` is that of
     the probe stream: what it takes to save it. Neither is there where blocks were compiled one by
@@ -245,6 +262,7 @@ class CompiledTrunk:
     functions: tuple[CompiledSegment, ...]
     measure: CompiledSegment
     modulated_input: CompiledSegment | None
+    allows_batch: Callable[[int], bool]
     num_compiled: int
     compile_seconds: float
     originals: tuple[Original, ...] = ()

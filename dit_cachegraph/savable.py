@@ -4,12 +4,12 @@ import pickle
 
 from torch._dynamo.aot_compile_types import SerializableCallable
 
+from dit_cachegraph.batches.model import BatchedModel
 from dit_cachegraph.graph.cut.saving import trunk_from_bytes, trunk_to_bytes
-from dit_cachegraph.runtime.driver import CachedModel
 
 
-class SavableModel(CachedModel, SerializableCallable):
-    """A `CachedModel` that can be written down with its compiled segments, its options, and the
+class SavableModel(BatchedModel, SerializableCallable):
+    """The driver, which can be written down with its compiled segments, its options, and the
     class of the model. What it keeps of requests isn't."""
 
     @classmethod
@@ -19,9 +19,9 @@ class SavableModel(CachedModel, SerializableCallable):
         """
         assert isinstance(fn, cls)
         options, are_frozen = dict(fn.plans.options), fn.are_weights_frozen
-        return pickle.dumps((trunk_to_bytes(fn.compiled), options, fn.called, are_frozen))
+        return pickle.dumps((trunk_to_bytes(fn.compiled), options, fn.model_class, are_frozen))
 
     @classmethod
     def deserialize_compile_artifacts(cls, data: bytes) -> "SavableModel":
-        trunk, options, called, are_frozen = pickle.loads(data)
-        return cls(trunk_from_bytes(trunk), options, called, are_weights_frozen=are_frozen)
+        trunk, options, model_class, are_frozen = pickle.loads(data)
+        return cls(trunk_from_bytes(trunk), options, model_class, are_weights_frozen=are_frozen)

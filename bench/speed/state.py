@@ -15,6 +15,7 @@ from bench.speed.flux import Depth, Preset, build_model, image_after_image, make
 from bench.speed.steps import seconds_each
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.policy.rule import Decision
+from dit_cachegraph.requests.request import current_caller
 from dit_cachegraph.runtime.cached_state import CachedState
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.driver import CachedModel
@@ -85,7 +86,7 @@ def measure_state(
 def _state_of(driver: CachedModel, arguments: Sequence[object]) -> Callable[[], None]:
     """What a computed step does for its state, of an image that goes on."""
     values, trunk = driver.segments.values_of(arguments), driver.compiled.trunk
-    first = driver.begin(values)
+    first = driver.begin(values, current_caller())
     driver.looker.begin(first)
     driver.looker.identify(first, driver.reader.finish(first.begun, values, Asked()))
     clock, sample, state = first.call.clock, first.call.sample, first.conditioning.tracks[-1].state
@@ -94,7 +95,7 @@ def _state_of(driver: CachedModel, arguments: Sequence[object]) -> Callable[[], 
     moves = itertools.count(1)
 
     def run() -> None:
-        step = driver.begin(values)
+        step = driver.begin(values, current_caller())
         move = 1e-6 * next(moves)
         reading = first.reading._replace(
             clock=tuple(c - move for c in clock), sample=sample + np.float32(move)

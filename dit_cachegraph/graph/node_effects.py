@@ -149,13 +149,13 @@ def _written_unsaid(node: fx.Node) -> list[object]:
     flag, written = _WRITES_IF.get(_plain_name(node), ("", ()))
     return [
         told.get(name)
-        for told in (_readings_of(node) if written else ())
+        for told in (readings_of(node) if written else ())
         for name in written
         if told.get(flag) not in (None, False)
     ]
 
 
-def _readings_of(node: fx.Node) -> list[dict[str, object]]:
+def readings_of(node: fx.Node) -> list[dict[str, object]]:
     """The arguments of a call by their names, with the defaults of those that it leaves out: one
     reading for each form of the operator that can be called so."""
     if inspect.isfunction(node.target):
@@ -185,7 +185,7 @@ def _is_told_to_be_in_place(node: fx.Node) -> bool:
     """True for `F.relu(x, inplace=True)`, also where it is told by position."""
     if not inspect.isfunction(node.target):
         return False
-    return any(_is_nonzero(told.get("inplace", False)) for told in _readings_of(node))
+    return any(_is_nonzero(told.get("inplace", False)) for told in readings_of(node))
 
 
 def _written_by_schema(node: fx.Node, overload: torch._ops.OpOverload) -> list[object]:
@@ -216,7 +216,7 @@ def _is_random(node: fx.Node) -> bool:
     if name not in _RANDOM and torch.Tag.nondeterministic_seeded not in tags:
         return False
     switches = [switch for switch in _SWITCHES if switch != "p" or "dropout" in name]
-    readings = _readings_of(node)
+    readings = readings_of(node)
     return not readings or any(
         all(_is_nonzero(told.get(switch)) for switch in switches) for told in readings
     )

@@ -22,6 +22,7 @@ from dit_cachegraph.links.link import Link, Places
 from dit_cachegraph.links.model import LinkedModel
 from dit_cachegraph.links.placeholder import Handed, Pending, placeholder
 from dit_cachegraph.links.watch import numbers_of
+from dit_cachegraph.requests.request import current_caller
 from dit_cachegraph.runtime.slots import Values, tensor_at
 from dit_cachegraph.runtime.step import Step
 
@@ -117,7 +118,7 @@ class LinkedStep:
         slots = model.slots.streams[0]
         for q, stream in model.chain.links[0].entries:
             values[slots[stream]] = args[q]
-        self._step = model.begin(values)
+        self._step = model.begin(values, current_caller())
         self._walk = model.walk(self._step)
         self._waiting = next(self._walk)
         self._advance(1)

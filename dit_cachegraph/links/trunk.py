@@ -13,7 +13,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from dit_cachegraph import ops
 from dit_cachegraph.links.chain import Chain
 from dit_cachegraph.links.given import Given
 from dit_cachegraph.links.placeholder import Pending
@@ -21,19 +20,21 @@ from dit_cachegraph.links.roles import batch_dim_of
 from dit_cachegraph.plan import (
     ArgumentRoles,
     BlockListReport,
-    CompiledSegment,
     CompiledTrunk,
     Costs,
     FragmentRoles,
+    Samples,
     Segment,
     Stream,
     Trunk,
 )
+from dit_cachegraph.runtime.reading import plain_measure
 
 NO_SIGNAL = (
     "this rule compares the modulated input of block 0, which is not known where blocks are "
     "compiled one by one: compile the whole model, or choose another rule"
 )
+ONE_BY_ONE = "its blocks are compiled one by one: compile the whole model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ def compiled_trunk(
         probe_stream=probe,
         block_lists=_block_lists(chain),
         injected=(),
+        samples=Samples(why_together=ONE_BY_ONE),
         measure_sizes=(),
         batch_dim=batch_dim,
         modulated_input=NO_SIGNAL,
@@ -99,8 +101,9 @@ def compiled_trunk(
         trunk=trunk,
         roles=argument_roles,
         functions=(_nothing, _run_link),
-        measure=_measure(batch_dim),
+        measure=plain_measure(batch_dim),
         modulated_input=None,
+        allows_batch=lambda _: False,
         num_compiled=len(links),
         compile_seconds=sum(link.compile_seconds for link in links.values()),
     )
@@ -203,13 +206,3 @@ def _argument_roles(
         num_latent_dims=given.tensors[roles.latents[0]].dim() if roles.latents else None,
         embeds_timestep=True,
     )
-
-
-def _measure(batch_dim: int | None) -> CompiledSegment:
-    """The diff, as the driver calls it. It is not compiled here."""
-
-    def measure(inputs: list[object]) -> Sequence[object]:
-        hidden, hidden_in, previous = (t for t in inputs if isinstance(t, Tensor))
-        return (ops.probe_sums(hidden, hidden_in, previous, batch_dim),)
-
-    return measure

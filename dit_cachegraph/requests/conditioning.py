@@ -31,6 +31,7 @@ class Content:
     are compared, so that a request whose conditioning lives on waits for nothing."""
 
     def __init__(self, request_key: Hashable | None, tensors: Sequence[Tensor]) -> None:
+        self.request_key = request_key
         self._kind = (request_key, [(tensor.shape, tensor.dtype) for tensor in tensors])
         self._sums = [ops.content(tensor) for tensor in tensors]
         self._numbers: tuple[float, ...] | None = None
@@ -57,7 +58,8 @@ class Conditioning(Generic[T]):
     earlier conditioning of the same content had too: of a caller who rebuilds a part of it at every
     call, they are what lives as long as the request. `caller` is what named it at its last
     call, for as long as somebody has that. Once it `is_over` nothing is held under it, whatever
-    call is still under way.
+    call is still under way. It `is_row` of a batch if the last call had it among others: then its
+    objects are what the caller put together for that call, and their death says nothing.
     """
 
     request_key: Hashable | None
@@ -70,6 +72,7 @@ class Conditioning(Generic[T]):
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...] = ()
     lasting: frozenset[int] = frozenset()
     is_over: bool = False
+    is_row: bool = False
     caller: "weakref.ref[object] | None" = None
     namesakes: "Namesakes[T] | None" = None
 

@@ -14,13 +14,15 @@ _RUNS_WHOLE: Layers = ((("enabled", False),),)
 
 @dataclass(eq=False)
 class Request:
-    """One request: `log` is of its own steps. Once it `is_ended` its calls run whole, and nothing
-    is kept of them: a worker may be in the middle of one while its client goes away."""
+    """One request: `logs` are of its own steps. Once it `is_ended` its calls run whole, and nothing
+    is kept of them: a worker may be in the middle of one while its client goes away. `why_whole` is
+    another reason for that."""
 
     key: Hashable
     settings: Layers
-    log: StepLog = field(default_factory=StepLog)
+    logs: tuple[StepLog, ...] = field(default_factory=lambda: (StepLog(),))
     is_ended: bool = False
+    why_whole: str | None = None
     _made: float = field(default_factory=time.perf_counter)
     _ending: threading.Lock = field(default_factory=threading.Lock)
 
@@ -48,9 +50,26 @@ class Request:
         return str(self.key)
 
 
-REQUEST_SCOPES: ScopeRegistry[Request] = ScopeRegistry("dit_cachegraph_request")
+@dataclass(frozen=True, eq=False)
+class RequestBatch:
+    """The requests of a batch, one for each sample."""
+
+    requests: tuple[Request, ...]
+
+    def together(self, why: str) -> Request:
+        """All of them as one, where the samples can't be told apart: it runs whole."""
+        logs = tuple([log for request in self.requests for log in request.logs])
+        keys = tuple([request.key for request in self.requests])
+        return Request(keys, (), logs, is_ended=True, why_whole=f"runs whole: {why}")
+
+    def __str__(self) -> str:
+        return f"[{', '.join(map(str, self.requests))}]"
 
 
-def current_request() -> Request | None:
-    """The request that the calling code is in."""
+Caller = Request | RequestBatch
+REQUEST_SCOPES: ScopeRegistry[Caller] = ScopeRegistry("dit_cachegraph_request")
+
+
+def current_caller() -> Caller | None:
+    """The request that the calling code is in, or those of its batch."""
     return REQUEST_SCOPES.current()

@@ -36,6 +36,10 @@ class Known(NamedTuple):
     direction: int = 0
     keeps_start: bool = False
 
+    def joined(self, later: "Known") -> "Known":
+        """With what was seen since: of several steps at once, each knows what it saw itself."""
+        return Known(later.direction or self.direction, self.keeps_start or later.keeps_start)
+
 
 class Trajectory(NamedTuple):
     """`direction` is -1, +1, or 0 while unknown; `before_last` is the last clock that differed from

@@ -8,6 +8,9 @@ rebuilds it at every call: it is set aside, and a call of equal content goes on 
     call 2 (text A')  of equal content: the track goes on under the new objects
 
 What was written to says something else, most likely, and is treated as new objects.
+
+A sample of a batch is a row of what its caller put together. It has a name, and goes on under its
+name with what says the same, in whatever row of whatever tensor that lay, dead or alive.
 """
 
 import itertools
@@ -18,8 +21,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dit_cachegraph.requests.by_name import ByName
 from dit_cachegraph.requests.conditioning import Conditioning, Content, Namesakes, identity_of
 from dit_cachegraph.requests.held import Freed, Held
+from dit_cachegraph.requests.latents import Objects
 from dit_cachegraph.requests.schedule import Ends, Known
 from dit_cachegraph.requests.track import Track
 
@@ -43,6 +48,7 @@ class RequestTable:
         self._alive: dict[Hashable, Conditioning[Track]] = {}
         self._named: dict[Hashable, Namesakes[Track]] = {}
         self._set_aside: list[Conditioning[Track]] = []
+        self._by_name = ByName()
         self._is_rebuilt = False
         self._is_rebuilt_wholly = False
         self._labels = itertools.count(1)
@@ -65,16 +71,59 @@ class RequestTable:
                 found = None
             if found is None:
                 new = Conditioning[Track](request_key, identity, versions, content)
-                found = self._enter(new, [tensor.untyped_storage() for tensor in tensors])
+                before = self._take_over(content)
+                found = self._enter(new, before, [tensor.untyped_storage() for tensor in tensors])
             found.versions = versions
         found.num_calls += 1
         return found
 
-    def _enter(
-        self, new: Conditioning[Track], storages: Sequence[torch.UntypedStorage]
+    def find_row(
+        self,
+        request_key: Hashable,
+        tensors: Sequence[Tensor],
+        versions: tuple[int, ...] | None,
+        latents: Objects,
     ) -> Conditioning[Track]:
-        """New conditioning, with the tracks of what was set aside if that says the same."""
-        before = self._take_over(new.content)
+        """That of a sample of a batch, whose `tensors` are rows. What was called with the very same
+        `latents` is another pass of guidance, whatever it says."""
+        identity = identity_of(request_key, tensors)
+        found = self._alive.get(identity)
+        if found is None or not found.is_row or found.versions != versions:
+            content = Content(request_key, tensors)
+            before = self._row_before(content, request_key, latents)
+            for left in (found, before):
+                if left is not None:
+                    self._leave(left)
+            new = Conditioning[Track](request_key, identity, versions, content, is_row=True)
+            found = self._enter(new, before, [tensor.untyped_storage() for tensor in tensors])
+        found.num_calls += 1
+        for given_up in self._by_name.note_called(found):
+            self.end(given_up)
+        return found
+
+    def _row_before(
+        self, content: Content, request_key: Hashable, latents: Objects
+    ) -> Conditioning[Track] | None:
+        """What a request was last called under that says the same, if not for this very step."""
+        calls = [(track, track.last_call) for track in self.held.called_with(latents)]
+        passes = {
+            track.conditioning
+            for track, call in calls
+            if call is not None and latents.are_unwritten_since(call.latents)
+        }
+        for before in self._by_name.of(request_key):
+            if before not in passes and content.is_that_of(before.content):
+                _take(self._set_aside, before)
+                return before
+        return None
+
+    def _enter(
+        self,
+        new: Conditioning[Track],
+        before: Conditioning[Track] | None,
+        storages: Sequence[torch.UntypedStorage],
+    ) -> Conditioning[Track]:
+        """New conditioning, with the tracks of one before that says the same."""
         named = f"#{next(self._labels)}" if new.request_key is None else str(new.request_key)
         new.label = named if before is None else before.label
         if before is not None:
@@ -82,6 +131,7 @@ class RequestTable:
             new.lasting = before.shares(storages)
             for track in new.tracks:
                 track.conditioning = new
+            self._by_name.forget(before)
         # A storage's Python object lives exactly as long as the storage (torch 2.1 on), so this
         # also holds for views that are made anew at every call.
         new.storages = tuple(
@@ -89,15 +139,21 @@ class RequestTable:
             for i, storage in enumerate(storages)
         )
         known = self._alive.setdefault(new.identity, new)
-        if known is new and new.request_key is not None:
+        if known is new:
+            self._by_name.add(new)
+        if known is new and new.request_key is not None and not new.is_row:
             with self.held.lock:
                 new.namesakes = self._named.setdefault(new.identity[1:], Namesakes())
                 new.namesakes.members[new] = None
         return known
 
     def _take_over(self, content: Content) -> Conditioning[Track] | None:
-        """What was set aside with this content; of several, the one whose last call is the longest
-        ago."""
+        """What was set aside with this content, or a row that has it; of several, the one whose
+        last call is the longest ago."""
+        for before in self._by_name.of(content.request_key):
+            if before.is_row and content.is_that_of(before.content):
+                self._leave(before)
+                return before
         for before in list(self._set_aside):
             # Another thread may have taken it since.
             if content.is_that_of(before.content) and _take(self._set_aside, before):
@@ -129,6 +185,9 @@ class RequestTable:
 
     def forget(self, conditioning: Conditioning[Track], *, ends_request: bool) -> None:
         """One of its objects is gone, or says something else."""
+        if conditioning.is_row:
+            self._leave(conditioning)
+            return
         if self._alive.get(conditioning.identity) is conditioning:
             self._leave(conditioning)
             if ends_request:
@@ -147,6 +206,7 @@ class RequestTable:
     def _drop(self, conditioning: Conditioning[Track]) -> None:
         """The request is over."""
         conditioning.is_over = True
+        self._by_name.forget(conditioning)
         self._free(conditioning, OVER)
         for track in list(conditioning.tracks):
             self.remove(track)
@@ -200,7 +260,9 @@ class RequestTable:
     def drop(self, request_key: Hashable | None = None) -> Freed:
         """Drop what one request keeps, or all of them."""
         num_tracks, nbytes = 0, 0
-        for conditioning in [*self._alive.values(), *self._set_aside]:
+        for conditioning in dict.fromkeys(
+            [*self._alive.values(), *self._set_aside, *self._by_name.rows()]
+        ):
             if request_key is None or conditioning.request_key == request_key:
                 tracks = list(conditioning.tracks)
                 num_tracks += len(tracks)

@@ -35,7 +35,7 @@ def commit(step: Step, trunk: Trunk) -> StepReport:
     table.held.note_call(track, step.call)
     track.lost, track.last_seconds = None, time.monotonic()
     table.held.hold(track, state)
-    table.known = step.match.step.known
+    table.known = table.known.joined(step.match.step.known)
     if known is None:
         begin_image(table, track)
     _record(step, track)
@@ -106,7 +106,7 @@ def _first_floats(values: Sequence[object]) -> Tensor | None:
 
 
 def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) -> StepReport:
-    logs = [step.model.log] if step.request is None else [step.model.log, step.request.log]
+    logs = (step.model.log, *(() if step.request is None else step.request.logs))
     report = _report(step)
     step.seconds = time.perf_counter() - step.began
     diffs = [d.diff for d in step.decisions if d.diff is not None and math.isfinite(d.diff)]

@@ -12,8 +12,7 @@ EMPTY = "empty region"
 
 
 def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> RegionStep:
-    """Decide on the next region, with what the step may use of it, and with its probe where that is
-    what the next step is compared with."""
+    """Decide on the next region, with what the step may use of it."""
     i, rule, earlier = len(step.regions), step.plan.rule, step.decisions
     cached, why_nothing = _usable(step, i, probed)
     reason = why_compute(step) or rule.why_compute(step.history, earlier, step.noise)
@@ -26,11 +25,14 @@ def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> Regi
     decision = agreed_decision(
         Decision(False, reason) if reason else rule.decide(step.history, seen)
     )
-    decided = RegionStep(decision, seen, cached)
-    if probed is not None and (not decision.hit or probed.probe.is_of_last_step):
+    return RegionStep(decision, seen, cached)
+
+
+def keep_probe(decided: RegionStep, probed: Probed | None) -> None:
+    """Keep what the next step is compared with."""
+    if probed is not None and (not decided.decision.hit or probed.probe.is_of_last_step):
         factor = probed.probe.downsample_factor
         decided.probe = ops.probe_value(probed.hidden, probed.hidden_in, factor)
-    return decided
 
 
 def why_compute(step: Step) -> str | None:

@@ -9,6 +9,7 @@ of its graph: what differs between them lies in their state, and weights come wi
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,14 +21,14 @@ from dit_cachegraph.planning.stages import Role, Stage
 from dit_cachegraph.planning.step_plan import PlanTable
 from dit_cachegraph.policy.rule import Decision, ProbeKind
 from dit_cachegraph.records import StepRecord
-from dit_cachegraph.requests.handoff import current_handoff
+from dit_cachegraph.requests.handoff import CallHandoff, current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
 from dit_cachegraph.requests.match import find_partner
-from dit_cachegraph.requests.request import current_request
+from dit_cachegraph.requests.request import Caller, Request, RequestBatch, current_caller
 from dit_cachegraph.requests.retention import expire
 from dit_cachegraph.runtime import replay
 from dit_cachegraph.runtime.commit import commit
-from dit_cachegraph.runtime.decide import EMPTY, decide_region
+from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
 from dit_cachegraph.runtime.look import Looker
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
 from dit_cachegraph.runtime.reading import Asked, Probed, StepReader
@@ -35,8 +36,18 @@ from dit_cachegraph.runtime.recording import record, sampled
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
 from dit_cachegraph.runtime.step import RegionStep, Step
-from dit_cachegraph.runtime.weights import WeightsReader
+from dit_cachegraph.runtime.weights import Weights, WeightsReader
 from dit_cachegraph.step_log import StepReport
+
+
+class Called(NamedTuple):
+    """The model of a call, its weights, what an earlier fragment of the graph handed on, and when
+    it began by the host's clock."""
+
+    model: ModelState
+    weights: Weights
+    handoff: CallHandoff | None
+    began: float
 
 
 class CachedModel:
@@ -46,11 +57,11 @@ class CachedModel:
         self,
         compiled: CompiledTrunk,
         options: Mapping[str, object],
-        called: type[nn.Module] | None,
+        model_class: type[nn.Module] | None,
         *,
         are_weights_frozen: bool = False,
     ) -> None:
-        self.compiled, self.called = compiled, called
+        self.compiled, self.model_class = compiled, model_class
         self.are_weights_frozen = are_weights_frozen
         self.plans = PlanTable(compiled.trunk, compiled.roles, options)
         self.segments = SegmentRunner(compiled)
@@ -59,6 +70,7 @@ class CachedModel:
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._settled = gatherer(compiled.settled_conditioning)
+        self._latents = gatherer(compiled.roles.latents)
         self.reader = StepReader(compiled)
         self.looker = Looker(compiled, self.reader)
         self._modulated_input = ModulatedInputReader(compiled)
@@ -66,7 +78,10 @@ class CachedModel:
         self._weightless = ModelState()
 
     def __call__(self, *args: object) -> tuple[object, ...]:
-        step = self.begin(self.segments.values_of(args))
+        return self.finish(self.begin(self.segments.values_of(args), current_caller()))
+
+    def finish(self, step: Step) -> tuple[object, ...]:
+        """Run a step that has begun, and return what the call does."""
         for start, stop in self.walk(step):
             self.segments.run(step.values, start, stop)
         return self.end(step)
@@ -81,7 +96,8 @@ class CachedModel:
             return
         self.looker.identify(step, self.reader.finish(step.begun, step.values, Asked()))
         yield 0, len(self.compiled.trunk.segments)
-        step.regions.append(RegionStep(Decision(False, "disabled")))
+        why = None if step.request is None else step.request.why_whole
+        step.regions.append(RegionStep(Decision(False, why or "disabled")))
 
     def end(self, step: Step) -> tuple[object, ...]:
         """All has run: write it down."""
@@ -95,7 +111,7 @@ class CachedModel:
     def _step_record(self, step: Step, report: StepReport) -> StepRecord:
         num_blocks = self.compiled.trunk.num_blocks
         return StepRecord(
-            model="" if self.called is None else self.called.__name__,
+            model="" if self.model_class is None else self.model_class.__name__,
             step=report,
             num_blocks=num_blocks,
             num_blocks_run=num_blocks - report.num_skipped,
@@ -103,21 +119,38 @@ class CachedModel:
             seconds=step.seconds,
         )
 
-    def begin(self, values: Values) -> Step:
+    def begin(self, values: Values, caller: Caller | None) -> Step:
         """Whose call this is, and by which settings it goes: read once a step."""
-        began, request = time.perf_counter(), current_request()
-        weights = self._weights.read(values)
-        model = self._model(values)
+        if isinstance(caller, RequestBatch):
+            caller = caller.together(self.compiled.trunk.samples.why_together or "")
+        return self.begin_of(self.called(values), values, caller)
+
+    def called(self, values: Values) -> Called:
+        """What is called, told by its weights, and what an earlier fragment handed on."""
+        began = time.perf_counter()
+        weights, model = self._weights.read(values), self._model(values)
         if id(self) not in model.graphs:
             model.join(self, self.plans.options)
         note_cached(model)
-        handoff = None if self.compiled.roles.embeds_timestep else current_handoff(self.called)
+        embeds_timestep = self.compiled.roles.embeds_timestep
+        handoff = None if embeds_timestep else current_handoff(self.model_class)
+        return Called(model, weights, handoff, began)
+
+    def begin_of(
+        self, called: Called, values: Values, request: Request | None, *, is_row: bool = False
+    ) -> Step:
+        """A step of one request. `is_row`: it may be one of several in the call."""
+        model, weights, handoff, began = called
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
         given = self._conditioning(values) if handoff is None else handoff.conditioning
         versions = versions_of(self._settled(values) if handoff is None else given)
-        key = None if request is None else request.current_key
-        expire(model.requests, plan.settings.common.max_idle_seconds)
-        conditioning = model.requests.find(key, tensors(given), versions)
+        key, table = None if request is None else request.current_key, model.requests
+        expire(table, plan.settings.common.max_idle_seconds)
+        if is_row:
+            taken = self._latents(values) if handoff is None else handoff.latents
+            conditioning = table.find_row(key, tensors(given), versions, objects_of(taken))
+        else:
+            conditioning = table.find(key, tensors(given), versions)
         conditioning.caller = None if request is None else weakref.ref(request)
         tracks = conditioning.tracks
         expected = tracks[-1] if tracks else None
@@ -126,7 +159,7 @@ class CachedModel:
         )
         if len(tracks) > 1:
             latents = objects_of(self.looker.latents_of(step))
-            step.partner = find_partner(tracks, model.requests.held.called_with(latents))
+            step.partner = find_partner(tracks, table.held.called_with(latents))
             step.expected = step.partner or expected
         return step
 
@@ -160,6 +193,8 @@ class CachedModel:
         if stage.region == 0:
             self.looker.look(step, probed)
         step.regions.append(decide_region(step, probed, self.reader))
+        yield stage.stop, stage.stop  # Samples that can't run alone decide as one.
+        keep_probe(step.regions[-1], probed)
 
     def _probed(self, step: Step, region: Region, hidden_in: Tensor | None) -> Probed | None:
         probe = region.probe

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dit_cachegraph import ops
-from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
 from dit_cachegraph.policy.rule import Change, Probe, ProbeKind, Sums
 from dit_cachegraph.requests.handoff import CallHandoff
 from dit_cachegraph.requests.latents import LatentsSample
@@ -169,6 +169,16 @@ class StepReader:
             probed.hidden, probed.hidden_in, probed.anchor, self._batch_dims[kind],
             downsample_factor, important,
         )  # fmt: skip
+
+
+def plain_measure(batch_dim: int | None) -> CompiledSegment:
+    """The fused diff, not compiled: of streams of any size."""
+
+    def measure(inputs: list[object]) -> Sequence[object]:
+        hidden, hidden_in, previous = (t for t in inputs if isinstance(t, Tensor))
+        return (ops.probe_sums(hidden, hidden_in, previous, batch_dim),)
+
+    return measure
 
 
 def _clocks(timesteps: Iterable[Tensor]) -> Clock:

@@ -29,7 +29,7 @@ ORDER = (
     ("models",),
     ("calls",),
     ("graph", "runtime"),
-    ("links",),
+    ("links", "batches"),
     ("simulate", "freeze"),
     ("dry_run", "few_steps", "account"),
     ("report",),

@@ -14,11 +14,11 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
-import dit_cachegraph.requests.match as match
 import dit_cachegraph.runtime.commit as commit
 import dit_cachegraph.runtime.driver as driver
 from dit_cachegraph.later import Later
 from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.requests import match
 from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.runtime.look import Looker

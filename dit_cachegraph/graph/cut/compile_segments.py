@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch._dynamo.backends.registry import list_backends, lookup_backend
 from torch._guards import TracingContext
@@ -19,6 +20,7 @@ from torch._subclasses import FakeTensor
 from dit_cachegraph import ops
 from dit_cachegraph.config import CompileOptions
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.graph.cut.allowed_batches import allowed_batches
 from dit_cachegraph.graph.cut.calling import as_called
 from dit_cachegraph.graph.cut.makes_new import makes_only_new_tensors
 from dit_cachegraph.graph.cut.segment_graph import Cut
@@ -113,11 +115,17 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
         functions=tuple(map(as_called, originals)),
         measure=as_called(diff),
         modulated_input=as_called(modulated[0]) if modulated else None,
+        allows_batch=allowed_batches(_batch_of(cut.measure.example_inputs[-1])),
         num_compiled=len(originals),
         compile_seconds=time.perf_counter() - start,
         originals=(*originals, diff, *modulated),
         stream_kind=stream_kind,
     )
+
+
+def _batch_of(stream: object) -> int | torch.SymInt:
+    assert isinstance(stream, Tensor)
+    return stream.shape[0]
 
 
 def _kind_of(stream: object) -> StreamKind:

@@ -38,6 +38,7 @@ class _SavedTrunk(NamedTuple):
     roles: ArgumentRoles
     functions: tuple[_SavedFunction, ...]
     stream_kind: StreamKind
+    allows_batch: Callable[[int], bool]
 
 
 def trunk_to_bytes(compiled: CompiledTrunk) -> bytes:
@@ -48,7 +49,9 @@ def trunk_to_bytes(compiled: CompiledTrunk) -> bytes:
     """
     assert compiled.stream_kind is not None, "its blocks have one graph"
     functions = tuple(map(_saved, compiled.originals))
-    saved = _SavedTrunk(compiled.trunk, compiled.roles, functions, compiled.stream_kind)
+    saved = _SavedTrunk(
+        compiled.trunk, compiled.roles, functions, compiled.stream_kind, compiled.allows_batch
+    )
     return pickle.dumps(saved)
 
 
@@ -68,6 +71,7 @@ def trunk_from_bytes(data: bytes) -> CompiledTrunk:
         functions=tuple(functions[:num_functions]),
         measure=functions[num_functions],
         modulated_input=functions[-1] if has_modulated_input else None,
+        allows_batch=saved.allows_batch,
         num_compiled=num_functions,
         compile_seconds=time.perf_counter() - start,
         originals=originals,

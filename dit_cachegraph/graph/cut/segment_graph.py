@@ -18,6 +18,7 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.cut.borders import Borders, SegmentGraph
+from dit_cachegraph.graph.cut.find_samples import find_samples
 from dit_cachegraph.graph.cut.measure_graph import MeasureGraph, batch_dim_of, measure_graph
 from dit_cachegraph.graph.cut.modulated_input_graph import (
     ModulatedInputGraph,
@@ -36,6 +37,7 @@ from dit_cachegraph.plan import (
     ArgumentRoles,
     InjectedResidual,
     ModulatedInput,
+    Samples,
     Segment,
     Stream,
     Trunk,
@@ -111,6 +113,7 @@ def _trunk(
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
         injected=_injected(cutting),
+        samples=_samples(cutting, segments),
         measure_sizes=tuple(slots[n] for n in measure.sizes),
         batch_dim=measure.batch_dim,
         modulated_input=_modulated_input(cutting, modulated),
@@ -132,6 +135,14 @@ def _modulated_input(cutting: _Cutting, found: ModulatedInputGraph | str) -> Mod
 def _injected(cutting: _Cutting) -> tuple[InjectedResidual, ...]:
     found = find_injected(cutting.assignment, cutting.pattern)
     return tuple(InjectedResidual(cutting.slots[node], given) for node, given in found.items())
+
+
+def _samples(cutting: _Cutting, segments: Sequence[Segment]) -> Samples:
+    pattern, entry = cutting.pattern, cutting.pattern.probe.at[0]
+    assert entry is not None
+    return find_samples(
+        cutting.assignment, cutting.borders, cutting.slots, segments, pattern.roles, entry
+    )
 
 
 def _number_slots(assignment: Assignment, pieces: Sequence[Piece]) -> dict[fx.Node, int]:

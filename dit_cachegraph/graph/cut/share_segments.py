@@ -118,7 +118,8 @@ def signature_of(pieces: Sequence[Piece], assignment: Assignment) -> int:
 def _without_sizes_of(structure: Structure) -> Hashable:
     values = [value_of(node) for node in (*structure.entries, *structure.nodes)]
     tensors = [tensor for value in values for tensor in tensors_in(value)]
-    sizes = {size for tensor in tensors for size in tensor.shape if isinstance(size, int)}
+    # A batch of one has a size that no value of another batch may have.
+    sizes = {1, *(size for tensor in tensors for size in tensor.shape if isinstance(size, int))}
     entries = [tensor for entry in structure.entries for tensor in tensors_in(value_of(entry))]
     dtypes = tuple(tensor.dtype for tensor in entries)
     return dtypes, _without(structure.rows, sizes)

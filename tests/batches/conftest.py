@@ -1,0 +1,1 @@
+from support.sharing import fresh_dynamo as fresh_dynamo
