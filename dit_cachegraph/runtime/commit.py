@@ -108,7 +108,7 @@ def _first_floats(values: Sequence[object]) -> Tensor | None:
 def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) -> StepReport:
     logs = (step.model.log, *(() if step.request is None else step.request.logs))
     report = _report(step)
-    step.seconds = time.perf_counter() - step.began
+    num_skipped, step.seconds = report.num_skipped, time.perf_counter() - step.began
     diffs = [d.diff for d in step.decisions if d.diff is not None and math.isfinite(d.diff)]
     smallest_diff, threshold = min(diffs, default=None), step.plan.rule.threshold
     for log in logs:
@@ -117,7 +117,7 @@ def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) 
         tally.add(
             is_hit=report.hit,
             num_blocks=num_blocks,
-            num_skipped=report.num_skipped,
+            num_skipped=num_skipped,
             seconds=step.seconds,
         )
         tally.note_diff(smallest_diff, threshold)

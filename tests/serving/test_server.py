@@ -2,6 +2,7 @@
 
 import io
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +15,8 @@ from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_
 from dit_cachegraph.serving.ask import Ask
 from dit_cachegraph.serving.embedded import words_of
 from dit_cachegraph.serving.limits import Limits
-from support.serving_runs import PROMPT, WatchedStudio, served, shorten, until
+from dit_cachegraph.serving.studio import Painter
+from support.serving_runs import PROMPT, TIMEOUT, WatchedStudio, served, shorten, until
 
 pytestmark = pytest.mark.e2e
 NUM_STEPS = 8
@@ -191,6 +193,9 @@ def test_too_many_are_told_when_to_come_again():
                 assert client.metrics()["dit_cachegraph_waiting",] == 1
                 assert client.ask("DELETE", f"/requests/{queued['id']}").status == 200
                 assert list(waits)[-1][1]["status"] == 409
+            with client.stream(num_steps=2) as left:
+                next(left)
+            until(lambda: client.metrics()["dit_cachegraph_waiting",] == 0)
             with client.stream(num_steps=2) as waits:
                 assert list(drawn)[-1][0] == list(waits)[-1][0] == "done"
 
@@ -244,6 +249,51 @@ def test_a_model_that_cant_be_loaded_is_said():
         answer = client.generate()
         assert answer.status == 503 and "no such weights" in answer.json["error"]
         assert client.ask("GET", "/healthz").status == 200
+
+
+def test_what_is_asked_while_it_loads_is_told_how_far_it_is():
+    may_load = threading.Event()
+
+    class Slow(WatchedStudio):
+        def load(self):
+            assert may_load.wait(TIMEOUT)
+            return super().load()
+
+    with served(Slow()) as client, client.stream(num_steps=2) as events:
+        assert next(events)[0] == "queued"
+        name, data = next(events)
+        assert (name, data["stage"], data["num"]) == ("waiting", "loading the model", 1)
+        assert client.ask("GET", "/readyz").json["stage"] == "loading the model"
+        may_load.set()
+        assert list(events)[-1][0] == "done"
+
+
+def test_one_that_fails_is_said_and_the_next_is_drawn():
+    class Fails(Painter):
+        def __init__(self, painter):
+            self.painter = painter
+
+        def paint(self, ask, on_step):
+            def fail(preview):
+                if (ask.seed, preview.step) == (13, 1):
+                    raise ValueError("of the model")
+                on_step(preview)
+
+            return self.painter.paint(ask, fail)
+
+    class Studio(WatchedStudio):
+        def painter(self):
+            return Fails(super().painter())
+
+    studio = Studio()
+    with served(studio, num_workers=1) as client:
+        client.wait_until_ready()
+        answer = client.generate(num_steps=4, seed=13)
+        assert answer.status == 500
+        assert answer.json == {"error": "the model failed; the server's log has why"}
+        assert dc.summary(studio.pipe).state_nbytes == 0
+        assert client.generate(num_steps=4, seed=12).status == 200
+        assert client.metrics()["dit_cachegraph_http_requests_total", "500"] == 1
 
 
 @pytest.mark.parametrize(
