@@ -106,6 +106,7 @@ class Service:
         finally:
             finished.cancel()
             gone.cancel()
+            self._pool.cancel(job.id)  # Where its events were never asked for, too.
         if isinstance(event, Refused):
             raise event
         return Response(event.png, media_type="image/png", headers=_headers(job, event))
@@ -145,10 +146,13 @@ class Service:
 
     async def _stream(self, job: Job, num_before: int) -> AsyncIterator[str]:
         """Server-sent events: `queued`, `waiting`, `step`, and at last `done` or `error`."""
-        async with contextlib.aclosing(self._events(job)) as events:
+        try:
             yield _sent("queued", {"id": job.id, "num_before": num_before})
-            async for event in events:
-                yield self._told(event)
+            async with contextlib.aclosing(self._events(job)) as events:
+                async for event in events:
+                    yield self._told(event)
+        finally:
+            self._pool.cancel(job.id)  # Where its events were never asked for, too.
 
     def _told(self, event: Event | None) -> str:
         if isinstance(event, Step):
