@@ -15,7 +15,7 @@ from dit_cachegraph.batches.rows import apart
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.requests.handoff import CallHandoff
-from dit_cachegraph.requests.request import Request, RequestBatch, current_caller
+from dit_cachegraph.requests.request import Caller, Request, RequestBatch
 from dit_cachegraph.runtime.driver import CachedModel, Called
 from dit_cachegraph.runtime.slots import Values, tensors
 
@@ -36,13 +36,11 @@ class BatchedModel(CachedModel):
         self._layout = Layout.of(compiled)
         self._sample = CachedModel(one, options, called, are_weights_frozen=are_weights_frozen)
 
-    def __call__(self, *args: object) -> tuple[object, ...]:
-        caller = current_caller()
-        values = self.segments.values_of(args)
-        if not isinstance(caller, RequestBatch):
-            return self.finish(self.begin(values, caller))
-        if self.compiled.trunk.samples.why_together is not None:
-            return self.finish(self.begin(values, caller))
+    def run(self, values: Values, caller: Caller | None) -> tuple[object, ...]:
+        """A call, whose samples are apart if it is by a batch of requests."""
+        are_together = self.compiled.trunk.samples.why_together is not None
+        if are_together or not isinstance(caller, RequestBatch):
+            return super().run(values, caller)
         called = self.called(values)
         self._check_size(values, called, caller.requests)
         if len(caller.requests) == 1:

@@ -78,7 +78,11 @@ class CachedModel:
         self._weightless = ModelState()
 
     def __call__(self, *args: object) -> tuple[object, ...]:
-        return self.finish(self.begin(self.segments.values_of(args), current_caller()))
+        return self.run(self.segments.values_of(args), current_caller())
+
+    def run(self, values: Values, caller: Caller | None) -> tuple[object, ...]:
+        """A call, by whoever calls."""
+        return self.finish(self.begin(values, caller))
 
     def finish(self, step: Step) -> tuple[object, ...]:
         """Run a step that has begun, and return what the call does."""
