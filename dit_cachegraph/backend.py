@@ -29,6 +29,7 @@ from dit_cachegraph.graph.prepare.plain_writes import plain_writes
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
 from dit_cachegraph.graph.understand.check_share import check_share
+from dit_cachegraph.graph.understand.find_collectives import check_collectives
 from dit_cachegraph.graph.understand.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.understand.match_pattern import Pattern, match_pattern
 from dit_cachegraph.hooks import hooks_on
@@ -128,6 +129,7 @@ def _understand(gm: fx.GraphModule) -> tuple[Assignment, Pattern]:
     assignment = assign_nodes(gm, sequences)
     check_share(gm, sequences, assignment)
     check_effects(assignment)
+    check_collectives(assignment)
     return assignment, match_pattern(sequences, assignment)
 
 

@@ -1,0 +1,132 @@
+"""Which ranks share a sample: the process groups in which the blocks wait for each other.
+
+A rank that skips a block leaves those waiting that run it. So the ranks of these groups have to
+decide as one. A group is told by the argument of a collective that names it, or is a dimension of
+the mesh that a `DTensor` is sharded over:
+
+    all_to_all_single(q, [176, 176], [176, 176], '0')      group "0"
+    linear(x: DTensor, w: DTensor[Shard(0)] on mesh tp)    the group of "tp"
+
+What stands in the prologue or the epilogue runs at every step, and binds nobody.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import fx
+
+from dit_cachegraph.exc import CannotCut
+from dit_cachegraph.graph.fx_utils import line_of, target_name, tensors_in, value_of
+from dit_cachegraph.graph.node_effects import bodies_of, readings_of
+from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_name
+
+_GROUP_ARGUMENTS = ("group_name", "process_group", "group")
+_NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor", "c10d", "symm_mem")
+_WAIT_FOR_NOBODY = ("wait_tensor", "check_for_nan")
+
+
+def find_collectives(assignment: Assignment) -> tuple[str, ...]:
+    """The names of the groups whose ranks share a sample; none where the blocks hold no collective.
+
+    Raises:
+        CannotCut: a group can't be found.
+    """
+    if not dist.is_available():
+        return ()
+    groups: dict[str, None] = {}
+    last = assignment.num_segments - 1
+    for node in assignment.nodes:
+        segment = assignment.segment_of.get(node, 0)
+        for caller, group in _collectives_in(node) if 0 < segment < last else ():
+            name = _known_name(group)
+            if name is None:
+                where = segment_name(segment, assignment.blocks)
+                raise CannotCut(_why_unknown(where, caller, group))
+            groups[name] = None
+    return tuple(name for name in groups if _size_of(name) > 1)
+
+
+def check_collectives(assignment: Assignment) -> None:
+    """Raise `CannotCut` where ranks share a sample."""
+    if groups := find_collectives(assignment):
+        sizes = " and ".join(str(_size_of(name)) for name in groups)
+        raise CannotCut(
+            f"its blocks wait for other ranks (in groups of {sizes}), and ranks decide each for "
+            "itself: one that skips a block would leave the others waiting; give each rank samples "
+            "of its own"
+        )
+
+
+def _collectives_in(node: fx.Node) -> Iterator[tuple[fx.Node, object]]:
+    """Each collective that a node is or runs, with what it says of its group."""
+    for value in (node, *node.all_input_nodes):
+        for name in _groups_of_mesh(value_of(value)):
+            yield node, name
+    told = [g for g in _told_groups(node) if _may_be_group(g)]
+    if told or _is_of_torch_distributed(node):
+        yield node, told[0] if told else None
+    for body in bodies_of(node):
+        for inner in body.graph.nodes:
+            yield from _collectives_in(inner)
+
+
+def _told_groups(node: fx.Node) -> Iterator[object]:
+    """What a call says where its function takes a group."""
+    if node.op == "call_function":
+        for reading in readings_of(node):
+            yield from (reading[name] for name in _GROUP_ARGUMENTS if name in reading)
+
+
+def _may_be_group(value: object) -> bool:
+    """A number of that name counts something else, and so does a tensor."""
+    if isinstance(value, fx.Node):
+        return not isinstance(value_of(value), torch.Tensor)
+    return isinstance(value, str | dist.ProcessGroup)
+
+
+def _is_of_torch_distributed(node: fx.Node) -> bool:
+    """True for its operators, but for those that wait for no other rank."""
+    if not isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return False
+    namespace, _, name = str(node.target).partition(".")
+    return namespace in _NAMESPACES and name.removesuffix(".default") not in _WAIT_FOR_NOBODY
+
+
+def _groups_of_mesh(value: object) -> Iterator[str]:
+    """Those over which `DTensor`s are spread: to work on one is to wait for the others."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return
+    for tensor in tensors_in(value):
+        if isinstance(tensor, module.DTensor):
+            mesh = tensor.device_mesh
+            for dim, placement in enumerate(tensor.placements):
+                if mesh.size(dim) > 1 and not placement.is_replicate():
+                    yield mesh.get_group(dim).group_name
+
+
+def _known_name(group: object) -> str | None:
+    """The name of a process group; None for what is none that torch knows."""
+    if isinstance(group, dist.ProcessGroup):
+        return group.group_name
+    if not isinstance(group, str):
+        return None
+    try:
+        _size_of(group)
+    except RuntimeError:
+        return None
+    return group
+
+
+def _size_of(name: str) -> int:
+    return dist.distributed_c10d._resolve_process_group(name).size()  # type: ignore[arg-type]
+
+
+def _why_unknown(where: str, node: fx.Node, group: object) -> str:
+    seen = "no name is given" if group is None else f"torch.distributed knows no {group!r}"
+    return (
+        f"{where} waits for other ranks (`{target_name(node)}`{line_of(node)}), and their process "
+        f"group can't be found ({seen}): a rank that skips the block would leave the others waiting"
+    )

@@ -1,0 +1,146 @@
+"""Blocks that wait for other ranks: found whatever calls them, and told from what stands around the
+blocks. A process group whose other ranks are made up is enough to trace them."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import _functional_collectives as funcol
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import dit_cachegraph as dc
+from support.toy_dits import DIM, ToyDiT, WritingBlock, writing_dit
+from support.toy_runs import NUM_WATCHED, assert_cached, assert_refused, run, toy_steps
+
+WAITS = r"blocks wait for other ranks \(in groups of 2\)"
+
+
+@pytest.fixture(autouse=True)
+def two_ranks() -> Iterator[None]:
+    """The first of two ranks; the other answers whatever comes."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+    torch._dynamo.reset()
+
+
+@torch.library.custom_op("toy_ranks::all_reduce", mutates_args=())
+def reduce_by_name(x: Tensor, group_name: str) -> Tensor:
+    return x.clone()
+
+
+@reduce_by_name.register_fake
+def _(x: Tensor, group_name: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("toy_ranks::quantise", mutates_args=())
+def in_groups(x: Tensor, group: int) -> Tensor:
+    return x.clone()
+
+
+@in_groups.register_fake
+def _(x: Tensor, group: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def functional(h: Tensor, y: Tensor) -> Tensor:
+    return h + funcol.all_reduce(y, "avg", dist.group.WORLD)
+
+
+def in_place(h: Tensor, y: Tensor) -> Tensor:
+    y = y.clone()
+    dist.all_reduce(y)
+    return h + y
+
+
+def by_name(h: Tensor, y: Tensor) -> Tensor:
+    return h + reduce_by_name(y, dist.group.WORLD.group_name)
+
+
+def by_another_name(h: Tensor, y: Tensor) -> Tensor:
+    return h + reduce_by_name(y, "tp:0")
+
+
+def by_a_number(h: Tensor, y: Tensor) -> Tensor:
+    return h + in_groups(y, 128)
+
+
+class AroundDiT(ToyDiT):
+    """Gathers before and after its blocks, and nowhere else."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        h = funcol.all_reduce(h, "avg", dist.group.WORLD)
+        return funcol.all_reduce(super().trunk(h, temb, e), "avg", dist.group.WORLD)
+
+
+class MlpBlock(nn.Module):
+    """h -> h + down(up(h)) * temb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(DIM)
+        self.up, self.down = nn.Linear(DIM, 2 * DIM), nn.Linear(2 * DIM, DIM)
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        return h + self.down(torch.relu(self.up(self.norm(h)))) * temb
+
+
+def tensor_parallel(plan: dict[str, object]) -> ToyDiT:
+    torch.manual_seed(0)
+    model = ToyDiT([MlpBlock() for _ in range(4)])
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    for block in model.blocks:
+        parallelize_module(block, mesh, plan)
+    return model
+
+
+@pytest.mark.parametrize("write", [functional, in_place, by_name], ids=lambda f: f.__name__)
+def test_blocks_that_wait_are_refused(write: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert_refused(writing_dit(write), WAITS)
+
+
+def test_blocks_whose_weights_are_spread_are_refused() -> None:
+    assert_refused(tensor_parallel({"up": ColwiseParallel(), "down": RowwiseParallel()}), WAITS)
+
+
+def test_a_group_that_nobody_knows_is_refused_by_its_name() -> None:
+    sentence = r"blocks\.0 waits for other ranks \(`all_reduce.*knows no 'tp:0'"
+    assert_refused(writing_dit(by_another_name), sentence)
+
+
+def test_a_number_of_that_name_is_no_group() -> None:
+    assert assert_cached(writing_dit(by_a_number)).num_blocks == 4
+
+
+def test_what_waits_around_the_blocks_binds_nobody() -> None:
+    model = AroundDiT([WritingBlock(torch.add) for _ in range(4)])
+    assert assert_cached(model).num_blocks == 4
+
+
+def test_a_group_of_one_waits_for_nobody() -> None:
+    alone = dist.new_group([0])
+
+    def write(h: Tensor, y: Tensor) -> Tensor:
+        return h + funcol.all_reduce(y, "avg", alone)
+
+    assert assert_cached(writing_dit(write)).num_blocks == 4
+
+
+def test_blocks_compiled_one_by_one_are_refused() -> None:
+    model = writing_dit(functional)
+    for block in model.blocks:
+        block.compile(backend="cachedit", options={"inner_backend": "eager"})
+
+    with pytest.warns(dc.NotCachedWarning, match=WAITS):
+        for inputs in toy_steps([90.0 - i for i in range(NUM_WATCHED + 4)]):
+            run(model, inputs)
+    assert dc.summary(model).num_hits == 0
