@@ -19,6 +19,7 @@ from dit_cachegraph.graph.find.check_fragment import is_whole, where_it_broke
 from dit_cachegraph.graph.find.find_layers import ModuleCall, with_layers
 from dit_cachegraph.graph.find.find_repeats import find_repeats
 from dit_cachegraph.graph.find.join_lists import has_repeats, is_chained, join_lists
+from dit_cachegraph.graph.find.leave_out_leading import leave_out_leading
 from dit_cachegraph.graph.fx_utils import call_of, module_stack, num_elements_hint, value_of
 from dit_cachegraph.plan import Block, BlockSequence
 
@@ -40,7 +41,8 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
         where = None if is_whole(gm) else where_it_broke(gm)
         raise NoBlocks(_why_no_blocks(candidates, nodes, where))
     anchor = max(chained, key=lambda s: _work_of(s, work))
-    return join_lists(anchor, candidates, nodes)
+    trunk = join_lists(anchor, candidates, nodes)
+    return tuple(leave_out_leading(sequence, nodes) for sequence in trunk)
 
 
 def _work_of(sequence: BlockSequence, work: list[int]) -> int:
