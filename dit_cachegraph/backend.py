@@ -29,7 +29,7 @@ from dit_cachegraph.graph.prepare.plain_writes import plain_writes
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
 from dit_cachegraph.graph.understand.check_share import check_share
-from dit_cachegraph.graph.understand.find_collectives import check_collectives
+from dit_cachegraph.graph.understand.find_collectives import find_collectives
 from dit_cachegraph.graph.understand.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.understand.match_pattern import Pattern, match_pattern
 from dit_cachegraph.hooks import hooks_on
@@ -68,7 +68,7 @@ def cachedit(
     block = find_link(gm)
     if block is not None:
         return _link(gm, example_inputs, compiler, block, settings)
-    cut = cut_graph(gm)
+    cut = cut_graph(gm, compile_options.group_name)
     if isinstance(cut, Uncacheable):
         return _run_uncached(gm, example_inputs, compiler, cut)
     log.info("compiling %d segments of %d blocks", len(cut.graphs), cut.trunk.num_blocks)
@@ -81,14 +81,16 @@ def cachedit(
     return SavableModel(compiled, settings, called, are_weights_frozen=are_frozen)
 
 
-def cut_graph(gm: fx.GraphModule) -> Cut | Uncacheable:
-    """Find the blocks of a graph and cut it along them: all stages but the compilation."""
+def cut_graph(gm: fx.GraphModule, process_group: str | None = None) -> Cut | Uncacheable:
+    """Find the blocks of a graph and cut it along them: all stages but the compilation.
+    `process_group` names the ranks that share a sample, where the caller says it."""
     try:
         _prepare(gm)
         assignment, pattern = _understand(gm)
         if copy_streams(gm, assignment, pattern.streams):
             assignment, pattern = _understand(gm)
-        return segment_graph(gm, assignment, pattern)
+        groups = find_collectives(assignment, process_group)
+        return segment_graph(gm, assignment, pattern, groups)
     except NoBlocks as refusal:
         model = model_being_called()
         hooks = None if model is None else hooks_on(model)
@@ -129,7 +131,6 @@ def _understand(gm: fx.GraphModule) -> tuple[Assignment, Pattern]:
     assignment = assign_nodes(gm, sequences)
     check_share(gm, sequences, assignment)
     check_effects(assignment)
-    check_collectives(assignment)
     return assignment, match_pattern(sequences, assignment)
 
 

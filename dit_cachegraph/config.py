@@ -15,6 +15,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import cast
 
+import torch.distributed as dist
+
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS, Overrides, build, frozen, merge
 from dit_cachegraph.policy.checks import check_bool, check_int, check_number, check_sequence
@@ -93,6 +95,16 @@ class CompileOptions:
     settings and grad mode are checked as ever, and so is which model is called. Where blocks are
     compiled one by one, it does nothing."""
 
+    process_group: object = None
+    """The ranks that share each sample, and so have to decide as one: a group of torch.distributed,
+    or its name. None: those that the blocks wait for, where it is seen which these are."""
+
+    @property
+    def group_name(self) -> str | None:
+        """That of `process_group`."""
+        group = self.process_group
+        return group if group is None or isinstance(group, str) else _name_of(group)
+
     def __post_init__(self) -> None:
         if not isinstance(self.inner_backend, str):
             raise InvalidConfig(f"inner_backend must be a name, got {self.inner_backend!r}")
@@ -101,6 +113,27 @@ class CompileOptions:
         if not isinstance(self.inductor, Mapping):
             raise InvalidConfig(f"inductor must be a dict of options, got {self.inductor!r}")
         check_bool("frozen_weights", self.frozen_weights)
+        self._check_group()
+
+    def _check_group(self) -> None:
+        name = self.group_name
+        if name is None:
+            return
+        try:
+            dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+        except RuntimeError:
+            raise InvalidConfig(
+                f"process_group: torch.distributed knows no group {name!r}"
+            ) from None
+
+
+def _name_of(group: object) -> str:
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise InvalidConfig(
+            "process_group must be a group of torch.distributed (of a mesh: `mesh.get_group(dim)`) "
+            f"or its name, got {group!r}"
+        )
+    return group.group_name
 
 
 _COMMON = frozenset(f.name for f in fields(CommonSettings))

@@ -146,6 +146,8 @@ class Trunk:
     are the size arguments that the fused diff takes first; `batch_dim` is that of the probe stream,
     None where samples are folded into another. `modulated_input` is a sentence where there is none.
     `signature` is equal for trunks that differ in sizes alone: what one keeps, the other may use.
+    `groups` are the process groups, by name, in which its blocks wait for other ranks: those share
+    a sample with this one.
     """
 
     segments: tuple[Segment, ...]
@@ -164,6 +166,7 @@ class Trunk:
     modulated_input: ModulatedInput | str
     costs: Costs
     signature: int
+    groups: tuple[str, ...] = ()
 
     @property
     def num_blocks(self) -> int:

@@ -34,6 +34,10 @@ class Match(NamedTuple):
     repeated_at: Clock | None = None
     is_shared: bool = False
 
+    def doubted(self, why: str) -> "Match":
+        """The same for a call that computes."""
+        return self._replace(step=self.step._replace(doubt=why))
+
 
 _Fit = tuple[Track, StepMatch]
 
@@ -61,9 +65,10 @@ def _doubted(fit: _Fit, call: Fingerprint, *, is_clear: bool) -> Match:
     is_shared = track.is_shared or (is_again and track.repeated_at not in (None, call.timestep))
     assert track.last_call is not None, "a track without a call fits none"
     is_after = track.repeated_at == track.last_call.timestep
-    if not is_clear or is_shared or is_again or is_after:
-        step = step._replace(doubt=AMBIGUOUS)
-    return Match(track, step, call.timestep if is_again else track.repeated_at, is_shared)
+    repeated_at = call.timestep if is_again else track.repeated_at
+    match = Match(track, step, repeated_at, is_shared)
+    is_doubtful = not is_clear or is_shared or is_again or is_after
+    return match.doubted(AMBIGUOUS) if is_doubtful else match
 
 
 def find_partner(tracks: Sequence[Track], others: Iterable[Track]) -> Track | None:

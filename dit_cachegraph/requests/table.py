@@ -208,6 +208,10 @@ class RequestTable:
         conditioning.is_over = True
         self._by_name.forget(conditioning)
         self._free(conditioning, OVER)
+        self.remove_all(conditioning)
+
+    def remove_all(self, conditioning: Conditioning[Track]) -> None:
+        """The images under it are over."""
         for track in list(conditioning.tracks):
             self.remove(track)
 

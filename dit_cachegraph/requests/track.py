@@ -42,7 +42,8 @@ class Track:
     its last call showed of itself, `last_decisions` what it decided. `repeated_at` is the timestep
     at which it was called twice with the same latents, `is_shared` says that this came twice:
     passes that nothing tells apart. `lost` says why nothing is held any more; `recording` is what a
-    dry run saw. Calls of a model are numbered: `first_number`, `last_number`; `last_seconds` is
+    dry run saw, `agreed` a digest of all that ranks which share the sample
+    saw and decided. Calls of a model are numbered: `first_number`, `last_number`; `last_seconds` is
     when its request was called last, on a clock that only counts on.
     """
 
@@ -60,6 +61,7 @@ class Track:
     is_complete: bool = False
     is_removed: bool = False
     recording: list[Recorded] = field(default_factory=list)
+    agreed: int = 0
     first_number: int = 0
     last_number: int = 0
     last_seconds: float = 0.0

@@ -12,18 +12,21 @@ from dit_cachegraph.later import Later
 from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Need, StepResult
+from dit_cachegraph.ranks.group import Ranks
 from dit_cachegraph.requests.retention import begin_image, end_step
 from dit_cachegraph.requests.track import Track
+from dit_cachegraph.runtime.agree import note_agreed
 from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
 from dit_cachegraph.runtime.reading import sums_of
 from dit_cachegraph.runtime.step import Step
 from dit_cachegraph.step_log import StepReport
 
 
-def commit(step: Step, trunk: Trunk) -> StepReport:
-    """Write down what a step did, and free what is not needed any more."""
+def commit(step: Step, trunk: Trunk, ranks: Ranks | None) -> StepReport:
+    """Write down what a step did, and free what is not needed any more. `ranks` share the sample,
+    None where there are no others."""
     table, known = step.model.requests, step.match.track
-    error = _error(step)
+    error = _error(step, ranks)
     state = _state(step, trunk.signature)
     track = known if known is not None else Track(step.conditioning)
     if known is not None:
@@ -36,7 +39,11 @@ def commit(step: Step, trunk: Trunk) -> StepReport:
     track.lost, track.last_seconds = None, time.monotonic()
     table.held.hold(track, state)
     table.known = table.known.joined(step.match.step.known)
+    if ranks is not None:
+        note_agreed(track, step)
     if known is None:
+        if step.reading.why_apart is not None:
+            table.remove_all(step.conditioning)
         begin_image(table, track)
     _record(step, track)
     report = _log(step, track, error, trunk.num_blocks)
@@ -73,13 +80,14 @@ def _state(step: Step, signature: int) -> CachedState | None:
     return CachedState(signature, plan, weights, regions, ends)
 
 
-def _error(step: Step) -> Later[float] | None:
+def _error(step: Step, ranks: Ranks | None) -> Later[float] | None:
     """What reuse would have missed of the regions that computed, in one copy, which is waited for
     by the first to ask: the next step, or a report."""
     sums = [region.error_sums for region in step.regions if region.error_sums is not None]
     if not sums:
         return None
-    copy = ops.HostCopy([sum(sums[1:], sums[0])])
+    total = sum(sums[1:], sums[0])
+    copy = ops.HostCopy([total if ranks is None else ranks.summed(total)])
     return Later(lambda: batch_diff(*sums_of(*copy.read()), "max"))
 
 

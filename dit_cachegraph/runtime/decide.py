@@ -2,7 +2,6 @@
 
 from dit_cachegraph import ops
 from dit_cachegraph.policy.rule import Decision, Need, Observation, Sums
-from dit_cachegraph.runtime.agree import agreed_decision, agreed_reason
 from dit_cachegraph.runtime.cached_state import CachedRegion
 from dit_cachegraph.runtime.reading import Probed, StepReader
 from dit_cachegraph.runtime.slots import tensor_at
@@ -16,15 +15,13 @@ def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> Regi
     i, rule, earlier = len(step.regions), step.plan.rule, step.decisions
     cached, why_nothing = _usable(step, i, probed)
     reason = why_compute(step) or rule.why_compute(step.history, earlier, step.noise)
-    reason = agreed_reason(reason or why_nothing)
+    reason = reason or why_nothing
     sums = step.reading.sums
     if i > 0 and reason is None and Need.DIFF in step.plan.needs:
         sums = _further_sums(sums, cached, probed, reader)
     companions, change = step.companions(i), step.reading.change
     seen = Observation(sums.moved, sums.size, earlier, companions, change)
-    decision = agreed_decision(
-        Decision(False, reason) if reason else rule.decide(step.history, seen)
-    )
+    decision = Decision(False, reason) if reason else rule.decide(step.history, seen)
     return RegionStep(decision, seen, cached)
 
 

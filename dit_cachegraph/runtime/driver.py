@@ -20,6 +20,7 @@ from dit_cachegraph.planning.region import Region
 from dit_cachegraph.planning.stages import Role, Stage
 from dit_cachegraph.planning.step_plan import PlanTable
 from dit_cachegraph.policy.rule import Decision, ProbeKind
+from dit_cachegraph.ranks.group import ranks_of
 from dit_cachegraph.records import StepRecord
 from dit_cachegraph.requests.handoff import CallHandoff, current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
@@ -31,7 +32,7 @@ from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
 from dit_cachegraph.runtime.look import Looker
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
-from dit_cachegraph.runtime.reading import Asked, Probed, StepReader
+from dit_cachegraph.runtime.reading import Probed, StepReader
 from dit_cachegraph.runtime.recording import record, sampled
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
@@ -71,7 +72,8 @@ class CachedModel:
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._settled = gatherer(compiled.settled_conditioning)
         self._latents = gatherer(compiled.roles.latents)
-        self.reader = StepReader(compiled)
+        self._ranks = ranks_of(compiled.trunk.groups)
+        self.reader = StepReader(compiled, self._ranks)
         self.looker = Looker(compiled, self.reader)
         self._modulated_input = ModulatedInputReader(compiled)
         self._batch_dim = compiled.trunk.batch_dim
@@ -98,7 +100,7 @@ class CachedModel:
             for stage in step.plan.stages:
                 yield from self._run_stage(step, stage)
             return
-        self.looker.identify(step, self.reader.finish(step.begun, step.values, Asked()))
+        self.looker.look_no_further(step)
         yield 0, len(self.compiled.trunk.segments)
         why = None if step.request is None else step.request.why_whole
         step.regions.append(RegionStep(Decision(False, why or "disabled")))
@@ -107,7 +109,7 @@ class CachedModel:
         """All has run: write it down."""
         step.latents = tuple(self.looker.latents_of(step))
         step.results = tuple(step.values[slot] for slot in self.compiled.trunk.results)
-        report = commit(step, self.compiled.trunk)
+        report = commit(step, self.compiled.trunk, self._ranks)
         if REGISTRY.observers:
             REGISTRY.observers.tell(self._step_record(step, report))
         return step.results

@@ -5,6 +5,8 @@ expected track    what is held of it, if this step can use that
 reading           these and the diff against it, in one copy
 match             the track that the call goes on with
 not the expected  what is held of that one, and a second copy if there is something to compare
+
+Where ranks share the sample: what all of them show first, then the match, and what is held of it.
 """
 
 from collections.abc import Sequence
@@ -12,11 +14,13 @@ from collections.abc import Sequence
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.policy.rule import History, Need
+from dit_cachegraph.ranks.shared_call import SharedCall
 from dit_cachegraph.requests.fingerprint import Fingerprint
 from dit_cachegraph.requests.latents import objects_of
-from dit_cachegraph.requests.match import find_track
+from dit_cachegraph.requests.match import Match, find_track
+from dit_cachegraph.requests.schedule import Known, begin
 from dit_cachegraph.requests.track import Track
-from dit_cachegraph.runtime.agree import agreed_reading
+from dit_cachegraph.runtime.agree import standing_of
 from dit_cachegraph.runtime.cached_state import CachedState
 from dit_cachegraph.runtime.injected import injected_now
 from dit_cachegraph.runtime.reading import Asked, Begun, Probed, Reading, StepReader
@@ -39,11 +43,31 @@ class Looker:
 
     def begin(self, step: Step) -> None:
         """Begin to read what the call itself shows, before anything of it is launched."""
+        if self._reader.ranks is not None:
+            tracks, latents = step.conditioning.tracks, objects_of(self.latents_of(step))
+            usable = [self._usable(track, step)[1] for track in tracks]
+            standing = standing_of(step, latents, usable)
+            step.shared = self._reader.begin_shared(step.values, step.handoff, standing)
+            return
         is_read = not step.plan.settings.common.enabled or not _does_without(step)
         step.begun = self._reader.begin(step.values, step.handoff, needs_device=is_read)
 
     def look(self, step: Step, probed: Probed | None) -> None:
         """Fill in what was read of the step, its track, and what it may use."""
+        if step.shared is None:
+            state, why_nothing = self._look_alone(step, probed)
+        else:
+            state, why_nothing = self._look_with_others(step, step.shared, probed)
+        if state is not None:
+            assert step.injected is not None
+            why_nothing = step.match.step.doubt
+            why_nothing = why_nothing or step.injected.why_of_no_use(state, step.reading.injected)
+        step.state, step.why_nothing = None if why_nothing else state, why_nothing
+
+    def _look_alone(
+        self, step: Step, probed: Probed | None
+    ) -> tuple[CachedState | None, str | None]:
+        """Compare with what is held of the expected track, and if it isn't its turn once more."""
         state, why_nothing = self._usable(step.expected, step)
         regions = step.plan.regions
         step.injected = injected_now(step.values, regions, state, self._batch_dim)
@@ -54,10 +78,31 @@ class Looker:
                 more = self._reading(step, Begun(ops.HostCopy(())), probed, state)
                 known = step.reading
                 step.reading = more._replace(clock=known.clock, sample=known.sample)
-        if state is not None:
-            why_nothing = step.match.step.doubt
-            why_nothing = why_nothing or step.injected.why_of_no_use(state, step.reading.injected)
-        step.state, step.why_nothing = None if why_nothing else state, why_nothing
+        return state, why_nothing
+
+    def _look_with_others(
+        self, step: Step, shared: SharedCall, probed: Probed | None
+    ) -> tuple[CachedState | None, str | None]:
+        """Compare with what is held of the track whose turn it is. All that is asked here has the
+        same answer on each rank, and so each gathers or none."""
+        self.identify(step, self._reader.read_shared(shared))
+        state, why_nothing = self._usable(step.match.track, step)
+        regions = step.plan.regions
+        step.injected = injected_now(step.values, regions, state, self._batch_dim)
+        compares = Need.DIFF in step.plan.needs or any(region.injected for region in regions)
+        if state is not None and compares:
+            asked = self._asked(step, probed, state)
+            step.reading = self._reader.add_shared_sums(step.reading, shared, step.values, asked)
+            if step.reading.why_apart is not None:
+                step.match = step.match.doubted(step.reading.why_apart)
+        return state, why_nothing
+
+    def look_no_further(self, step: Step) -> None:
+        """Find only whose step it is, where nothing is to be decided."""
+        if step.shared is None:
+            self.identify(step, self._reader.finish(step.begun, step.values, Asked()))
+        else:
+            self.identify(step, self._reader.read_shared(step.shared))
 
     def identify(self, step: Step, reading: Reading) -> None:
         """Which track goes on, by what was read."""
@@ -65,7 +110,11 @@ class Looker:
         shape, taken = tuple([t.shape for t in tensors(latents)]), objects_of(latents)
         seen = Fingerprint(reading.clock, reading.sample, shape, taken, self._signature)
         step.reading, step.call = reading, seen
-        step.match = find_track(step.conditioning.tracks, step.call, table.known, step.partner)
+        if reading.why_apart is None:
+            step.match = find_track(step.conditioning.tracks, step.call, table.known, step.partner)
+        else:
+            begun = begin(reading.clock, shape, Known())
+            step.match = Match(None, begun).doubted(reading.why_apart)
         track, num_steps = step.match.track, step.plan.settings.common.num_inference_steps
         step.passes = () if track is None else track.companions_at(step.call)
         history = History() if track is None else track.history.value()
@@ -75,7 +124,7 @@ class Looker:
         self, step: Step, begun: Begun, probed: Probed | None, state: CachedState | None
     ) -> Reading:
         asked = self._asked(step, probed, state)
-        return agreed_reading(self._reader.finish(begun, step.values, asked))
+        return self._reader.finish(begun, step.values, asked)
 
     def _asked(self, step: Step, probed: Probed | None, state: CachedState | None) -> Asked:
         """`state` may be of another shape."""

@@ -8,7 +8,8 @@ first region       its diff, in one compiled pass
 each further       its diff, in a copy of its own, where the rule has to look
 injected           those residuals that aren't the objects of the last computed step
 
-A copy begins as soon as its numbers exist, and is waited for where they are needed.
+A copy begins as soon as its numbers exist, and is waited for where they are needed. Where ranks
+share the sample, all of it is what they gather: the call's as it begins, sums as they are made.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,10 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.plan import CompiledSegment, CompiledTrunk
 from dit_cachegraph.policy.rule import Change, Probe, ProbeKind, Sums
+from dit_cachegraph.ranks.group import Ranks
+from dit_cachegraph.ranks.shared_call import SharedCall
+from dit_cachegraph.ranks.shared_sums import OTHER_SUMS, shared_sums
+from dit_cachegraph.ranks.standing import Standing
 from dit_cachegraph.requests.handoff import CallHandoff
 from dit_cachegraph.requests.latents import LatentsSample
 from dit_cachegraph.requests.schedule import Clock
@@ -73,20 +78,24 @@ class Begun(NamedTuple):
 class Reading(NamedTuple):
     """`clock` is None where there is no timestep or it was not read; `sums` are those of the probe,
     empty where nothing was compared; `change` is how the model's input and output moved, where that
-    was asked for; `injected` are the sums of residuals, as they were given."""
+    was asked for; `injected` are the sums of residuals, as they were given. `why_apart`: ranks that
+    share the sample may not decide alike."""
 
     clock: Clock | None = None
     sample: LatentsSample | None = None
     sums: Sums = NO_SUMS
     change: Change | None = None
     injected: tuple[float, ...] = ()
+    why_apart: str | None = None
 
 
 class StepReader:
-    """Reads the numbers that a decision needs out of the values of one call."""
+    """Reads the numbers that a decision needs out of the values of one call. `ranks` are those that
+    share its sample, None where there are no others."""
 
-    def __init__(self, compiled: CompiledTrunk) -> None:
+    def __init__(self, compiled: CompiledTrunk, ranks: Ranks | None) -> None:
         roles, trunk = compiled.roles, compiled.trunk
+        self.ranks, self._num_injected = ranks, len(trunk.injected)
         self._measure = compiled.measure
         self._sizes = gatherer(trunk.measure_sizes)
         self._timesteps = gatherer(roles.timesteps)
@@ -105,16 +114,30 @@ class StepReader:
     def begin(self, values: Values, handoff: CallHandoff | None, *, needs_device: bool) -> Begun:
         """Begin to copy what the call shows of itself: timesteps and latents sample, or those that
         were handed on by an earlier fragment. Without `needs_device` nothing that lies there."""
-        is_batched, host = self._is_batched, tensors(self._host_timesteps(values))
-        timesteps, latents = tensors(self._timesteps(values)), tensors(self._sampled(values))
-        if not needs_device:
-            timesteps = latents = []
-        elif handoff is not None:
-            latents = [t for t in handoff.latents if t.is_floating_point()][:1]
-            timesteps, host, is_batched = list(handoff.timesteps), [], False
-        samples = [self._sample(latents, is_batched)] if latents else []
+        host = tensors(self._host_timesteps(values)) if handoff is None or not needs_device else []
+        samples, timesteps = self._shown(values, handoff) if needs_device else ([], [])
         copy = ops.HostCopy([*samples, *timesteps])
         return Begun(copy, bool(samples), len(timesteps), _clocks(host))
+
+    def begin_shared(
+        self, values: Values, handoff: CallHandoff | None, standing: Standing
+    ) -> SharedCall:
+        """The same of all ranks, of which each tells how it stands."""
+        assert self.ranks is not None
+        host = tensors(self._host_timesteps(values)) if handoff is None else []
+        samples, timesteps = self._shown(values, handoff)
+        return SharedCall(self.ranks, samples, [*host, *timesteps], standing)
+
+    def _shown(
+        self, values: Values, handoff: CallHandoff | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The latents sample, if there are latents, and the timesteps on the device."""
+        is_batched = self._is_batched and handoff is None
+        timesteps, latents = tensors(self._timesteps(values)), tensors(self._sampled(values))
+        if handoff is not None:
+            latents = [t for t in handoff.latents if t.is_floating_point()][:1]
+            timesteps = list(handoff.timesteps)
+        return [self._sample(latents, is_batched)] if latents else [], timesteps
 
     def _sample(self, given: Sequence[Tensor], is_batched: bool) -> Tensor:
         """Of several latents as of one flat tensor."""
@@ -125,19 +148,35 @@ class StepReader:
 
     def finish(self, begun: Begun, values: Values, asked: Asked) -> Reading:
         """Compare, and read all of it."""
-        tables = self._tables(values, asked)
-        begun.copy.add([*tables, *([] if asked.injected is None else [asked.injected])])
+        begun.copy.add(self._compared(values, asked))
         numbers = iter(begun.copy.read())
         sample = next(numbers).float().numpy() if begun.has_sample else None
         clock = (*begun.host_clock, *_clocks(islice(numbers, begun.num_timesteps)))
-        sums = [sums_of(table) for table in islice(numbers, len(tables))]
-        return Reading(
-            clock or None,
-            sample,
-            sums[0] if sums else NO_SUMS,
-            Change(sums[1], sums[2]) if len(sums) == 3 else None,
-            tuple([number for moved in numbers for number in moved.tolist()]),
-        )
+        return _with_sums(Reading(clock or None, sample), list(numbers), asked)
+
+    def read_shared(self, shared: SharedCall) -> Reading:
+        """What the call shows of itself on all ranks."""
+        sample, timesteps, why_apart = shared.read()
+        clock = _clocks(timesteps) or None
+        return Reading(clock, None if sample is None else sample.numpy(), why_apart=why_apart)
+
+    def add_shared_sums(
+        self, reading: Reading, shared: SharedCall, values: Values, asked: Asked
+    ) -> Reading:
+        """Compare, and add up what all ranks compared."""
+        assert self.ranks is not None
+        latents = tensors(self._sampled(values))
+        batch = max([t.shape[0] for t in latents if t.dim() > 0], default=1)
+        # Of each sample two for the probe, the model's input and output, and what is injected.
+        room = 2 * batch * (3 + self._num_injected)
+        found = shared_sums(self.ranks, self._compared(values, asked), room, shared.device)
+        if found is None:
+            return reading._replace(why_apart=OTHER_SUMS)
+        return _with_sums(reading, found, asked)
+
+    def _compared(self, values: Values, asked: Asked) -> list[Tensor]:
+        injected = [] if asked.injected is None else [asked.injected]
+        return [*self._tables(values, asked), *injected]
 
     def _tables(self, values: Values, asked: Asked) -> Sequence[Tensor]:
         """Sums [B, 2]."""
@@ -160,7 +199,11 @@ class StepReader:
 
     def read_region(self, probed: Probed) -> Sums:
         """The diff of a further region."""
-        return sums_of(*ops.HostCopy([self._sums(probed)]).read())
+        return sums_of(*ops.HostCopy([self.of_all_ranks(self._sums(probed))]).read())
+
+    def of_all_ranks(self, sums: Tensor) -> Tensor:
+        """Added up over those that share the sample."""
+        return sums if self.ranks is None else self.ranks.summed(sums)
 
     def _sums(self, probed: Probed) -> Tensor:
         assert probed.anchor is not None
@@ -179,6 +222,17 @@ def plain_measure(batch_dim: int | None) -> CompiledSegment:
         return (ops.probe_sums(hidden, hidden_in, previous, batch_dim),)
 
     return measure
+
+
+def _with_sums(reading: Reading, numbers: Sequence[Tensor], asked: Asked) -> Reading:
+    """With what was compared, on the host: tables of sums, then what is injected."""
+    num_tables = len(numbers) - (asked.injected is not None)
+    sums = [sums_of(table) for table in numbers[:num_tables]]
+    return reading._replace(
+        sums=sums[0] if sums else NO_SUMS,
+        change=Change(sums[1], sums[2]) if len(sums) == 3 else None,
+        injected=tuple([number for moved in numbers[num_tables:] for number in moved.tolist()]),
+    )
 
 
 def _clocks(timesteps: Iterable[Tensor]) -> Clock:

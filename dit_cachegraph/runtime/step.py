@@ -17,6 +17,7 @@ from dit_cachegraph.models import ModelState
 from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.rule import Companion, Decision, History, Observation, Rule
+from dit_cachegraph.ranks.shared_call import SharedCall
 from dit_cachegraph.requests.conditioning import Conditioning
 from dit_cachegraph.requests.fingerprint import Fingerprint
 from dit_cachegraph.requests.handoff import CallHandoff
@@ -49,8 +50,9 @@ class Step:
     """`expected` is the track that it most likely goes on with; `partner` is known to be of the
     same request; `handoff` has the user's tensors where this fragment of the graph does not get
     them; `begun` is what is being read since before anything ran; `passes` are its track's
-    companions at this step, True for those that made it; `state` is what the step may use of its
-    track, None with `why_nothing` to say why. It `began` on the host's clock and took `seconds`."""
+    companions at this step, True for those that made it; `shared` is what is being read where ranks
+    share the sample, and then nothing is `begun`; `state` is what the step may use of its track,
+    None with `why_nothing` to say why. It `began` on the host's clock and took `seconds`."""
 
     values: Values
     request: Request | None
@@ -64,6 +66,7 @@ class Step:
     began: float
 
     begun: Begun = field(init=False)
+    shared: SharedCall | None = None
     reading: Reading = field(init=False)
     call: Fingerprint = field(init=False)
     match: Match = field(init=False)

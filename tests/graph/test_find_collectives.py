@@ -1,12 +1,12 @@
-"""Blocks that wait for other ranks: found whatever calls them, and told from what stands around the
-blocks. A process group whose other ranks are made up is enough to trace them."""
+"""Groups in whose blocks ranks wait for each other: found whatever calls them, and told from what
+stands around the blocks. A group whose other ranks are made up is enough to trace them."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.distributed import _functional_collectives as funcol
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import (
@@ -17,10 +17,20 @@ from torch.distributed.tensor.parallel import (
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import dit_cachegraph as dc
-from support.toy_dits import DIM, ToyDiT, WritingBlock, writing_dit
-from support.toy_runs import NUM_WATCHED, assert_cached, assert_refused, run, toy_steps
-
-WAITS = r"blocks wait for other ranks \(in groups of 2\)"
+from dit_cachegraph.backend import cut_graph
+from dit_cachegraph.config import resolve, split_options
+from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.graph.cut.segment_graph import Cut
+from dit_cachegraph.plan import Uncacheable
+from support.toy_dits import (
+    DIM,
+    ToyDiT,
+    WritingBlock,
+    gated_dit,
+    toy_inputs,
+    writing_dit,
+)
+from support.toy_runs import NUM_WATCHED, assert_refused, run, toy_steps
 
 
 @pytest.fixture(autouse=True)
@@ -103,27 +113,77 @@ def tensor_parallel(plan: dict[str, object]) -> ToyDiT:
     return model
 
 
+def cut_of(model: nn.Module, process_group: str | None = None) -> Cut | Uncacheable:
+    found = []
+
+    def backend(gm: fx.GraphModule, _: object) -> Callable[..., object]:
+        found.append(cut_graph(gm, process_group))
+        return gm.forward
+
+    with torch.no_grad():
+        torch.compile(model, backend=backend, fullgraph=True)(**toy_inputs(90.0))
+    return found[0]
+
+
+def groups_of(model: nn.Module, process_group: str | None = None) -> tuple[str, ...]:
+    cut = cut_of(model, process_group)
+    assert isinstance(cut, Cut), cut
+    assert cut.trunk.num_blocks == 4
+    return cut.trunk.groups
+
+
 @pytest.mark.parametrize("write", [functional, in_place, by_name], ids=lambda f: f.__name__)
-def test_blocks_that_wait_are_refused(write: Callable[[Tensor, Tensor], Tensor]) -> None:
-    assert_refused(writing_dit(write), WAITS)
+def test_the_group_of_a_collective_is_found(write: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert groups_of(writing_dit(write)) == (dist.group.WORLD.group_name,)
 
 
-def test_blocks_whose_weights_are_spread_are_refused() -> None:
-    assert_refused(tensor_parallel({"up": ColwiseParallel(), "down": RowwiseParallel()}), WAITS)
+def test_the_group_of_a_mesh_is_found() -> None:
+    model = tensor_parallel({"up": ColwiseParallel(), "down": RowwiseParallel()})
+    assert groups_of(model) == (init_device_mesh("cpu", (2,)).get_group(0).group_name,)
+
+
+def test_two_groups_are_both_found() -> None:
+    other = dist.new_group([0, 1])
+
+    def write(h: Tensor, y: Tensor) -> Tensor:
+        return functional(h, funcol.all_reduce(y, "avg", other))
+
+    assert groups_of(writing_dit(write)) == (other.group_name, dist.group.WORLD.group_name)
 
 
 def test_a_group_that_nobody_knows_is_refused_by_its_name() -> None:
-    sentence = r"blocks\.0 waits for other ranks \(`all_reduce.*knows no 'tp:0'"
-    assert_refused(writing_dit(by_another_name), sentence)
+    model = writing_dit(by_another_name)
+    assert_refused(model, r"blocks\.0 waits for other ranks \(`all_reduce.*knows no 'tp:0'")
+    group = dist.group.WORLD.group_name
+    assert groups_of(model, process_group=group) == (group,), "unless the caller says it"
+
+
+def test_what_the_caller_says_holds_where_no_collective_is_seen() -> None:
+    group = dist.new_group([0, 1]).group_name
+    assert groups_of(gated_dit(4), process_group=group) == (group,)
+    assert groups_of(writing_dit(functional), process_group=group) == (group,)
+
+
+def test_the_option_takes_a_group_or_its_name() -> None:
+    group = dist.new_group([0, 1])
+    for given in (group, group.group_name):
+        compile_options, settings = split_options({"process_group": given, "enabled": False})
+        assert compile_options.group_name == group.group_name
+        assert settings == {"enabled": False}
+    assert split_options({})[0].group_name is None
+    for wrong, sentence in ((3, "must be a group of torch.distributed"), ("nobody", "knows no")):
+        with pytest.raises(InvalidConfig, match=sentence):
+            split_options({"process_group": wrong})
+    with pytest.raises(InvalidConfig, match="process_group is decided when the model is compiled"):
+        resolve({"process_group": group})
 
 
 def test_a_number_of_that_name_is_no_group() -> None:
-    assert assert_cached(writing_dit(by_a_number)).num_blocks == 4
+    assert groups_of(writing_dit(by_a_number)) == ()
 
 
 def test_what_waits_around_the_blocks_binds_nobody() -> None:
-    model = AroundDiT([WritingBlock(torch.add) for _ in range(4)])
-    assert assert_cached(model).num_blocks == 4
+    assert groups_of(AroundDiT([WritingBlock(torch.add) for _ in range(4)])) == ()
 
 
 def test_a_group_of_one_waits_for_nobody() -> None:
@@ -132,15 +192,14 @@ def test_a_group_of_one_waits_for_nobody() -> None:
     def write(h: Tensor, y: Tensor) -> Tensor:
         return h + funcol.all_reduce(y, "avg", alone)
 
-    assert assert_cached(writing_dit(write)).num_blocks == 4
+    assert groups_of(writing_dit(write)) == ()
 
 
 def test_blocks_compiled_one_by_one_are_refused() -> None:
     model = writing_dit(functional)
     for block in model.blocks:
         block.compile(backend="cachedit", options={"inner_backend": "eager"})
-
-    with pytest.warns(dc.NotCachedWarning, match=WAITS):
+    with pytest.warns(dc.NotCachedWarning, match="compile the whole model"):
         for inputs in toy_steps([90.0 - i for i in range(NUM_WATCHED + 4)]):
             run(model, inputs)
     assert dc.summary(model).num_hits == 0

@@ -21,7 +21,7 @@ ORDER = (
     ("hooks", "ops", "step_log"),
     ("records",),
     ("observers",),
-    ("policy",),
+    ("policy", "ranks"),
     ("layers",),
     ("config",),
     ("planning", "requests"),

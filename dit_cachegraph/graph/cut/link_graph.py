@@ -22,7 +22,7 @@ from dit_cachegraph.graph.fx_utils import (
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
 from dit_cachegraph.graph.understand.count_work import work_of
-from dit_cachegraph.graph.understand.find_collectives import check_collectives
+from dit_cachegraph.graph.understand.find_collectives import find_collectives
 from dit_cachegraph.graph.understand.find_identity import adds_to
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.plan import Block, BlockSequence, LinkGraph
@@ -38,7 +38,11 @@ def link_graph(gm: fx.GraphModule, block: nn.Module) -> LinkGraph:
     name = type(block).__name__
     assignment = _as_one_block(gm, name)
     check_effects(assignment)
-    check_collectives(assignment)
+    if find_collectives(assignment):
+        raise CannotCut(
+            f"a block ({name}) waits for other ranks, which decide as one where the whole model is "
+            "compiled, and not where its blocks are compiled one by one: compile the whole model"
+        )
     arguments = gm.graph.find_nodes(op="placeholder")
     tensors = [n for n in arguments if not is_weight(n) and isinstance(value_of(n), torch.Tensor)]
     numbers = [n for n in tensors if is_number_of_module(n)]

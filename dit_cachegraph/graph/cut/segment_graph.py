@@ -79,8 +79,10 @@ class _Cutting:
     slots: Mapping[fx.Node, int]
 
 
-def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) -> Cut:
-    """Cut `gm` along `assignment`. `gm` itself is left as it is."""
+def segment_graph(
+    gm: fx.GraphModule, assignment: Assignment, pattern: Pattern, groups: tuple[str, ...]
+) -> Cut:
+    """Cut `gm` along `assignment`. `gm` itself is left as it is. `groups`: `Trunk.groups`."""
     borders = Borders(assignment, pattern.streams)
     pieces = [piece_of(i, assignment, borders) for i in range(assignment.num_segments)]
     kinds = share_segments(pieces)
@@ -88,7 +90,7 @@ def segment_graph(gm: fx.GraphModule, assignment: Assignment, pattern: Pattern) 
     cutting = _Cutting(assignment, pattern, borders, pieces, _number_slots(assignment, pieces))
     modulated = modulated_input_graph(gm, assignment, pattern)
     measure = measure_graph(assignment, borders, pattern.probe, pattern.roles)
-    trunk = _trunk(cutting, _segments(cutting, kinds), modulated, measure)
+    trunk = _trunk(cutting, _segments(cutting, kinds), modulated, measure, groups)
     module = None if isinstance(modulated, str) else modulated.gm
     return Cut(trunk, pattern.roles, tuple(graphs), measure.graph, module)
 
@@ -98,6 +100,7 @@ def _trunk(
     segments: Sequence[Segment],
     modulated: ModulatedInputGraph | str,
     measure: MeasureGraph,
+    groups: tuple[str, ...],
 ) -> Trunk:
     assignment, pattern, slots = cutting.assignment, cutting.pattern, cutting.slots
     results = tuple([_result_slot(result, slots) for result in assignment.results])
@@ -119,6 +122,7 @@ def _trunk(
         modulated_input=_modulated_input(cutting, modulated),
         costs=costs_of(assignment),
         signature=signature_of(cutting.pieces, assignment),
+        groups=groups,
     )
 
 

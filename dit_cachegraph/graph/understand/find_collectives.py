@@ -27,14 +27,15 @@ _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor", "c10
 _WAIT_FOR_NOBODY = ("wait_tensor", "check_for_nan")
 
 
-def find_collectives(assignment: Assignment) -> tuple[str, ...]:
+def find_collectives(assignment: Assignment, named: str | None = None) -> tuple[str, ...]:
     """The names of the groups whose ranks share a sample; none where the blocks hold no collective.
+    `named` is what the caller says, and then all.
 
     Raises:
         CannotCut: a group can't be found.
     """
-    if not dist.is_available():
-        return ()
+    if not dist.is_available() or named is not None:
+        return () if named is None else (named,)
     groups: dict[str, None] = {}
     last = assignment.num_segments - 1
     for node in assignment.nodes:
@@ -46,17 +47,6 @@ def find_collectives(assignment: Assignment) -> tuple[str, ...]:
                 raise CannotCut(_why_unknown(where, caller, group))
             groups[name] = None
     return tuple(name for name in groups if _size_of(name) > 1)
-
-
-def check_collectives(assignment: Assignment) -> None:
-    """Raise `CannotCut` where ranks share a sample."""
-    if groups := find_collectives(assignment):
-        sizes = " and ".join(str(_size_of(name)) for name in groups)
-        raise CannotCut(
-            f"its blocks wait for other ranks (in groups of {sizes}), and ranks decide each for "
-            "itself: one that skips a block would leave the others waiting; give each rank samples "
-            "of its own"
-        )
 
 
 def _collectives_in(node: fx.Node) -> Iterator[tuple[fx.Node, object]]:
@@ -128,5 +118,7 @@ def _why_unknown(where: str, node: fx.Node, group: object) -> str:
     seen = "no name is given" if group is None else f"torch.distributed knows no {group!r}"
     return (
         f"{where} waits for other ranks (`{target_name(node)}`{line_of(node)}), and their process "
-        f"group can't be found ({seen}): a rank that skips the block would leave the others waiting"
+        f"group can't be found ({seen}): a rank that skips the block would leave the others "
+        "waiting; name the group of all ranks that share a sample as `process_group`, in the "
+        "`options` of torch.compile"
     )

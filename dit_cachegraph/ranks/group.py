@@ -1,0 +1,54 @@
+"""The processes that share each sample with this one, and the one way to hear of them.
+
+Several groups are the axes of a mesh (attention split over one, weights over the other), and a
+gather goes along one after the other:
+
+    ranks 0 1    over [0, 1] and [2, 3]    rank 0: 0 1        over [0, 2] and [1, 3]    0 1 2 3
+          2 3                              rank 2: 2 3                                  0 1 2 3
+"""
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """All ranks that share a sample with this one. Every one of them has to make each of these
+    calls, with tensors of the same size."""
+
+    def __init__(self, groups: Sequence[str]) -> None:
+        """`groups` by their names in torch.distributed, of which this rank is in each."""
+        found = [dist.distributed_c10d._resolve_process_group(name) for name in groups]  # type: ignore[arg-type]
+        self._groups = _axes(found)
+        self.rank = dist.get_rank()
+
+    def gather(self, numbers: Tensor) -> Tensor:
+        """The `numbers`, [n], of every rank, [ranks, n], in the same order on each. On a GPU the
+        host waits for nothing."""
+        rows = numbers.reshape(1, -1)
+        for group in self._groups:
+            gathered = rows.new_empty(group.size() * rows.shape[0], rows.shape[1])
+            dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
+            rows = gathered
+        return rows
+
+    def summed(self, sums: Tensor) -> Tensor:
+        """The sums of all ranks, added up."""
+        return self.gather(sums.reshape(-1)).sum(0).reshape(sums.shape)
+
+
+def ranks_of(groups: Sequence[str]) -> Ranks | None:
+    """None where there is no group: then nobody shares a sample."""
+    return Ranks(groups) if groups else None
+
+
+def _axes(groups: Sequence[dist.ProcessGroup]) -> list[dist.ProcessGroup]:
+    """The groups that are needed to reach all ranks, those of neighbours first, as on each rank."""
+    by_ranks = {tuple(dist.get_process_group_ranks(group)): group for group in groups}
+    largest = [r for r in by_ranks if not any({*r} < {*other} for other in by_ranks)]
+    return [by_ranks[r] for r in sorted(largest, key=_stride)]
+
+
+def _stride(ranks: Sequence[int]) -> tuple[int, ...]:
+    return (ranks[1] - ranks[0], *ranks) if len(ranks) > 1 else (0,)

@@ -1,0 +1,74 @@
+"""Two ranks that share a sample (gloo on this machine) against one process: the same decisions at
+every step, the same outputs, and at a hit the collectives of those blocks alone that ran."""
+
+import pytest
+
+from ranks.launch import Seen, run_ranks
+
+DEPTH = 4
+TO_ALL = "_c10d_functional::all_to_all_single"
+REDUCE = "_c10d_functional::all_reduce"
+GATHER = "c10d::_allgather_base_"
+CASES: dict[str, Seen] = {
+    "flux, tokens": {"model": "flux", "parallel": "ulysses", "is_counted": True},
+    "flux, weights": {"model": "flux", "parallel": "weights", "is_counted": True},
+    "flux, samples": {"model": "flux", "parallel": "nothing", "is_counted": True},
+    "flux, guided by error control": {
+        "model": "flux",
+        "parallel": "ulysses",
+        "num_passes": 2,
+        "settings": {"error_tolerance": 1.0},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Seen]]:
+    """What each rank saw, by case: all run in one launch."""
+    found = run_ranks(list(CASES.values()), tmp_path_factory.mktemp("ranks"))
+    return dict(zip(CASES, found, strict=True))
+
+
+def hits(steps: list[Seen]) -> str:
+    return "".join("H" if step["hit"] else "." for step in steps)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_decide_as_one_process(seen: dict[str, list[Seen]], case: str) -> None:
+    for rank in seen[case]:
+        assert rank["refusals"] == []
+        assert hits(rank["shared"]) == hits(rank["alone"])
+        assert {"H", "."} == set(hits(rank["shared"])), "both are tried"
+        assert max(rank["errors"]) < 1e-4
+        for shared, alone in zip(rank["shared"], rank["alone"], strict=True):
+            assert (shared["diff"] is None) == (alone["diff"] is None)
+            assert shared["diff"] is None or abs(shared["diff"] - alone["diff"]) < 1e-4
+
+
+@pytest.mark.e2e
+def test_a_hit_waits_for_nobody_in_the_blocks_that_it_skips(seen: dict[str, list[Seen]]) -> None:
+    """The first call compiles, and is counted by what that runs too. Attention over all tokens is
+    four exchanges a block; of the blocks, the double one has an MLP that is spread."""
+    for case, name, in_block, in_all in (
+        ("flux, tokens", TO_ALL, 4, 4 * DEPTH),
+        ("flux, weights", REDUCE, 1, 1),
+    ):
+        for rank in seen[case]:
+            for step, counted in list(zip(rank["shared"], rank["collectives"], strict=True))[1:]:
+                assert counted[name] == (in_block if step["hit"] else in_all), case
+
+
+@pytest.mark.e2e
+def test_a_step_gathers_what_it_shows_and_what_it_compares(seen: dict[str, list[Seen]]) -> None:
+    """The first step has nothing to compare with."""
+    for case in ("flux, tokens", "flux, weights"):
+        for rank in seen[case]:
+            gathers = [counted[GATHER] for counted in rank["collectives"]]
+            assert gathers == [1] + [2] * (len(gathers) - 1), case
+
+
+@pytest.mark.e2e
+def test_ranks_with_samples_of_their_own_wait_for_nobody(seen: dict[str, list[Seen]]) -> None:
+    for rank in seen["flux, samples"]:
+        assert all(counted == {} for counted in rank["collectives"])

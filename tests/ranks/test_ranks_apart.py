@@ -1,0 +1,42 @@
+"""Ranks of which one is treated otherwise: all compute, are one again after it, and never hang."""
+
+from pathlib import Path
+
+import pytest
+
+from ranks.launch import Seen, run_ranks
+from ranks.schedules import OTHERWISE
+
+NUM_QUICK, NUM_ALL, NUM_A_LAUNCH = 16, 500, 250
+
+
+def run_all(numbers: range, folder: Path) -> list[list[Seen]]:
+    """What each rank saw of each schedule."""
+    ranks = run_ranks([{"schedules": list(numbers)}], folder)[0]
+    assert all(rank["refusals"] == [] for rank in ranks)
+    return [list(pair) for pair in zip(*(rank["schedules"] for rank in ranks), strict=True)]
+
+
+def check(schedules: list[list[Seen]]) -> None:
+    """At each step all ranks skipped the same blocks: none where one was treated otherwise."""
+    num_hits, otherwise = 0, set()
+    for first, *others in schedules:
+        assert all(other == first for other in others), "the schedules are the same"
+        for event, skipped in zip(first["events"], first["skipped"], strict=True):
+            assert all(of_rank == skipped[0] for of_rank in skipped), (event, skipped)
+            num_hits += skipped[0] != []
+            if event in OTHERWISE:
+                otherwise.add(event)
+                assert skipped[0] == [], event
+    assert otherwise == {*OTHERWISE}
+    assert num_hits > 2 * len(schedules)
+
+
+def test_one_rank_that_is_treated_otherwise_makes_all_compute(tmp_path: Path) -> None:
+    check(run_all(range(NUM_QUICK), tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, NUM_ALL, NUM_A_LAUNCH))
+def test_no_schedule_hangs(tmp_path: Path, start: int) -> None:
+    check(run_all(range(start, start + NUM_A_LAUNCH), tmp_path))

@@ -1,0 +1,82 @@
+"""As `test_ranks_agree.py`: every rule and predictor, other models, and a mesh of four ranks."""
+
+from pathlib import Path
+
+import pytest
+
+from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS
+from ranks.launch import Seen, run_ranks
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(600)]
+MASK = [1, 1, 1, 1, 0, 0, 1, 0, 0, 0]
+RULES: dict[str, Seen] = {
+    "dbcache": {"residual_diff_threshold": 0.3, "max_warmup_steps": 1, "Fn_compute_blocks": 1},
+    "dbcache, last blocks": {
+        "residual_diff_threshold": 0.3,
+        "max_warmup_steps": 1,
+        "Fn_compute_blocks": 1,
+        "Bn_compute_blocks": 1,
+        "downsample_factor": 2,
+    },
+    "dbcache, hidden": {
+        "l1_hidden_states_diff_threshold": 0.3,
+        "max_warmup_steps": 1,
+        "Fn_compute_blocks": 1,
+    },
+    "dbprune": {"rule": "dbprune", "residual_diff_threshold": 0.3, "max_warmup_steps": 1},
+    "even": {"every": 2},
+    "fixed": {"compute_mask": MASK},
+    "magcache": {"mag_ratios": [1.0] * 10, "retention_ratio": 0.3},
+    "easycache": {"easycache_threshold": 0.6},
+    "teacache": {"teacache_coefficients": [1.0, 0.0], "teacache_threshold": 0.4},
+    "error_control": {"error_tolerance": 1.0},
+    "accumulated": {
+        "residual_diff_threshold": 0.3,
+        "max_warmup_steps": 1,
+        "max_accumulated_residual_diff_threshold": 0.4,
+    },
+}
+PREDICTORS: dict[str, Seen] = {
+    name: {"predictor": name, "compute_mask": MASK} for name in PREDICTOR_KINDS.by_name
+}
+
+
+def check(cases: list[Seen], folder: Path, num_ranks: int = 2) -> None:
+    for case, ranks in zip(cases, run_ranks(cases, folder, num_ranks), strict=True):
+        for rank in ranks:
+            shared, alone = rank["shared"], rank["alone"]
+            assert rank["refusals"] == [], case
+            assert [s["hit"] for s in shared] == [s["hit"] for s in alone], case
+            assert {s["hit"] for s in shared} == {True, False}, case
+            assert max(rank["errors"]) < case.get("tolerance", 1e-4), case
+
+
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_every_rule(tmp_path: Path, num_passes: int) -> None:
+    case = {"model": "flux", "parallel": "ulysses", "num_passes": num_passes}
+    check([{**case, "settings": settings} for settings in RULES.values()], tmp_path)
+
+
+def test_every_predictor(tmp_path: Path) -> None:
+    """DMD fits what each rank has of a sample by itself."""
+    case = {"model": "flux", "parallel": "ulysses"}
+    cases = [{**case, "settings": settings} for settings in PREDICTORS.values()]
+    fitted = [{**one, "tolerance": 0.05} for one in cases if one["settings"]["predictor"] == "dmd"]
+    check([one for one in cases if one["settings"]["predictor"] != "dmd"] + fitted, tmp_path)
+
+
+def test_no_rule_is_left_out() -> None:
+    named = {name.partition(",")[0] for name in RULES} - {"accumulated"}
+    assert named == {*RULE_KINDS.by_name} - {"seacache", "block_lists"}
+
+
+@pytest.mark.parametrize("name", ["wan", "qwen"])
+def test_other_models(tmp_path: Path, name: str) -> None:
+    """Their hooks split what the first block is given."""
+    cases = [{"model": name, "parallel": parallel} for parallel in ("ulysses", "weights")]
+    cases += [{"model": name, "parallel": "ulysses", "settings": {"error_tolerance": 1.0}}]
+    check(cases, tmp_path)
+
+
+def test_a_mesh_of_four_ranks(tmp_path: Path) -> None:
+    check([{"model": "flux", "parallel": "both"}], tmp_path, num_ranks=4)

@@ -1,0 +1,179 @@
+"""One rank of several: runs each case of `cases.json`, and writes what it saw.
+
+case    {"model": "flux", "parallel": "ulysses", "settings": {...}, "num_passes": 1,
+         "is_counted": False}
+seen    for each step what one process alone decided, what the ranks did, how far their outputs
+        are apart, and where that is counted the collectives that ran
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import diffusers
+import torch
+import torch.distributed as dist
+from diffusers import ContextParallelConfig
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import dit_cachegraph as dc  # noqa: E402
+from ranks.schedules import run_schedules  # noqa: E402
+from support.running import relative_error  # noqa: E402
+from support.tiny_models import FLUX, QWEN, WAN, Inputs, TinyModel, trajectory  # noqa: E402
+
+TIMEOUT = timedelta(seconds=60)
+MODELS = {tiny.name: tiny for tiny in (FLUX, WAN, QWEN)}
+DEPTH = 4
+NUM_STEPS = 10
+BOLD = {"residual_diff_threshold": 0.3, "max_warmup_steps": 1, "Fn_compute_blocks": 1}
+MLPS = {
+    "flux": ("transformer_blocks", "ff.net.0.proj", "ff.net.2"),
+    "wan": ("blocks", "ffn.net.0.proj", "ffn.net.2"),
+    "qwen": ("transformer_blocks", "img_mlp.net.0.proj", "img_mlp.net.2"),
+}
+Seen = dict[str, object]
+
+
+def by_ulysses(model: nn.Module, name: str, inputs: Inputs) -> None:
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
+    # The hooks of diffusers look at the signature once, which Dynamo doesn't trace.
+    model(**inputs)
+
+
+def by_weights(model: nn.Module, name: str, inputs: Inputs) -> None:
+    blocks, up, down = MLPS[name]
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+    for block in model.get_submodule(blocks):
+        parallelize_module(block, mesh, {up: ColwiseParallel(), down: RowwiseParallel()})
+
+
+def by_both(model: nn.Module, name: str, inputs: Inputs) -> None:
+    """Tokens over two ranks, weights over two of these pairs."""
+    blocks, up, down = MLPS[name]
+    mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("tp", "ring", "ulysses"))
+    plan = {up: ColwiseParallel(), down: RowwiseParallel()}
+    for block in model.get_submodule(blocks):
+        parallelize_module(block, mesh["tp"], plan)
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, mesh=mesh))
+    model(**inputs)
+
+
+def by_nothing(model: nn.Module, name: str, inputs: Inputs) -> None:
+    """Each rank has samples of its own."""
+
+
+PARALLEL: dict[str, Callable[[nn.Module, str, Inputs], None]] = {
+    "ulysses": by_ulysses,
+    "weights": by_weights,
+    "both": by_both,
+    "nothing": by_nothing,
+}
+
+
+def steps_of(tiny: TinyModel, model: nn.Module, num_passes: int) -> list[Inputs]:
+    """Those of an image: at each step a pass for each conditioning, with the same latents."""
+    passes = [
+        tiny.make_inputs(model, batch=1, size=4, text_tokens=6, seed=seed)
+        for seed in range(num_passes)
+    ]
+    steps = []
+    for step in trajectory(tiny, passes[0], NUM_STEPS):
+        moving = {name: step[name] for name in ("hidden_states", "timestep")}
+        steps += [{**inputs, **moving} for inputs in passes]
+    return steps
+
+
+@dataclass
+class Compiled:
+    """What is compiled once, and called by all cases that take it: by model, and how its ranks work
+    together."""
+
+    inner: str
+    models: dict[tuple[str, str], tuple[nn.Module, nn.Module]] = field(default_factory=dict)
+
+    def of(self, name: str, parallel: str) -> tuple[nn.Module, nn.Module]:
+        """A model, and the same compiled."""
+        if (name, parallel) not in self.models:
+            tiny = MODELS[name]
+            model = tiny.build(DEPTH)
+            inputs = steps_of(tiny, model, 1)[0]
+            PARALLEL[parallel](model, name, inputs)
+            options = {"inner_backend": self.inner}
+            compiled = torch.compile(model, backend="cachedit", options=options)
+            self.models[name, parallel] = model, compiled
+        return self.models[name, parallel]
+
+
+def run_counted(model: nn.Module, inputs: Inputs) -> tuple[Tensor, dict[str, int]]:
+    """The output, and how often each collective ran."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        output = model(**inputs)[0]
+    events = {event.key: event.count for event in profiled.key_averages()}
+    return output, {name: count for name, count in events.items() if "c10d" in name}
+
+
+def run_plainly(model: nn.Module, inputs: Inputs) -> tuple[Tensor, dict[str, int]]:
+    return model(**inputs)[0], {}
+
+
+def run_image(model: nn.Module, case: Seen, steps: Sequence[Inputs]) -> tuple[list[Tensor], Seen]:
+    """The outputs of an image; what was decided, and the collectives of each step."""
+    dc.reset(model)
+    dc.configure(model, preset="balanced", **case.get("settings", BOLD))
+    run = run_counted if case.get("is_counted") else run_plainly
+    outputs, counted = zip(*(run(model, step) for step in steps), strict=True)
+    decided = dc.summary(model).steps[-len(steps) :]
+    told = [{"hit": s.hit, "reason": s.reason, "diff": s.diff} for s in decided]
+    return list(outputs), {"steps": told, "collectives": counted}
+
+
+def run_case(case: Seen, compiled: Compiled) -> Seen:
+    """One image by one process, and the same by all ranks; or random schedules."""
+    if "schedules" in case:
+        return run_schedules(case["schedules"])
+    name = str(case["model"])
+    model, single = compiled.of(name, "nothing")
+    steps = steps_of(MODELS[name], model, int(case.get("num_passes", 1)))
+    wanted, alone = run_image(single, case, steps)
+    _, shared = compiled.of(name, str(case["parallel"]))
+    outputs, seen = run_image(shared, case, steps)
+    pairs = zip(outputs, wanted, strict=True)
+    return {
+        "alone": alone["steps"],
+        "shared": seen["steps"],
+        "collectives": seen["collectives"],
+        "errors": [relative_error(output, other) for output, other in pairs],
+        "refusals": list(dc.summary(shared).refusals),
+    }
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    # diffusers divides by the number of accelerators, which is 0 on a machine without any.
+    torch.accelerator.device_count = lambda: 1
+    cases: Sequence[Seen] = json.loads((folder / "cases.json").read_text())
+    with torch.no_grad():
+        compiled = Compiled("eager")
+        seen = [run_case(case, compiled) for case in cases]
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
