@@ -1,9 +1,9 @@
 """Random schedules on ranks that share a sample, in which one of them is treated otherwise.
 
 All ranks draw the same schedule from its number. At each step nothing happens, as a rule; or all of
-them begin another image, at another size; or one of them alone is reset, is given other settings,
-draws another image, is at another timestep, or calls by another name. What must hold: each step
-ends, and is a hit on all ranks or on none.
+them begin another image, at another size, or write to their control; or one of them alone is
+reset, is given other settings, draws another image, is at another timestep, calls by another name,
+or writes to its control. What must hold: each step ends, and is a hit on all ranks or on none.
 """
 
 import random
@@ -20,7 +20,7 @@ from support.toy_dits import DIM, GatedBlock, ToyDiT
 
 NUM_STEPS = 14
 SIZES = (4, 6, 8)
-OTHERWISE = ("reset", "settings", "off", "image", "timestep", "name", "bytes")
+OTHERWISE = ("reset", "settings", "off", "image", "timestep", "name", "bytes", "control")
 BOLD = {"residual_diff_threshold": 0.5, "Fn_compute_blocks": 1, "max_warmup_steps": 1}
 RULES = (
     BOLD,
@@ -44,7 +44,8 @@ class SharingBlock(nn.Module):
 
 
 class SharingDiT(ToyDiT):
-    """Each rank has its part of the tokens, from before the blocks until after them."""
+    """Each rank has its part of the tokens, from before the blocks until after them. A control is
+    added at each block."""
 
     def __init__(self, num_blocks: int = 4) -> None:
         torch.manual_seed(0)
@@ -52,9 +53,16 @@ class SharingDiT(ToyDiT):
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
         self.eval().requires_grad_(False)
 
-    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
-        own = super().trunk(h.chunk(self.num_ranks, dim=1)[self.rank], temb, e)
-        return funcol.all_gather_tensor(own.contiguous(), 1, dist.group.WORLD)
+    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, control: Tensor) -> Tensor:
+        temb = self.embed(timestep) + text.mean(1, keepdim=True)
+        h, added = (self.own(tokens) for tokens in (self.proj_in(latents), control[..., :DIM]))
+        for block in self.blocks:
+            h = block(h + 0.1 * added, temb)
+        whole = funcol.all_gather_tensor(h.contiguous(), 1, dist.group.WORLD)
+        return self.proj_out(whole)
+
+    def own(self, tokens: Tensor) -> Tensor:
+        return tokens.chunk(self.num_ranks, dim=1)[self.rank]
 
 
 @dataclass
@@ -66,7 +74,8 @@ class Schedule:
     alone: int
     settings: dict[str, object]
     events: list[str] = field(default_factory=list)
-    hits: list[list[bool]] = field(default_factory=list)
+    skipped: list[list[object]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.number)
@@ -76,13 +85,14 @@ class Schedule:
 
     def begin(self) -> None:
         self.image, self.step, self.size = self.rng.random(), 0, self.rng.choice(SIZES)
-        self.text = _normal(self.image + 2, 1, 4)
+        # Wider than the latents, which it would be taken for.
+        self.text, self.control = _normal(self.image + 2, 4), _normal(5, self.size, 2 * DIM)
 
     def run(self) -> None:
         for _ in range(NUM_STEPS):
             event = self.rng.choice(OTHERWISE) if self.rng.random() < 0.2 else "nothing"
             if self.rng.random() < 0.1:
-                event = "begin"
+                event = self.rng.choice(("begin", "written"))
             self.events.append(event)
             self.one_step(event)
 
@@ -97,16 +107,18 @@ class Schedule:
             timestep -= 1
         if self.is_alone and event == "reset":
             dc.reset(self.model)
+        if event == "written" or (self.is_alone and event == "control"):
+            self.control.mul_(1.0)
         name = dc.request("alone") if self.is_alone and event == "name" else nullcontext()
-        latents = torch.lerp(
-            _normal(image, 1, self.size), _normal(-1, 1, self.size), self.step / 40
-        )
+        latents = torch.lerp(_normal(image, self.size), _normal(-1, self.size), self.step / 40)
         with name:
-            self.model(latents, torch.full((1,), timestep), self.text)
+            self.model(latents, torch.full((1,), timestep), self.text, self.control)
         self.step += 1
-        hits: list[object] = [None] * dist.get_world_size()
-        dist.all_gather_object(hits, dc.summary(self.model).steps[-1].skipped)
-        self.hits.append(hits)
+        done = dc.summary(self.model).steps[-1]
+        skipped: list[object] = [None] * dist.get_world_size()
+        dist.all_gather_object(skipped, done.skipped)
+        self.skipped.append(skipped)
+        self.reasons.append(done.reason)
 
     def configure(self, event: str) -> None:
         own: dict[str, object] = {"enabled": True, "max_state_bytes": None, **self.settings}
@@ -120,9 +132,9 @@ class Schedule:
         dc.configure(self.model, **own)
 
 
-def _normal(seed: float, batch: int, num_tokens: int) -> Tensor:
+def _normal(seed: float, num_tokens: int, width: int = DIM) -> Tensor:
     generator = torch.Generator().manual_seed(int(seed * 1000) + 10_000)
-    return torch.randn(batch, num_tokens, DIM, generator=generator)
+    return torch.randn(1, num_tokens, width, generator=generator)
 
 
 def run_schedules(numbers: list[int]) -> Seen:
@@ -137,5 +149,6 @@ def run_schedules(numbers: list[int]) -> Seen:
         dc.reset(compiled)
         schedule = Schedule(compiled, number, number % 2, RULES[number % len(RULES)])
         schedule.run()
-        seen.append({"events": schedule.events, "skipped": schedule.hits})
+        told = ("events", "skipped", "reasons")
+        seen.append({name: vars(schedule)[name] for name in told})
     return {"schedules": seen, "refusals": list(dc.summary(compiled).refusals)}
