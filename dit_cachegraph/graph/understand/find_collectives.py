@@ -10,6 +10,7 @@ the mesh that a `DTensor` is sharded over:
 What stands in the prologue or the epilogue runs at every step, and binds nobody.
 """
 
+import inspect
 import sys
 from collections.abc import Iterator
 
@@ -63,8 +64,8 @@ def _collectives_in(node: fx.Node) -> Iterator[tuple[fx.Node, object]]:
 
 
 def _told_groups(node: fx.Node) -> Iterator[object]:
-    """What a call says where its function takes a group."""
-    if node.op == "call_function":
+    """What a call says where its function takes a group. What torch has built in takes none."""
+    if inspect.isfunction(node.target) or _is_operator(node):
         for reading in readings_of(node):
             yield from (reading[name] for name in _GROUP_ARGUMENTS if name in reading)
 
@@ -78,10 +79,13 @@ def _may_be_group(value: object) -> bool:
 
 def _is_of_torch_distributed(node: fx.Node) -> bool:
     """True for its operators, but for those that wait for no other rank."""
-    if not isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        return False
     namespace, _, name = str(node.target).partition(".")
-    return namespace in _NAMESPACES and name.removesuffix(".default") not in _WAIT_FOR_NOBODY
+    is_own = _is_operator(node) and namespace in _NAMESPACES
+    return is_own and name.removesuffix(".default") not in _WAIT_FOR_NOBODY
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
 
 
 def _groups_of_mesh(value: object) -> Iterator[str]:
