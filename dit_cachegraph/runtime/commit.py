@@ -22,7 +22,7 @@ from dit_cachegraph.runtime.step import Step
 from dit_cachegraph.step_log import StepReport
 
 
-def commit(step: Step, trunk: Trunk, ranks: Ranks | None) -> StepReport:
+def commit(step: Step, trunk: Trunk, ranks: Ranks | None = None) -> StepReport:
     """Write down what a step did, and free what is not needed any more. `ranks` share the sample,
     None where there are no others."""
     table, known = step.model.requests, step.match.track
