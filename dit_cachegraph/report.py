@@ -37,7 +37,8 @@ class GraphReport:
     `share_skipped` is that of the work of the regions; None where there are no weights, or no
     products to count. `makers` are the blocks of the regions that make a stream anew, so that what
     is replayed of it is its value. `is_linked`: its blocks were compiled one by one;
-    `is_loaded`: another process compiled them.
+    `is_loaded`: another process compiled them. `groups` are the process groups, by name, whose
+    ranks share each sample, and decide as one.
     """
 
     block_lists: tuple[BlockListReport, ...]
@@ -56,6 +57,7 @@ class GraphReport:
     num_graphs: int = 1
     has_no_blocks: bool = False
     is_linked: bool = False
+    groups: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.refusals:
@@ -77,6 +79,9 @@ class GraphReport:
         elif self.regions:
             num_blocks = sum(stop - start for start, stop in self.regions)
             lines.append(f"  {len(self.regions)} regions, of {num_blocks} blocks in all")
+        if self.groups:
+            named = " and ".join(map(repr, self.groups))
+            lines.append(f"  the ranks of process group {named} decide as one")
         lines += filter(None, [self._shares(), self._replayed()])
         if self.is_linked:
             lines.append(_LINKED)
@@ -327,6 +332,7 @@ def graph_report(
         makers=tuple(makers),
         is_linked=is_linked,
         is_loaded=is_loaded,
+        groups=trunk.groups,
     )
 
 

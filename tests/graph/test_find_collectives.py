@@ -137,6 +137,12 @@ def test_the_group_of_a_collective_is_found(write: Callable[[Tensor, Tensor], Te
     assert groups_of(writing_dit(write)) == (dist.group.WORLD.group_name,)
 
 
+def test_the_report_says_who_decides_together() -> None:
+    said = str(dc.explain(writing_dit(functional), **toy_inputs(90.0)))
+    assert f"the ranks of process group {dist.group.WORLD.group_name!r} decide as one" in said
+    assert "decide as one" not in str(dc.explain(gated_dit(4), **toy_inputs(90.0)))
+
+
 def test_the_group_of_a_mesh_is_found() -> None:
     model = tensor_parallel({"up": ColwiseParallel(), "down": RowwiseParallel()})
     assert groups_of(model) == (init_device_mesh("cpu", (2,)).get_group(0).group_name,)
