@@ -85,8 +85,8 @@ class Schedule:
 
     def begin(self) -> None:
         self.image, self.step, self.size = self.rng.random(), 0, self.rng.choice(SIZES)
-        # Wider than the latents, which it would be taken for.
-        self.text, self.control = _normal(self.image + 2, 4), _normal(5, self.size, 2 * DIM)
+        # Neither has ever the shape of the latents, which it would be taken for.
+        self.text, self.control = _normal(self.image + 2, 5), _normal(5, self.size, 2 * DIM)
 
     def run(self) -> None:
         for _ in range(NUM_STEPS):
