@@ -25,6 +25,7 @@ from dit_cachegraph.graph.understand.assign_nodes import Assignment
 from dit_cachegraph.graph.understand.check_rows import leads, why_rows_meet
 from dit_cachegraph.plan import ArgumentRoles, Samples, Segment
 
+RANKS = "ranks share each of its samples, and agree on one decision a call"
 FIXED = "the size of the batch is a fixed number in the compiled graph"
 
 

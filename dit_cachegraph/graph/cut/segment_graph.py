@@ -18,7 +18,7 @@ from torch import fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.cut.borders import Borders, SegmentGraph
-from dit_cachegraph.graph.cut.find_samples import find_samples
+from dit_cachegraph.graph.cut.find_samples import RANKS, find_samples
 from dit_cachegraph.graph.cut.measure_graph import MeasureGraph, batch_dim_of, measure_graph
 from dit_cachegraph.graph.cut.modulated_input_graph import (
     ModulatedInputGraph,
@@ -116,7 +116,7 @@ def _trunk(
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
         injected=_injected(cutting),
-        samples=_samples(cutting, segments),
+        samples=Samples(why_together=RANKS) if groups else _samples(cutting, segments),
         measure_sizes=tuple(slots[n] for n in measure.sizes),
         batch_dim=measure.batch_dim,
         modulated_input=_modulated_input(cutting, modulated),
