@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from dit_cachegraph.exc import CannotSave, NotLoadedWarning
+from dit_cachegraph.exc import CannotSave, InvalidConfig, NotLoadedWarning
 from dit_cachegraph.saved.forward import SavedForward, has_hooks
 from dit_cachegraph.saved.manifest import folder_for, read_programs, write_programs
 from dit_cachegraph.saved.program import Options, Program, compile_program, program_from_bytes
@@ -85,8 +85,14 @@ def load(target: Target, folder: str | Path, options: Mapping[str, object] | Non
 
     Raises:
         CannotSave: the model is compiled already, or has hooks: put them on afterwards.
+        InvalidConfig: `folder` is no folder, as where cache-dit's call of this name was meant.
         UnknownTarget: `target` holds no transformer.
     """
+    if not isinstance(folder, (str, Path)) or Path(folder).is_file():
+        raise InvalidConfig(
+            f"load(target, folder) reads the folder that precompile has written, got {folder!r}; "
+            "quantised weights are loaded by diffusers or cache-dit"
+        )
     options = dict(options or {})
     for part in _parts_of(target):
         _check_plain(part.module)

@@ -221,6 +221,12 @@ def test_a_program_lies_in_its_folder(folder):
     assert_afresh(toy(), folder, "missing, cut short or changed")
 
 
+@pytest.mark.parametrize("given", [Path(__file__), 3, None], ids=["a file", "a number", "nothing"])
+def test_what_is_no_folder_is_refused(given):
+    with pytest.raises(dc.InvalidConfig, match="the folder that precompile has written, got"):
+        dc.load(toy(), given)
+
+
 def test_an_empty_folder_is_nothing(tmp_path):
     assert_afresh(toy(), tmp_path, "nothing that `precompile` has saved whole")
 

@@ -38,7 +38,7 @@ def bare(compiled: Callable[..., Any]) -> CompiledSegment:
     function = boxed(compiled)
     wrapper = _to_be_called(function)
     is_plain = _qualname(wrapper).endswith(".runtime_wrapper") and not _is_autocast_on()
-    graph = _to_be_called(getattr(wrapper, "__wrapped__", None))
+    graph = _beneath_idle_layers(_to_be_called(getattr(wrapper, "__wrapped__", None)))
     if not is_plain or not isinstance(graph, CompiledFxGraph):
         return function
     call = graph.current_callable
@@ -62,6 +62,18 @@ def _to_be_called(function: object) -> object:
     whether it was loaded from a cache."""
     is_saved = type(function).__name__ == "SerializableCompiledFunction"
     return cast(Any, function).compiled_fn if is_saved else function
+
+
+def _beneath_idle_layers(function: object) -> object:
+    """What is called beneath layers that torch 2.11 puts around everything: for operators whose
+    order matters, which none of those is that make only new tensors, and for random numbers that
+    are functions of a seed, which nobody has asked for."""
+    idle = ["EffectTokensWrapper"]
+    if not torch._functorch.config.functionalize_rng_ops:
+        idle.append("FunctionalizedRngRuntimeWrapper")
+    while hasattr(function, "__wrapped__") and any(name in _qualname(function) for name in idle):
+        function = function.__wrapped__
+    return function
 
 
 def _is_autocast_on() -> bool:
