@@ -154,8 +154,8 @@ def error_of_another_track(monkeypatch):
     """What a reuse would have missed is that of the call before, whosever that was."""
     measure, before = commit._error, {}
 
-    def error_before(step):
-        error, before["error"] = before.get("error"), measure(step)
+    def error_before(step, ranks):
+        error, before["error"] = before.get("error"), measure(step, ranks)
         return before["error"] and error
 
     monkeypatch.setattr(commit, "_error", error_before)
