@@ -27,14 +27,14 @@ class BatchedModel(CachedModel):
         self,
         compiled: CompiledTrunk,
         options: Mapping[str, object],
-        called: type[nn.Module] | None,
+        model_class: type[nn.Module] | None,
         *,
         are_weights_frozen: bool = False,
     ) -> None:
-        super().__init__(compiled, options, called, are_weights_frozen=are_weights_frozen)
+        super().__init__(compiled, options, model_class, are_weights_frozen=are_weights_frozen)
         one = of_one_sample(compiled)
         self._layout = Layout.of(compiled)
-        self._sample = CachedModel(one, options, called, are_weights_frozen=are_weights_frozen)
+        self._sample = CachedModel(one, options, model_class, are_weights_frozen=are_weights_frozen)
 
     def run(self, values: Values, caller: Caller | None) -> tuple[object, ...]:
         """A call, whose samples are apart if it is by a batch of requests."""

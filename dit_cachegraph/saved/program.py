@@ -7,7 +7,6 @@ Those on Python's values and on the process can't be saved: `CallKind` stands fo
 model are left out: it has to stay as it was when it was saved, as with `frozen_weights`.
 """
 
-import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,13 +46,11 @@ class Program:
         """Raises:
         CannotSave: something in it has no form in a file.
         """
-        data = io.BytesIO()
         try:
             saved = AOTCompiledFunction.serialize(self.function, _functions_around(module))
-            pickle.dump((self.kind, dict(self.options), saved.serialized_data), data)
+            return pickle.dumps((self.kind, dict(self.options), saved.serialized_data))
         except (pickle.PicklingError, TypeError, RuntimeError) as error:
             raise CannotSave(f"{type(module).__name__} can't be saved: {error}") from error
-        return data.getvalue()
 
 
 def program_from_bytes(data: bytes, module: nn.Module) -> Program:

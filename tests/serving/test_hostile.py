@@ -6,14 +6,9 @@ import socket
 import pytest
 
 from dit_cachegraph.serving.limits import Limits
-from support.serving_runs import PROMPT, WatchedStudio, served
+from support.serving_runs import PROMPT, served
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def studio():
-    return WatchedStudio()
 
 
 @pytest.fixture(scope="module")

@@ -8,22 +8,10 @@ import pytest
 import dit_cachegraph as dc
 from dit_cachegraph.serving.page import PAGE
 from support.chromium import find_chromium, page
-from support.serving_runs import WatchedStudio, served, until
+from support.serving_runs import until
 
 pytestmark = pytest.mark.e2e
 in_a_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def studio():
-    return WatchedStudio()
-
-
-@pytest.fixture(scope="module")
-def client(studio):
-    with served(studio) as client:
-        client.wait_until_ready()
-        yield client
 
 
 class Tags(HTMLParser):

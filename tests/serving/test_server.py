@@ -23,18 +23,6 @@ NUM_STEPS = 8
 LONG = 100
 
 
-@pytest.fixture(scope="module")
-def studio():
-    return WatchedStudio()
-
-
-@pytest.fixture(scope="module")
-def client(studio):
-    with served(studio) as client:
-        client.wait_until_ready()
-        yield client
-
-
 def mixed_asks(count):
     rng = random.Random(0)
     presets = ["balanced", "fast", "quality", "uncached"]

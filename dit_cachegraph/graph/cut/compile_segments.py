@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch._dynamo.backends.registry import list_backends, lookup_backend
 from torch._guards import TracingContext
@@ -107,7 +106,9 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
     originals = [_compiled(cut, kind, compiler) for kind in range(len(cut.graphs))]
     diff = compiler.segment(cut.measure.gm, cut.measure.example_inputs, makes_only_new=True)
     modulated = [] if cut.modulated_input is None else [Original(cut.modulated_input, False)]
-    stream_kind = _kind_of(cut.measure.example_inputs[-1])
+    stream = cut.measure.example_inputs[-1]
+    assert isinstance(stream, Tensor)
+    stream_kind = _kind_of(stream)
     ops.build_kernels(stream_kind, cut.trunk.batch_dim)
     return CompiledTrunk(
         trunk=cut.trunk,
@@ -115,7 +116,7 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
         functions=tuple(map(as_called, originals)),
         measure=as_called(diff),
         modulated_input=as_called(modulated[0]) if modulated else None,
-        allows_batch=allowed_batches(_batch_of(cut.measure.example_inputs[-1])),
+        allows_batch=allowed_batches(stream.shape[0]),
         num_compiled=len(originals),
         compile_seconds=time.perf_counter() - start,
         originals=(*originals, diff, *modulated),
@@ -123,13 +124,7 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
     )
 
 
-def _batch_of(stream: object) -> int | torch.SymInt:
-    assert isinstance(stream, Tensor)
-    return stream.shape[0]
-
-
-def _kind_of(stream: object) -> StreamKind:
-    assert isinstance(stream, Tensor)
+def _kind_of(stream: Tensor) -> StreamKind:
     width = stream.shape[-1]
     return StreamKind(stream.dtype, stream.device, width if isinstance(width, int) else None)
 
