@@ -12,8 +12,8 @@ from dit_cachegraph.observers import ObserverHandle
 from dit_cachegraph.records import Record
 from dit_cachegraph.report import Report, report_of
 from dit_cachegraph.request_handle import BatchHandle, RequestHandle
-from dit_cachegraph.requests.held import Freed, total_of
 from dit_cachegraph.requests.request import Request
+from dit_cachegraph.retention.held import Freed, total_of
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.targets import asked_about, modules_in
 

@@ -18,7 +18,7 @@ from dit_cachegraph.call_log import CallLog
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.observers import Observers
 from dit_cachegraph.policy.recorded import Recorded
-from dit_cachegraph.requests.table import RequestTable
+from dit_cachegraph.retention.table import RequestTable
 from dit_cachegraph.step_log import StepLog
 
 MAX_RECORDINGS = 16

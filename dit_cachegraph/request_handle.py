@@ -9,8 +9,8 @@ from typing import ParamSpec, TypeVar, cast
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.records import RequestRecord, RequestReport, report_of_request
-from dit_cachegraph.requests.held import Freed, total_of
-from dit_cachegraph.requests.request import REQUEST_SCOPES, Caller, Request, RequestBatch
+from dit_cachegraph.requests.request import REQUEST_SCOPES, Caller, Request
+from dit_cachegraph.retention.held import Freed, total_of
 from dit_cachegraph.scopes import Scope
 
 P = ParamSpec("P")
@@ -124,16 +124,17 @@ class BatchHandle(_Scoped):
 
     def __init__(self, handles: Sequence[RequestHandle]) -> None:
         self.handles = tuple(handles)
-        super().__init__(RequestBatch(tuple([handle.request for handle in self.handles])))
+        super().__init__(tuple([handle.request for handle in self.handles]))
         self._check_ended()
 
     def __enter__(self) -> "BatchHandle":
         self._check_ended()
         around = REQUEST_SCOPES.current()
-        if isinstance(around, RequestBatch):
+        if isinstance(around, tuple):
+            names = ", ".join(map(str, around))
             raise InvalidConfig(
-                f"requests: entered inside of the batch {around}, whose samples have their handles "
-                "already: leave that one first"
+                f"requests: entered inside of the batch [{names}], whose samples have their "
+                "handles already: leave that one first"
             )
         return super().__enter__()
 

@@ -15,7 +15,7 @@ from dit_cachegraph.batches.rows import apart
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.requests.handoff import CallHandoff
-from dit_cachegraph.requests.request import Caller, Request, RequestBatch
+from dit_cachegraph.requests.request import Caller, Request
 from dit_cachegraph.runtime.driver import CachedModel, Called
 from dit_cachegraph.runtime.slots import Values, tensors
 
@@ -39,14 +39,14 @@ class BatchedModel(CachedModel):
     def run(self, values: Values, caller: Caller | None) -> tuple[object, ...]:
         """A call, whose samples are apart if it is by a batch of requests."""
         are_together = self.compiled.trunk.samples.why_together is not None
-        if are_together or not isinstance(caller, RequestBatch):
+        if are_together or not isinstance(caller, tuple):
             return super().run(values, caller)
         called = self.called(values)
-        self._check_size(values, called, caller.requests)
-        if len(caller.requests) == 1:
-            step = self.begin_of(called, values, caller.requests[0], is_row=True)
+        self._check_size(values, called, caller)
+        if len(caller) == 1:
+            step = self.begin_of(called, values, caller[0], is_row=True)
             return self.finish(step)
-        return self._run_apart(values, called, caller.requests)
+        return self._run_apart(values, called, caller)
 
     def _run_apart(
         self, values: Values, called: Called, requests: Sequence[Request]

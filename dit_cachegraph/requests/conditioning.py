@@ -18,6 +18,7 @@ from torch import Tensor
 from dit_cachegraph import ops
 
 T = TypeVar("T")
+MAX_IDLE, MAX_ENDED = 1024, 8  # Requests by name of which nothing is held, under the same objects.
 
 
 def identity_of(request_key: Hashable | None, tensors: Sequence[Tensor]) -> tuple[Hashable, ...]:
@@ -115,6 +116,19 @@ class Namesakes(Generic[T]):
             own.pop(conditioning, None)
         for track in conditioning.tracks:
             self.recent.pop(track, None)
+
+    def note_held(
+        self, conditioning: Conditioning[T], *, is_idle: bool, is_over: bool
+    ) -> list[Conditioning[T]]:
+        """It holds nothing if it `is_idle`. Returns those like it that did so the longest ago and
+        are too many: requests that were given up would stay for ever."""
+        self.idle.pop(conditioning, None)
+        self.ended.pop(conditioning, None)
+        if not is_idle:
+            return []
+        place, most = (self.ended, MAX_ENDED) if is_over else (self.idle, MAX_IDLE)
+        place[conditioning] = None
+        return list(place)[: max(0, len(place) - most)]
 
     def begin(self, request_key: Hashable, number: int) -> int:
         """An image of this name begins with call `number`. Returns that with which the last one by

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from dit_cachegraph.layers import Layers
@@ -50,23 +50,15 @@ class Request:
         return str(self.key)
 
 
-@dataclass(frozen=True, eq=False)
-class RequestBatch:
-    """The requests of a batch, one for each sample."""
-
-    requests: tuple[Request, ...]
-
-    def together(self, why: str) -> Request:
-        """All of them as one, where the samples can't be told apart: it runs whole."""
-        logs = tuple([log for request in self.requests for log in request.logs])
-        keys = tuple([request.key for request in self.requests])
-        return Request(keys, (), logs, is_ended=True, why_whole=f"runs whole: {why}")
-
-    def __str__(self) -> str:
-        return f"[{', '.join(map(str, self.requests))}]"
+def together(requests: Sequence[Request], why: str) -> Request:
+    """The requests of a batch as one, where its samples can't be told apart: it runs whole."""
+    logs = tuple([log for request in requests for log in request.logs])
+    keys = tuple([request.key for request in requests])
+    return Request(keys, (), logs, is_ended=True, why_whole=f"runs whole: {why}")
 
 
-Caller = Request | RequestBatch
+# A request, or those of a batch, one for each sample.
+Caller = Request | tuple[Request, ...]
 REQUEST_SCOPES: ScopeRegistry[Caller] = ScopeRegistry("dit_cachegraph_request")
 
 

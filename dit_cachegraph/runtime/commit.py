@@ -13,8 +13,8 @@ from dit_cachegraph.plan import Trunk
 from dit_cachegraph.policy.diffs import batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Need, StepResult
 from dit_cachegraph.ranks.group import Ranks
-from dit_cachegraph.requests.retention import begin_image, end_step
 from dit_cachegraph.requests.track import Track
+from dit_cachegraph.retention.lifetimes import begin_image, end_step
 from dit_cachegraph.runtime.agree import note_agreed
 from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
 from dit_cachegraph.runtime.reading import sums_of
@@ -30,7 +30,7 @@ def commit(step: Step, trunk: Trunk, ranks: Ranks | None = None) -> StepReport:
     state = _state(step, trunk.signature)
     track = known if known is not None else Track(step.conditioning)
     if known is not None:
-        table.note_goes_on(step.conditioning)
+        table.set_aside.note_goes_on(step.conditioning)
     if track.is_complete:
         table.ends.unlearn(track.trajectory)
         track.is_complete = False

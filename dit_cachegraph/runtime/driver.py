@@ -25,8 +25,8 @@ from dit_cachegraph.records import StepRecord
 from dit_cachegraph.requests.handoff import CallHandoff, current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
 from dit_cachegraph.requests.match import find_partner
-from dit_cachegraph.requests.request import Caller, Request, RequestBatch, current_caller
-from dit_cachegraph.requests.retention import expire
+from dit_cachegraph.requests.request import Caller, Request, current_caller, together
+from dit_cachegraph.retention.lifetimes import expire
 from dit_cachegraph.runtime import replay
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
@@ -127,8 +127,8 @@ class CachedModel:
 
     def begin(self, values: Values, caller: Caller | None) -> Step:
         """Whose call this is, and by which settings it goes: read once a step."""
-        if isinstance(caller, RequestBatch):
-            caller = caller.together(self.compiled.trunk.samples.why_together or "")
+        if isinstance(caller, tuple):
+            caller = together(caller, self.compiled.trunk.samples.why_together or "")
         return self.begin_of(self.called(values), values, caller)
 
     def called(self, values: Values) -> Called:

@@ -25,6 +25,7 @@ ORDER = (
     ("layers",),
     ("config",),
     ("planning", "requests"),
+    ("retention",),
     ("call_log",),
     ("models",),
     ("calls",),

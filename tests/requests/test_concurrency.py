@@ -9,8 +9,8 @@ import torch
 
 import dit_cachegraph as dc
 from dit_cachegraph.requests.conditioning import Content
-from dit_cachegraph.requests.table import RequestTable
 from dit_cachegraph.requests.track import Track
+from dit_cachegraph.retention.table import RequestTable
 from support.image_runs import SETTINGS, image_of, oracle_of, under
 from support.running import compile_cached, relative_error, run_step
 from support.tiny_models import FLUX

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
-from dit_cachegraph.requests.table import MAX_IDLE
+from dit_cachegraph.requests.conditioning import MAX_IDLE
 from dit_cachegraph.step_log import MAX_STEPS_KEPT
 from support.toy_dits import GatedBlock, toy_inputs
 from support.toy_images import NUM_STEPS, compile_reading, denoise

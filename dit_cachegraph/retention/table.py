@@ -1,36 +1,25 @@
 """The tracks of one model, found by who is calling, and freed with the tensors of the caller.
 
-Conditioning is told by the identity of its storages. They are held weakly; when one dies, so do the
-tracks under it, with all that they hold. What dies after a single call may belong to a caller who
-rebuilds it at every call: it is set aside, and a call of equal content goes on with its tracks.
-
-    call 1 (text A)   a track; text A dies: set aside
-    call 2 (text A')  of equal content: the track goes on under the new objects
-
-What was written to says something else, most likely, and is treated as new objects.
-
-A sample of a batch is a row of what its caller put together. It has a name, and goes on under its
-name with what says the same, in whatever row of whatever tensor that lay, dead or alive.
+Conditioning is told by the identity of its storages, held weakly. When one dies, so do the tracks
+under it, with all that they hold, unless they wait for a call of equal content (`set_aside`). What
+was written to says something else, most likely, and is treated as new objects.
 """
 
 import itertools
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dit_cachegraph.requests.by_name import ByName
 from dit_cachegraph.requests.conditioning import Conditioning, Content, Namesakes, identity_of
-from dit_cachegraph.requests.held import Freed, Held
 from dit_cachegraph.requests.latents import Objects
 from dit_cachegraph.requests.schedule import Ends, Known
 from dit_cachegraph.requests.track import Track
+from dit_cachegraph.retention.by_name import ByName
+from dit_cachegraph.retention.held import Freed, Held
+from dit_cachegraph.retention.set_aside import SetAside, take
 
-T = TypeVar("T")
-MAX_SET_ASIDE = 32
-MAX_IDLE, MAX_ENDED = 1024, 8  # Requests by name of which nothing is held, under the same objects.
 OVER = "its state was freed with the rest of its request"
 REBUILT = "its conditioning was rebuilt, and its state went with the old one"
 
@@ -47,10 +36,8 @@ class RequestTable:
         self.num_expired = 0
         self._alive: dict[Hashable, Conditioning[Track]] = {}
         self._named: dict[Hashable, Namesakes[Track]] = {}
-        self._set_aside: list[Conditioning[Track]] = []
+        self.set_aside = SetAside()
         self._by_name = ByName()
-        self._is_rebuilt = False
-        self._is_rebuilt_wholly = False
         self._labels = itertools.count(1)
         self._numbers = itertools.count(1)
 
@@ -72,7 +59,7 @@ class RequestTable:
             if found is None:
                 new = Conditioning[Track](request_key, identity, versions, content)
                 before = self._take_over(content)
-                found = self._enter(new, before, [tensor.untyped_storage() for tensor in tensors])
+                found = self._enter(new, before, tensors)
             found.versions = versions
         found.num_calls += 1
         return found
@@ -90,40 +77,26 @@ class RequestTable:
         found = self._alive.get(identity)
         if found is None or not found.is_row or found.versions != versions:
             content = Content(request_key, tensors)
-            before = self._row_before(content, request_key, latents)
+            before = self._by_name.equal(content, besides=self.held.under_this_step(latents))
             for left in (found, before):
                 if left is not None:
+                    self.set_aside.take(left)
                     self._leave(left)
             new = Conditioning[Track](request_key, identity, versions, content, is_row=True)
-            found = self._enter(new, before, [tensor.untyped_storage() for tensor in tensors])
+            found = self._enter(new, before, tensors)
         found.num_calls += 1
         for given_up in self._by_name.note_called(found):
             self.end(given_up)
         return found
 
-    def _row_before(
-        self, content: Content, request_key: Hashable, latents: Objects
-    ) -> Conditioning[Track] | None:
-        """What a request was last called under that says the same, if not for this very step."""
-        calls = [(track, track.last_call) for track in self.held.called_with(latents)]
-        passes = {
-            track.conditioning
-            for track, call in calls
-            if call is not None and latents.are_unwritten_since(call.latents)
-        }
-        for before in self._by_name.of(request_key):
-            if before not in passes and content.is_that_of(before.content):
-                _take(self._set_aside, before)
-                return before
-        return None
-
     def _enter(
         self,
         new: Conditioning[Track],
         before: Conditioning[Track] | None,
-        storages: Sequence[torch.UntypedStorage],
+        tensors: Sequence[Tensor],
     ) -> Conditioning[Track]:
         """New conditioning, with the tracks of one before that says the same."""
+        storages = [tensor.untyped_storage() for tensor in tensors]
         named = f"#{next(self._labels)}" if new.request_key is None else str(new.request_key)
         new.label = named if before is None else before.label
         if before is not None:
@@ -150,15 +123,11 @@ class RequestTable:
     def _take_over(self, content: Content) -> Conditioning[Track] | None:
         """What was set aside with this content, or a row that has it; of several, the one whose
         last call is the longest ago."""
-        for before in self._by_name.of(content.request_key):
-            if before.is_row and content.is_that_of(before.content):
-                self._leave(before)
-                return before
-        for before in list(self._set_aside):
-            # Another thread may have taken it since.
-            if content.is_that_of(before.content) and _take(self._set_aside, before):
-                return before
-        return None
+        row = self._by_name.equal_row(content)
+        if row is not None:
+            self._leave(row)
+            return row
+        return self.set_aside.take_equal(content)
 
     def end(self, conditioning: Conditioning[Track]) -> None:
         """The request is over."""
@@ -176,13 +145,6 @@ class RequestTable:
                 if not named.members:
                     self._named.pop(conditioning.identity[1:], None)
 
-    def note_goes_on(self, conditioning: Conditioning[Track]) -> None:
-        """A track went on. If that is the first call with these objects, its caller rebuilds them:
-        from now on what is set aside keeps its tensors, and before that only its step."""
-        if conditioning.num_calls == 1:
-            self._is_rebuilt = True
-            self._is_rebuilt_wholly |= not conditioning.lasting
-
     def forget(self, conditioning: Conditioning[Track], *, ends_request: bool) -> None:
         """One of its objects is gone, or says something else."""
         if conditioning.is_row:
@@ -193,14 +155,13 @@ class RequestTable:
             if ends_request:
                 self._drop(conditioning)
                 return
-            if not self._is_rebuilt:
+            if not self.set_aside.is_rebuilt:
                 self._free(conditioning, REBUILT)
-            self._set_aside.append(conditioning)
-            while len(self._set_aside) > MAX_SET_ASIDE:
-                self._drop(self._set_aside.pop(0))
-        elif ends_request and _take(self._set_aside, conditioning):
+            for oldest in self.set_aside.add(conditioning):
+                self._drop(oldest)
+        elif ends_request and self.set_aside.take(conditioning):
             self._drop(conditioning)
-        if conditioning.is_gone and not self._is_rebuilt_wholly:
+        if conditioning.is_gone and not self.set_aside.is_rebuilt_wholly:
             self._free(conditioning, REBUILT)
 
     def _drop(self, conditioning: Conditioning[Track]) -> None:
@@ -222,9 +183,9 @@ class RequestTable:
         self.held.remove(track)
         if track.conditioning.namesakes is not None:
             track.conditioning.namesakes.recent.pop(track, None)
-        _take(track.passes, track)
+        take(track.passes, track)
         track.passes = [track]
-        _take(track.conditioning.tracks, track)
+        take(track.conditioning.tracks, track)
 
     def free(self, track: Track, why: str) -> None:
         """Free its tensors, and go on knowing which step comes next."""
@@ -234,20 +195,14 @@ class RequestTable:
             self.note_held(track.conditioning)
 
     def note_held(self, conditioning: Conditioning[Track]) -> None:
-        """What is held under it changed. Of requests by name of which nothing is, those that were
-        left the longest ago are forgotten: those that were given up would stay for ever."""
-        left: list[Conditioning[Track]] = []
+        """What is held under it changed."""
         with self.held.lock:
-            named = conditioning.namesakes
+            named, tracks = conditioning.namesakes, conditioning.tracks
             if named is None:
                 return
-            named.idle.pop(conditioning, None)
-            named.ended.pop(conditioning, None)
-            if all(track.state is None for track in conditioning.tracks):
-                is_over = all(track.is_complete for track in conditioning.tracks)
-                place, most = (named.ended, MAX_ENDED) if is_over else (named.idle, MAX_IDLE)
-                place[conditioning] = None
-                left = list(place)[: max(0, len(place) - most)]
+            is_idle = all(track.state is None for track in tracks)
+            is_over = all(track.is_complete for track in tracks)
+            left = named.note_held(conditioning, is_idle=is_idle, is_over=is_over)
         for other in left:
             self.end(other)
 
@@ -264,14 +219,13 @@ class RequestTable:
     def drop(self, request_key: Hashable | None = None) -> Freed:
         """Drop what one request keeps, or all of them."""
         num_tracks, nbytes = 0, 0
-        for conditioning in dict.fromkeys(
-            [*self._alive.values(), *self._set_aside, *self._by_name.rows()]
-        ):
+        known = [*self._alive.values(), *self.set_aside, *self._by_name.rows()]
+        for conditioning in dict.fromkeys(known):
             if request_key is None or conditioning.request_key == request_key:
                 tracks = list(conditioning.tracks)
                 num_tracks += len(tracks)
                 nbytes += sum(map(self.held.release, tracks))
-                _take(self._set_aside, conditioning)
+                self.set_aside.take(conditioning)
                 self.end(conditioning)
         return Freed(num_tracks, nbytes)
 
@@ -281,15 +235,6 @@ class RequestTable:
 
     def __len__(self) -> int:
         return len(self._alive)
-
-
-def _take(items: list[T], item: T) -> bool:
-    """Remove an item that may be gone: True for the one thread that got it."""
-    try:
-        items.remove(item)
-    except ValueError:
-        return False
-    return True
 
 
 def _forgetter(

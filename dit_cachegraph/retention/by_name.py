@@ -1,8 +1,12 @@
-"""Conditioning by the name of its request: where a sample of a batch finds what it goes on with."""
+"""Conditioning by the name of its request: where a sample of a batch finds what it goes on with.
 
-from collections.abc import Hashable
+A sample is a row of what its caller put together. It goes on under its name with what says the
+same, in whatever row of whatever tensor that lay, dead or alive.
+"""
 
-from dit_cachegraph.requests.conditioning import Conditioning
+from collections.abc import Collection, Hashable
+
+from dit_cachegraph.requests.conditioning import Conditioning, Content
 from dit_cachegraph.requests.track import Track
 
 MAX_ROWS = 1024
@@ -32,6 +36,18 @@ class ByName:
     def of(self, request_key: Hashable | None) -> list[Conditioning[Track]]:
         """Those of one request, in the order of their entrance."""
         return list(self._of_key.get(request_key, ()))
+
+    def equal(
+        self, content: Content, besides: Collection[Conditioning[Track]]
+    ) -> Conditioning[Track] | None:
+        """What the request was called under that says the same, but for those `besides`."""
+        own = (known for known in self.of(content.request_key) if known not in besides)
+        return next((known for known in own if content.is_that_of(known.content)), None)
+
+    def equal_row(self, content: Content) -> Conditioning[Track] | None:
+        """The row of the request that says the same."""
+        rows = (known for known in self.of(content.request_key) if known.is_row)
+        return next((row for row in rows if content.is_that_of(row.content)), None)
 
     def rows(self) -> list[Conditioning[Track]]:
         """All rows."""

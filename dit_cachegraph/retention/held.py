@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from dit_cachegraph.requests.conditioning import Conditioning
 from dit_cachegraph.requests.fingerprint import Fingerprint
 from dit_cachegraph.requests.latents import Objects
 from dit_cachegraph.requests.track import HeldState, Track
@@ -84,6 +85,15 @@ class Held:
             tracks = [] if latents.place is None else list(self._by_latents.get(latents.place, ()))
         calls = [(track, track.last_call) for track in tracks]
         return [t for t, call in calls if call is not None and latents.are_those_of(call.latents)]
+
+    def under_this_step(self, latents: Objects) -> set[Conditioning[Track]]:
+        """What the same step was called under already: with these latents, unwritten since."""
+        called = [(track, track.last_call) for track in self.called_with(latents)]
+        return {
+            track.conditioning
+            for track, call in called
+            if call is not None and latents.are_unwritten_since(call.latents)
+        }
 
     def remove(self, track: Track) -> int:
         """The track is over. Returns what `release` does."""

@@ -18,8 +18,8 @@ from dit_cachegraph.config import CommonSettings
 from dit_cachegraph.requests.conditioning import Conditioning
 from dit_cachegraph.requests.match import NEXT_BEGAN, are_twins
 from dit_cachegraph.requests.schedule import looks_whole
-from dit_cachegraph.requests.table import RequestTable
 from dit_cachegraph.requests.track import Track
+from dit_cachegraph.retention.table import RequestTable
 
 MAX_TRACKS = 16
 OVER = "its state was freed after what was taken for the last step"
