@@ -1,0 +1,149 @@
+"""Who draws a whole image of the same FLUX, step by step, with the same steps computed.
+
+    plain, regional          `torch.compile`, `compile_repeated_blocks`; nothing is cached
+    cachedit, frozen         this package's backend, by default and with `frozen_weights`
+    cache-dit, and -compiled the peer's DBCache, by itself and under `torch.compile`, set up as its
+                             documentation says
+    FirstBlockCache          diffusers' own, compiled. It takes no mask of steps: all of its steps
+                             but the first are hits, so that only those can be compared
+    floor                    one block, compiled with what is before and after the blocks: the least
+                             that a hit with one first block has to run
+
+Each changes the model that it is given, or what Dynamo has of it: one engine a process.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import cache_dit
+import torch
+from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel
+from torch import Tensor, nn
+
+import dit_cachegraph
+from bench.speed.engines import CACHE_SETTINGS, CACHEDIT, FROZEN, PLAIN, Model
+from bench.speed.flux import NUM_IMAGE_STEPS, Depth, Inputs, Preset, build_model
+from dit_cachegraph.backend import cachedit
+
+REGIONAL, FLOOR = "regional", "floor"
+PEER, PEER_COMPILED, FIRST_BLOCK_CACHE = "cache-dit", "cache-dit-compiled", "FirstBlockCache"
+# 10 computed steps and 18 hits.
+MASK = (1, 1, 1, 1, *(0, 0, 0, 1) * 6)
+NEVER_TOO_FAR = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Drawer:
+    """`call` makes a step; `hits` are the steps of the last image that were reused, None where the
+    engine caches nothing. Each image is drawn `inside` of a context, which is entered untimed."""
+
+    call: Model
+    hits: Callable[[], Sequence[int] | None] = lambda: None
+    inside: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+def draw(drawer: Drawer, image: Sequence[Inputs]) -> list[Tensor]:
+    """What the steps of an image return."""
+    with drawer.inside():
+        return [drawer.call(**inputs)[0].clone() for inputs in image]
+
+
+def _plain(preset: Preset, depth: Depth) -> Drawer:
+    return Drawer(torch.compile(build_model(preset, depth)))
+
+
+def _floor(preset: Preset, _: Depth) -> Drawer:
+    return Drawer(torch.compile(build_model(preset, Depth(1, 0))))
+
+
+def _regional(preset: Preset, depth: Depth) -> Drawer:
+    model = _flux(preset, depth)
+    model.compile_repeated_blocks()
+    return Drawer(model)
+
+
+def _ours(preset: Preset, depth: Depth) -> Drawer:
+    return _of_ours(build_model(preset, depth), {})
+
+
+def _frozen(preset: Preset, depth: Depth) -> Drawer:
+    return _of_ours(build_model(preset, depth), {"frozen_weights": True})
+
+
+def _of_ours(model: nn.Module, more: Mapping[str, object]) -> Drawer:
+    options = {
+        **CACHE_SETTINGS,
+        "residual_diff_threshold": NEVER_TOO_FAR,
+        "steps_computation_mask": MASK,
+        "steps_computation_policy": "dynamic",
+        **more,
+    }
+
+    def hits() -> Sequence[int]:
+        steps = dit_cachegraph.summary(model).steps[-NUM_IMAGE_STEPS:]
+        return [i for i, step in enumerate(steps) if step.hit]
+
+    return Drawer(torch.compile(model, backend=cachedit, options=options), hits)  # type: ignore[arg-type]
+
+
+def _peer(preset: Preset, depth: Depth) -> Drawer:
+    model = _peer_model(preset, depth)
+    return _of_peer(model, model)
+
+
+def _peer_compiled(preset: Preset, depth: Depth) -> Drawer:
+    cache_dit.set_compile_configs()
+    model = _peer_model(preset, depth)
+    return _of_peer(model, torch.compile(model))
+
+
+def _peer_model(preset: Preset, depth: Depth) -> FluxTransformer2DModel:
+    model = _flux(preset, depth)
+    config = cache_dit.DBCacheConfig(
+        **CACHE_SETTINGS,
+        residual_diff_threshold=NEVER_TOO_FAR,
+        steps_computation_mask=list(MASK),
+        steps_computation_policy="dynamic",
+        num_inference_steps=NUM_IMAGE_STEPS,
+    )
+    cache_dit.enable_cache(model, cache_config=config)
+    return model
+
+
+def _of_peer(model: FluxTransformer2DModel, call: Model) -> Drawer:
+    def hits() -> Sequence[int]:
+        (stats, *_) = cache_dit.summary(model, logging=False)
+        return list(stats.cached_steps)
+
+    # It is told where an image begins; otherwise the next one goes on with the steps of the last.
+    def begin() -> AbstractContextManager[object]:
+        cache_dit.refresh_context(model, num_inference_steps=NUM_IMAGE_STEPS)
+        return nullcontext()
+
+    return Drawer(call, hits, begin)
+
+
+def _first_block_cache(preset: Preset, depth: Depth) -> Drawer:
+    model = _flux(preset, depth)
+    model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    call = torch.compile(model)
+    return Drawer(call, lambda: range(1, NUM_IMAGE_STEPS), lambda: model.cache_context("image"))
+
+
+def _flux(preset: Preset, depth: Depth) -> FluxTransformer2DModel:
+    model = build_model(preset, depth)
+    assert isinstance(model, FluxTransformer2DModel)
+    return model
+
+
+DRAWERS: Mapping[str, Callable[[Preset, Depth], Drawer]] = {
+    PLAIN: _plain,
+    REGIONAL: _regional,
+    CACHEDIT: _ours,
+    FROZEN: _frozen,
+    PEER: _peer,
+    PEER_COMPILED: _peer_compiled,
+    FIRST_BLOCK_CACHE: _first_block_cache,
+    FLOOR: _floor,
+}
