@@ -18,16 +18,8 @@ from torch import Tensor
 
 from dit_cachegraph.batches.rows import apart, together
 from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.runtime.crossing import Crossing, crossing_of
 from dit_cachegraph.runtime.slots import Values, tensor_at
-
-
-class Crossing(NamedTuple):
-    """The slots that a run of segments reads from before, those that it makes for later, and those
-    that nobody reads after it."""
-
-    reads: tuple[int, ...]
-    leaves: tuple[int, ...]
-    dead: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +33,7 @@ class Layout:
     @classmethod
     def of(cls, compiled: CompiledTrunk) -> "Layout":
         keep = lru_cache(maxsize=1024)
-        crossing = keep(lambda a, b: _crossing(compiled, a, b))
+        crossing = keep(lambda a, b: crossing_of(compiled.trunk, a, b))
         return cls(compiled, crossing, keep(compiled.allows_batch))
 
     def size_for(self, num: int, num_samples: int) -> int:
@@ -138,16 +130,3 @@ class JointValues:
 
 def _are_same(rows: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(row is other for row, other in zip(rows, others, strict=True))
-
-
-def _crossing(compiled: CompiledTrunk, a: int, b: int) -> Crossing:
-    trunk = compiled.trunk
-    segments = trunk.segments[a:b]
-    made = {slot for segment in segments for slot in segment.outputs if slot is not None}
-    read = dict.fromkeys(slot for segment in segments for slot in segment.inputs)
-    own = range(trunk.num_arguments, trunk.num_slots)
-    return Crossing(
-        reads=tuple(slot for slot in read if slot not in made),
-        leaves=tuple(slot for slot in sorted(made) if trunk.last_use[slot] >= b),
-        dead=tuple(slot for slot in own if a <= trunk.last_use[slot] < b),
-    )
