@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.config import split_options
-from dit_cachegraph.exc import CannotCut, NoBlocks
+from dit_cachegraph.exc import CannotCut, InvalidConfig, NoBlocks
 from dit_cachegraph.frozen_weights import leave_out_guards_on_modules
 from dit_cachegraph.graph.cut.compile_segments import (
     InnerCompiler,
@@ -36,6 +36,7 @@ from dit_cachegraph.hooks import hooks_on
 from dit_cachegraph.links.called import CalledLink
 from dit_cachegraph.links.link import Link
 from dit_cachegraph.plan import Uncacheable
+from dit_cachegraph.runtime.cuda_capturer import cuda_capturer
 from dit_cachegraph.runtime.uncached import UncachedModel
 from dit_cachegraph.savable import SavableModel
 
@@ -44,6 +45,10 @@ log = logging.getLogger("dit_cachegraph")
 GRAD_MODE = (
     "it was compiled with gradients on, and the cache is for inference: call the model under "
     "`torch.no_grad()` or `torch.inference_mode()`"
+)
+NO_RUNS = (
+    "cuda_graphs replays runs of blocks, and these are compiled one by one: compile the whole "
+    "model, or leave the option out"
 )
 
 
@@ -67,10 +72,13 @@ def cachedit(
         return _run_uncached(gm, example_inputs, compiler, Uncacheable(GRAD_MODE))
     block = find_link(gm)
     if block is not None:
+        if compile_options.cuda_graphs:
+            raise InvalidConfig(NO_RUNS)
         return _link(gm, example_inputs, compiler, block, settings)
     cut = cut_graph(gm, compile_options.group_name)
     if isinstance(cut, Uncacheable):
         return _run_uncached(gm, example_inputs, compiler, cut)
+    capturer = cuda_capturer(cut.device) if compile_options.cuda_graphs else None
     log.info("compiling %d segments of %d blocks", len(cut.graphs), cut.trunk.num_blocks)
     compiled = compile_segments(cut, compiler)
     log.info("compiled in %.1f s", compiled.compile_seconds)
@@ -78,7 +86,9 @@ def cachedit(
     if are_frozen:
         leave_out_guards_on_modules()
     called = _class_being_called()
-    return SavableModel(compiled, settings, called, are_weights_frozen=are_frozen)
+    return SavableModel(
+        compiled, settings, called, are_weights_frozen=are_frozen, capturer=capturer
+    )
 
 
 def cut_graph(gm: fx.GraphModule, process_group: str | None = None) -> Cut | Uncacheable:

@@ -95,6 +95,11 @@ class CompileOptions:
     settings and grad mode are checked as ever, and so is which model is called. Where blocks are
     compiled one by one, it does nothing."""
 
+    cuda_graphs: bool = False
+    """Replay runs of segments as CUDA graphs, in place of calling them, so that the host has little
+    to do. Each run takes a capture at its first call of a size, and there is a pool of memory
+    beside what is kept. For a model on a GPU whose weights stay where they are."""
+
     process_group: object = None
     """The ranks that share each sample, and so have to decide as one: a group of torch.distributed,
     or its name. None: those that the blocks wait for, where it is seen which these are."""
@@ -113,6 +118,7 @@ class CompileOptions:
         if not isinstance(self.inductor, Mapping):
             raise InvalidConfig(f"inductor must be a dict of options, got {self.inductor!r}")
         check_bool("frozen_weights", self.frozen_weights)
+        check_bool("cuda_graphs", self.cuda_graphs)
         self._check_group()
 
     def _check_group(self) -> None:

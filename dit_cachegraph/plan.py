@@ -73,12 +73,14 @@ class Stream:
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One piece of the graph, ready to call. `outputs[k]` is the slot for output `k`, or None for
-    an output that only other users of the same compiled function need."""
+    an output that only other users of the same compiled function need. `why_eager` says why no
+    CUDA graph can stand for it, if none can."""
 
     name: str
     kind: int
     inputs: tuple[int, ...]
     outputs: tuple[int | None, ...]
+    why_eager: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class Trunk:
     None where samples are folded into another. `modulated_input` is a sentence where there is none.
     `signature` is equal for trunks that differ in sizes alone: what one keeps, the other may use.
     `groups` are the process groups, by name, in which its blocks wait for other ranks: those share
-    a sample with this one.
+    a sample with this one. `weights` are the slots of all parameters and buffers.
     """
 
     segments: tuple[Segment, ...]
@@ -167,6 +169,7 @@ class Trunk:
     costs: Costs
     signature: int
     groups: tuple[str, ...] = ()
+    weights: frozenset[int] = frozenset()
 
     @property
     def num_blocks(self) -> int:

@@ -38,7 +38,8 @@ class GraphReport:
     products to count. `makers` are the blocks of the regions that make a stream anew, so that what
     is replayed of it is its value. `is_linked`: its blocks were compiled one by one;
     `is_loaded`: another process compiled them. `groups` are the process groups, by name, whose
-    ranks share each sample, and decide as one.
+    ranks share each sample, and decide as one. `cuda_graphs` says of graphs that are replayed how
+    many there are, and what runs without and why; empty where they weren't asked for.
     """
 
     block_lists: tuple[BlockListReport, ...]
@@ -58,6 +59,7 @@ class GraphReport:
     has_no_blocks: bool = False
     is_linked: bool = False
     groups: tuple[str, ...] = ()
+    cuda_graphs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.refusals:
@@ -83,6 +85,7 @@ class GraphReport:
             named = " and ".join(map(repr, self.groups))
             lines.append(f"  the ranks of process group {named} decide as one")
         lines += filter(None, [self._shares(), self._replayed()])
+        lines += [f"  {said}" for said in self.cuda_graphs]
         if self.is_linked:
             lines.append(_LINKED)
         return "\n".join(lines)
@@ -257,7 +260,7 @@ def _graph(graph: object, state: ModelState) -> GraphReport:
         return refused(graph.refusal)
     assert isinstance(graph, CachedModel)
     trunk = graph.compiled.trunk
-    return graph_report(
+    report = graph_report(
         trunk,
         num_distinct=graph.compiled.num_compiled,
         regions=_regions(graph, state),
@@ -265,6 +268,8 @@ def _graph(graph: object, state: ModelState) -> GraphReport:
         is_linked=isinstance(graph, LinkedModel),
         is_loaded=graph.compiled.is_loaded,
     )
+    graphed = graph.graphed
+    return replace(report, cuda_graphs=() if graphed is None else graphed.of(state).lines())
 
 
 def _plan(graph: object, state: ModelState) -> tuple[CachedModel, StepPlan] | None:

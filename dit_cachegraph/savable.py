@@ -6,6 +6,7 @@ from torch._dynamo.aot_compile_types import SerializableCallable
 
 from dit_cachegraph.batches.model import BatchedModel
 from dit_cachegraph.graph.cut.saving import trunk_from_bytes, trunk_to_bytes
+from dit_cachegraph.runtime.cuda_capturer import cuda_capturer
 
 
 class SavableModel(BatchedModel, SerializableCallable):
@@ -19,9 +20,13 @@ class SavableModel(BatchedModel, SerializableCallable):
         """
         assert isinstance(fn, cls)
         options, are_frozen = dict(fn.plans.options), fn.are_weights_frozen
-        return pickle.dumps((trunk_to_bytes(fn.compiled), options, fn.model_class, are_frozen))
+        has_graphs, trunk = fn.graphed is not None, trunk_to_bytes(fn.compiled)
+        return pickle.dumps((trunk, options, fn.model_class, are_frozen, has_graphs))
 
     @classmethod
     def deserialize_compile_artifacts(cls, data: bytes) -> "SavableModel":
-        trunk, options, model_class, are_frozen = pickle.loads(data)
-        return cls(trunk_from_bytes(trunk), options, model_class, are_weights_frozen=are_frozen)
+        trunk, options, model_class, are_frozen, has_graphs = pickle.loads(data)
+        compiled = trunk_from_bytes(trunk)
+        assert compiled.stream_kind is not None, "it was compiled as one graph"
+        capturer = cuda_capturer(compiled.stream_kind.device) if has_graphs else None
+        return cls(compiled, options, model_class, are_weights_frozen=are_frozen, capturer=capturer)

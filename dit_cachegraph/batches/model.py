@@ -16,6 +16,7 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.requests.handoff import CallHandoff
 from dit_cachegraph.requests.request import Caller, Request
+from dit_cachegraph.runtime.capturer import Capturer
 from dit_cachegraph.runtime.driver import CachedModel, Called
 from dit_cachegraph.runtime.slots import Values, tensors
 
@@ -30,8 +31,15 @@ class BatchedModel(CachedModel):
         model_class: type[nn.Module] | None,
         *,
         are_weights_frozen: bool = False,
+        capturer: Capturer | None = None,
     ) -> None:
-        super().__init__(compiled, options, model_class, are_weights_frozen=are_weights_frozen)
+        super().__init__(
+            compiled,
+            options,
+            model_class,
+            are_weights_frozen=are_weights_frozen,
+            capturer=capturer,
+        )
         one = of_one_sample(compiled)
         self._layout = Layout.of(compiled)
         self._sample = CachedModel(one, options, model_class, are_weights_frozen=are_weights_frozen)
@@ -59,7 +67,8 @@ class BatchedModel(CachedModel):
         ]
         walks = [model.walk(step) for step in steps]
         why_whole = self.compiled.trunk.samples.why_whole
-        results = JointRun(steps, walks, joint, self.segments.run, why_whole).finish()
+        run = self.runner_of(called.model)
+        results = JointRun(steps, walks, joint, run, why_whole).finish()
         for step in steps:
             model.end(step)
         return results

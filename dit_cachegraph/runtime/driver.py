@@ -8,7 +8,7 @@ of its graph: what differs between them lies in their state, and weights come wi
 
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from dit_cachegraph.requests.match import find_partner
 from dit_cachegraph.requests.request import Caller, Request, current_caller, together
 from dit_cachegraph.retention.lifetimes import expire
 from dit_cachegraph.runtime import replay
+from dit_cachegraph.runtime.capturer import Capturer
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
 from dit_cachegraph.runtime.look import Looker
@@ -36,6 +37,7 @@ from dit_cachegraph.runtime.reading import Probed, StepReader
 from dit_cachegraph.runtime.recording import record, sampled
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
 from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
+from dit_cachegraph.runtime.stage_graphs import GraphedRunner
 from dit_cachegraph.runtime.step import RegionStep, Step
 from dit_cachegraph.runtime.weights import Weights, WeightsReader
 from dit_cachegraph.step_log import StepReport
@@ -61,11 +63,15 @@ class CachedModel:
         model_class: type[nn.Module] | None,
         *,
         are_weights_frozen: bool = False,
+        capturer: Capturer | None = None,
     ) -> None:
         self.compiled, self.model_class = compiled, model_class
         self.are_weights_frozen = are_weights_frozen
         self.plans = PlanTable(compiled.trunk, compiled.roles, options)
         self.segments = SegmentRunner(compiled)
+        self.graphed = (
+            None if capturer is None else GraphedRunner(compiled, self.segments, capturer)
+        )
         self._weights = WeightsReader(compiled.roles, are_frozen=are_weights_frozen)
         self._trunk_weights = gatherer(compiled.roles.trunk_parameters)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
@@ -88,9 +94,14 @@ class CachedModel:
 
     def finish(self, step: Step) -> tuple[object, ...]:
         """Run a step that has begun, and return what the call does."""
+        run = self.runner_of(step.model)
         for start, stop in self.walk(step):
-            self.segments.run(step.values, start, stop)
+            run(step.values, start, stop)
         return self.end(step)
+
+    def runner_of(self, model: ModelState) -> Callable[[Values, int, int], None]:
+        """What runs segments `start..stop-1` of a model on some values."""
+        return self.segments.run if self.graphed is None else self.graphed.of(model).run
 
     def walk(self, step: Step) -> Iterator[tuple[int, int]]:
         """What is to run of a step: segments `start..stop-1`, which have run when it is asked for

@@ -14,6 +14,7 @@ has the layout that the compiled block was promised.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from dit_cachegraph.exc import CannotCut
@@ -26,7 +27,8 @@ from dit_cachegraph.graph.cut.modulated_input_graph import (
 )
 from dit_cachegraph.graph.cut.pieces import build_graph, piece_of
 from dit_cachegraph.graph.cut.share_segments import Piece, Shared, share_segments, signature_of
-from dit_cachegraph.graph.fx_utils import layout_key, value_of
+from dit_cachegraph.graph.cut.why_eager import why_eager
+from dit_cachegraph.graph.fx_utils import is_weight, layout_key, value_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_name
 from dit_cachegraph.graph.understand.check_share import costs_of
 from dit_cachegraph.graph.understand.find_identity import adds_to
@@ -55,6 +57,13 @@ class Cut:
     measure: SegmentGraph
     modulated_input: fx.GraphModule | None
 
+    @property
+    def device(self) -> torch.device:
+        """That of the stream that is probed."""
+        stream = self.measure.example_inputs[-1]
+        assert isinstance(stream, torch.Tensor)
+        return stream.device
+
     def to_text(self) -> str:
         """Every distinct segment as FX code, then the order in which they are called."""
         parts = []
@@ -77,6 +86,14 @@ class _Cutting:
     borders: Borders
     pieces: Sequence[Piece]
     slots: Mapping[fx.Node, int]
+
+    @property
+    def device(self) -> torch.device:
+        """That of the stream that is probed."""
+        entry = next(node for node in self.pattern.probe.at if node is not None)
+        value = value_of(entry)
+        assert isinstance(value, torch.Tensor)
+        return value.device
 
 
 def segment_graph(
@@ -123,6 +140,7 @@ def _trunk(
         costs=costs_of(assignment),
         signature=signature_of(cutting.pieces, assignment),
         groups=groups,
+        weights=frozenset(slot for node, slot in slots.items() if is_weight(node)),
     )
 
 
@@ -173,6 +191,7 @@ def _segment(i: int, kind: int, shared: Shared, cutting: _Cutting) -> Segment:
         outputs=tuple(
             slots[own[place]] if place in own else None for place in shared.output_places
         ),
+        why_eager=why_eager(piece.structure, cutting.device),
     )
 
 

@@ -1,0 +1,323 @@
+"""`cuda_graphs=True`: runs of segments that are replayed instead of called.
+
+    copy what comes in | replay | copy what leaves
+
+A graph is kept for each (run of segments, shapes and strides, host numbers) of a model. Diff,
+forecasts and state lie outside. Nothing of the pool leaves a run, so what holds elsewhere holds as
+it does without graphs: a result stays what it is, an exception changes nothing, and threads share a
+model. Weights lie where they lay when a graph was captured, or there are no graphs any more.
+
+A number of the host is part of what is captured: an int, or a float that Dynamo hands over as a
+tensor without sizes.
+"""
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dit_cachegraph.models import ModelState
+from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.runtime.capturer import Captured, Capturer
+from dit_cachegraph.runtime.crossing import crossing_of
+from dit_cachegraph.runtime.segment_runner import SegmentRunner
+from dit_cachegraph.runtime.slots import Values, gatherer, tensors
+from dit_cachegraph.runtime.static_buffers import Buffer, StaticBuffers, fill
+
+MAX_GRAPHS = 128
+MAX_NUMBERS = 4
+NUMBERS_CHANGE = (
+    "it is given numbers on the host that change from call to call, and a graph is of one of them"
+)
+MOVED = (
+    "weights of {} lie elsewhere than when they were captured (offloading, an adapter, `to`); "
+    "leave the option out for a model whose weights move, or compile it anew once they stay: "
+    "`torch._dynamo.reset()`"
+)
+_Key = tuple[object, object]  # What it is given, but for numbers of the host; these.
+RANKS = "ranks share each sample, and a capture can't wait for the others"
+
+
+class Run(NamedTuple):
+    """The segments `start..stop-1`: what they read of weights and of all else, what they leave, and
+    what dies in them."""
+
+    start: int
+    stop: int
+    inputs: tuple[int, ...]
+    inputs_of: Callable[[Values], Sequence[object]]
+    weights: tuple[int, ...]
+    weights_of: Callable[[Values], Sequence[object]]
+    leaves: tuple[int, ...]
+    dead: tuple[int, ...]
+    name: str
+    why_eager: str | None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.start, self.stop
+
+
+class StageGraph(NamedTuple):
+    """A run that was captured, with weights at some `addresses`. Of what it leaves, numbers are the
+    same at each replay."""
+
+    captured: Captured
+    given: Sequence[Buffer]
+    left: Sequence[Buffer | object]
+    addresses: Sequence[int]
+
+    def replay(self, inputs: Sequence[object]) -> list[object]:
+        """What the run leaves, each tensor in memory of its own."""
+        fill(self.given, _device_tensors(inputs))
+        self.captured.replay()
+        return [each.copied() if isinstance(each, Buffer) else each for each in self.left]
+
+
+class GraphedRunner:
+    """Runs the segments of one trunk, by graphs where that can be. The models that share a trunk
+    have graphs of their own in one pool."""
+
+    def __init__(
+        self, compiled: CompiledTrunk, segments: SegmentRunner, capturer: Capturer
+    ) -> None:
+        self._trunk, self.segments, self.capturer = compiled.trunk, segments, capturer
+        self.buffers = StaticBuffers(capturer)
+        self.run_of = lru_cache(maxsize=1024)(self._run_of)
+        self._turn = threading.Lock()
+        self._of_models: weakref.WeakKeyDictionary[ModelState, ModelGraphs] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def of(self, model: ModelState) -> "ModelGraphs":
+        """The graphs of one model."""
+        found = self._of_models.get(model)
+        if found is None:
+            with self._turn:
+                why_off = RANKS if self._trunk.groups else None
+                found = self._of_models.setdefault(model, ModelGraphs(self, why_off))
+        return found
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The pool and the buffers belong to who is in here."""
+        with self._turn, self.capturer.in_turn():
+            yield
+
+    def blank(self) -> Values:
+        """A slot for each value of a call."""
+        return [None] * self._trunk.num_slots
+
+    def _run_of(self, start: int, stop: int) -> Run:
+        reads, leaves, dead = crossing_of(self._trunk, start, stop)
+        weights = tuple(slot for slot in reads if slot in self._trunk.weights)
+        inputs = tuple(slot for slot in reads if slot not in self._trunk.weights)
+        segments = self._trunk.segments[start:stop]
+        causes = [f"in {s.name} {s.why_eager}" for s in segments if s.why_eager is not None]
+        names = dict.fromkeys([segments[0].name, segments[-1].name])
+        return Run(
+            start=start,
+            stop=stop,
+            inputs=inputs,
+            inputs_of=gatherer(inputs),
+            weights=weights,
+            weights_of=gatherer(weights),
+            leaves=leaves,
+            dead=dead,
+            name=" to ".join(names),
+            why_eager=next(iter(causes), None),
+        )
+
+
+class ModelGraphs:
+    """The graphs of one model on one trunk. `why_off`: why there are none."""
+
+    def __init__(self, runner: GraphedRunner, why_off: str | None) -> None:
+        self._runner, self._why_off = runner, why_off
+        self._kept: OrderedDict[_Key, StageGraph] = OrderedDict()
+        self._why_eager: dict[tuple[int, int], str] = {}
+        self._num_given_up = 0
+
+    def run(self, values: Values, start: int, stop: int) -> None:
+        """Run segments `start..stop-1`, as `SegmentRunner.run` does."""
+        if start == stop:
+            return
+        run = self._runner.run_of(start, stop)
+        made = None if self._is_eager(run) else self._replayed(run, values)
+        if made is None:
+            self._runner.segments.run(values, start, stop)
+            return
+        for slot in run.dead:
+            values[slot] = None
+        for slot, value in zip(run.leaves, made, strict=True):
+            values[slot] = value
+
+    def lines(self) -> tuple[str, ...]:
+        """What the report says of them."""
+        if self._why_off is not None:
+            return (f"CUDA graphs are off: {self._why_off}",)
+        told = f"{len(self._kept)} CUDA graphs"
+        if self._num_given_up:
+            told += f", {self._num_given_up} given up for others, since {MAX_GRAPHS} are kept"
+        nbytes = self._runner.buffers.nbytes
+        causes = list(self._why_eager.items())
+        eager = [f"{self._runner.run_of(*at).name} runs without: {why}" for at, why in causes]
+        return (f"{told}, {nbytes / 2**20:.2f} MiB of buffers", *eager)
+
+    def _is_eager(self, run: Run) -> bool:
+        if self._why_off is None and run.why_eager is not None:
+            self._why_eager.setdefault(run.place, run.why_eager)
+        return self._why_off is not None or run.place in self._why_eager
+
+    def _replayed(self, run: Run, values: Values) -> list[object] | None:
+        """What the run leaves; None where it has to run as it is."""
+        inputs, weights = run.inputs_of(values), run.weights_of(values)
+        kind = (run.place, tuple(map(_kind_of, inputs)))
+        key = (kind, tuple(map(_number_of, inputs)))
+        with self._runner.in_turn():
+            graph = self._kept.get(key)
+            if graph is None:
+                if sum(known == kind for known, _ in self._kept) >= MAX_NUMBERS:
+                    self._why_eager[run.place] = NUMBERS_CHANGE
+                    return None
+                graph = self._captured(run, inputs, weights)
+                if graph is None:
+                    return None
+                self._keep(key, graph)
+            elif graph.addresses != _addresses_of(weights):
+                self._turn_off(MOVED.format(run.name))
+                return None
+            self._kept.move_to_end(key)
+            return graph.replay(inputs)
+
+    def _captured(
+        self, run: Run, inputs: Sequence[object], weights: Sequence[object]
+    ) -> StageGraph | None:
+        """Capture a run; None, with the reason written down, where that can't be. What the run
+        itself raises is raised."""
+        runner, capturer = self._runner, self._runner.capturer
+        self._check(run, [*(v for v in inputs if not _is_number(v)), *weights], "reads")
+        if run.place in self._why_eager:
+            return None
+        own = _device_tensors(inputs)
+        given = runner.buffers.like(own)
+        fill(given, own)
+        called = self._called(run, _in_buffers(inputs, own, given), weights)
+        made = capturer.warm_up(called)
+        self._check(run, made, "makes")
+        if run.place in self._why_eager:
+            return None
+        leaving = tensors(made)
+        left = runner.buffers.like([*own, *leaving])[len(own) :]
+
+        def whole() -> None:
+            fill(left, tensors(called()))
+
+        captured = self._or_why_not(run, lambda: capturer.capture(whole))
+        if captured is None:
+            return None
+        results = _in_buffers(made, leaving, left)
+        return StageGraph(captured, given, results, _addresses_of(weights))
+
+    def _called(
+        self, run: Run, inputs: Sequence[object], weights: Sequence[object]
+    ) -> Callable[[], list[object]]:
+        """The run on its buffers."""
+        runner = self._runner
+        fixed = [each.shaped if isinstance(each, Buffer) else each for each in inputs]
+        pairs = [*zip(run.inputs, fixed, strict=True), *zip(run.weights, weights, strict=True)]
+
+        def called() -> list[object]:
+            values = runner.blank()
+            for slot, value in pairs:
+                values[slot] = value
+            runner.segments.run(values, run.start, run.stop)
+            return [values[slot] for slot in run.leaves]
+
+        return called
+
+    def _or_why_not(self, run: Run, capture: Callable[[], Captured]) -> Captured | None:
+        """What was captured; None, with the reason written down, where that failed. Whatever is
+        raised, it isn't tried again."""
+        self._why_eager[run.place] = "its capture was cut short"
+        try:
+            captured = capture()
+        except RuntimeError as error:
+            said = str(error).strip().partition("\n")[0]
+            self._why_eager[run.place] = f"its capture failed: {said}"
+            return None
+        del self._why_eager[run.place]
+        return captured
+
+    def _check(self, run: Run, values: Sequence[object], verb: str) -> None:
+        """Write down why what a run reads or makes can't be captured, if it can't."""
+        for value in values:
+            why = _why_not_static(value, self._runner.capturer.device)
+            if why is not None:
+                self._why_eager[run.place] = f"it {verb} {why}"
+
+    def _keep(self, key: _Key, graph: StageGraph) -> None:
+        self._kept[key] = graph
+        while len(self._kept) > MAX_GRAPHS:
+            _, oldest = self._kept.popitem(last=False)
+            oldest.captured.release()
+            self._num_given_up += 1
+
+    def _turn_off(self, why: str) -> None:
+        self._why_off = why
+        for graph in self._kept.values():
+            graph.captured.release()
+        self._kept.clear()
+
+
+def _in_buffers(
+    values: Sequence[object], own: Sequence[Tensor], buffers: Sequence[Buffer]
+) -> list[Buffer | object]:
+    """The values with its buffer in the place of each tensor that has one."""
+    places = {id(tensor): buffer for tensor, buffer in zip(own, buffers, strict=True)}
+    return [places.get(id(value), value) for value in values]
+
+
+def _device_tensors(values: Sequence[object]) -> list[Tensor]:
+    """Those that are no numbers."""
+    return [value for value in tensors(values) if not _is_number(value)]
+
+
+def _is_number(value: object) -> bool:
+    """True for a number that Dynamo hands over as a tensor."""
+    return isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
+
+
+def _kind_of(value: object) -> object:
+    """What a graph is captured for, but for numbers."""
+    if isinstance(value, Tensor):
+        return (value.dtype, value.device, value.shape, value.stride())
+    return type(value)
+
+
+def _number_of(value: object) -> object:
+    """A number of the host; None for all else."""
+    if isinstance(value, Tensor):
+        return value.item() if _is_number(value) else None
+    return value
+
+
+def _addresses_of(weights: Sequence[object]) -> list[int]:
+    return list(map(Tensor.data_ptr, weights))  # type: ignore[arg-type]
+
+
+def _why_not_static(value: object, device: torch.device) -> str | None:
+    """Why a graph can't be given a value, or leave it."""
+    if not isinstance(value, Tensor):
+        return None if isinstance(value, int | float) else f"a {type(value).__name__}"
+    if value.device != device:
+        return f"a tensor on {value.device}"
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
+        return f"a {type(value).__name__} that is no plain tensor"
+    return None
