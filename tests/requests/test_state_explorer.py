@@ -16,6 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 import dit_cachegraph.runtime.commit as commit
 import dit_cachegraph.runtime.driver as driver
+from dit_cachegraph import backend
 from dit_cachegraph.later import Later
 from dit_cachegraph.policy.rules.dbcache import DBCache
 from dit_cachegraph.requests import match
@@ -30,6 +31,7 @@ from support.explorer.lone_dbcache import DBCacheRules, LoneDBCache
 from support.explorer.referee import Disagreement
 from support.explorer.requests import Image, Request, condition
 from support.explorer.state_explorer import StateExplorer
+from support.recorded_graphs import RecordingCapturer
 
 NUM_EVENTS = 16
 FROZEN = 2  # Seeds the hundred schedules of each family, the same at every run.
@@ -47,16 +49,21 @@ def explorer_seed():
 
 
 def explore(
-    family, num_schedules, phases=(Phase.generate, Phase.shrink), before_each=None, number=None
+    family,
+    num_schedules,
+    phases=(Phase.generate, Phase.shrink),
+    before_each=None,
+    number=None,
+    **options,
 ):
     """Returns how many steps were hits or computed, and by which excuse. `number` seeds what is
-    drawn."""
+    drawn, `options` are for `torch.compile`."""
     masters, tally = [ExploredDiT(seed) for seed in range(2)], Counter()
 
     def begin():
         if before_each is not None:
             before_each()
-        return StateExplorer(masters, tally, family)
+        return StateExplorer(masters, tally, family, options)
 
     run_state_machine_as_test(
         begin if number is None else seed(number)(begin),
@@ -85,6 +92,44 @@ def test_a_hundred_schedules(family):
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_two_thousand_schedules(family):
     assert_says_much(explore(family, 2000, number=explorer_seed()), 2000)
+
+
+@pytest.fixture(scope="module")
+def capturer():
+    """What captures for all models that are explored over graphs: they share what was compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = RecordingCapturer()
+        patch.setattr(backend, "cuda_capturer", lambda device: one)
+        yield one
+
+
+def explore_over_graphs(family, num_schedules, capturer, number):
+    """The same with segments that are replayed; asserts that most are."""
+    num_replays = []
+
+    def count():
+        num_replays.extend(recording.num_replays for recording in capturer.recordings)
+        capturer.recordings.clear()
+
+    count()
+    num_replays.clear()
+    tally = explore(family, num_schedules, before_each=count, number=number, cuda_graphs=True)
+    count()
+    assert sum(num_replays) > 2 * tally.total() and sum(num_replays) > 2 * len(num_replays)
+    return tally
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_schedules_over_cuda_graphs(family, capturer):
+    tally = explore_over_graphs(family, 25, capturer, FROZEN)
+    assert tally["hit, no excuse"] > 20 and tally["computed, no excuse"] > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_two_thousand_schedules_over_cuda_graphs(family, capturer):
+    assert_says_much(explore_over_graphs(family, 2000, capturer, explorer_seed()), 2000)
 
 
 def key_without_the_model(monkeypatch):

@@ -6,6 +6,7 @@ is replayed. Memory of the pool is garbage whenever no replay is under way, and 
 between two turns. A number can't be read in a capture. Two threads in a turn are an error.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -62,11 +63,9 @@ class Recording:
 
     def __init__(self, capturer: "RecordingCapturer", operations: Sequence[Operation]) -> None:
         self._capturer, self._operations = capturer, operations
+        self._pool = [made for operation in operations for made in operation.made]
         self.num_replays, self.is_released = 0, False
-
-    @property
-    def pool(self) -> list[Tensor]:
-        return [made for operation in self._operations for made in operation.made]
+        _spoil(self._pool)
 
     @property
     def names(self) -> list[str]:
@@ -77,13 +76,12 @@ class Recording:
     def replay(self) -> None:
         assert self._capturer.is_in_turn and not self.is_released
         self.num_replays += 1
-        self._capturer.spoil_pool()
         try:
             for call, args, kwargs, made in self._operations:
                 for into, value in zip(made, _new_of(call(*args, **kwargs), made), strict=True):
                     into.copy_(value)
         finally:
-            self._capturer.spoil_pool()
+            _spoil(self._pool)
 
     def release(self) -> None:
         self.is_released = True
@@ -97,12 +95,12 @@ class RecordingCapturer:
         self.recordings: list[Recording] = []
         self.num_failed, self.is_in_turn = 0, False
         self._refused = refused
-        self._buffers: list[Tensor] = []
+        self._all_buffers: list[weakref.ref[Tensor]] = []
 
     def empty(self, num_elements: int, dtype: torch.dtype) -> Tensor:
         buffer = torch.empty(num_elements, dtype=dtype)
-        _spoil(buffer)
-        self._buffers.append(buffer)
+        _spoil([buffer])
+        self._all_buffers.append(weakref.ref(buffer))
         return buffer
 
     @contextmanager
@@ -112,8 +110,8 @@ class RecordingCapturer:
         try:
             yield
         finally:
-            for buffer in self._buffers:
-                _spoil(buffer)
+            for buffer in self._buffers():
+                _spoil([buffer])
             self.is_in_turn = False
 
     def warm_up(self, run: Callable[[], Made]) -> Made:
@@ -124,23 +122,23 @@ class RecordingCapturer:
 
     def capture(self, run: Callable[[], None]) -> Recording:
         assert self.is_in_turn
-        before = [buffer.clone() for buffer in self._buffers]
+        buffers = self._buffers()
+        before = [buffer.clone() for buffer in buffers]
         self.num_failed += 1
-        with Recorder(self._refused, self._buffers) as recorder:
+        with Recorder(self._refused, buffers) as recorder:
             run()
         self.num_failed -= 1
-        for buffer, value in zip(self._buffers, before, strict=True):
+        for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         recording = Recording(self, recorder.operations)
         self.recordings.append(recording)
-        self.spoil_pool()
         return recording
 
-    def spoil_pool(self) -> None:
-        """Nothing in the pool means anything."""
-        for recording in self.recordings:
-            for tensor in recording.pool:
-                _spoil(tensor)
+    def _buffers(self) -> list[Tensor]:
+        """Those that something uses."""
+        found = [(each, each()) for each in self._all_buffers]
+        self._all_buffers = [each for each, buffer in found if buffer is not None]
+        return [buffer for _, buffer in found if buffer is not None]
 
 
 def _tensors_in(value: object) -> list[Tensor]:
@@ -157,11 +155,12 @@ def _new_of(value: object, made: Sequence[Tensor]) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def _spoil(tensor: Tensor) -> None:
-    """Write over it what shows wherever it goes."""
-    if tensor.is_floating_point() or tensor.is_complex():
-        tensor.fill_(float("nan"))
-    elif tensor.dtype == torch.bool:
-        tensor.logical_not_()
-    else:
-        tensor.fill_(torch.iinfo(tensor.dtype).max)
+def _spoil(tensors: Sequence[Tensor]) -> None:
+    """Write over them what shows wherever it goes."""
+    for tensor in tensors:
+        if tensor.is_floating_point() or tensor.is_complex():
+            tensor.fill_(float("nan"))
+        elif tensor.dtype == torch.bool:
+            tensor.logical_not_()
+        else:
+            tensor.fill_(torch.iinfo(tensor.dtype).max)

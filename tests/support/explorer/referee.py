@@ -37,7 +37,7 @@ class Referee:
     """Two models of one class, and what each of their images would do alone.
 
     Fresh copies of `masters` are made, which Dynamo needn't compile again. `tally` counts hits and
-    computed steps, with and without an excuse.
+    computed steps, with and without an excuse. `options` are for `torch.compile`.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class Referee:
         tally: Counter[str],
         ascends: bool,
         family: Family,
+        options: Settings,
     ) -> None:
         self.tally, self._family = tally, family
-        self.models = [_compiled(copy.deepcopy(master)) for master in masters]
+        self.models = [_compiled(copy.deepcopy(master), options) for master in masters]
         self._excuses = Excuses(len(self.models), ascends, family.passes_are_coupled)
         for index in range(len(self.models)):
             self.configure(index, dict(family.always))
@@ -164,13 +165,13 @@ class Referee:
             return _output(compiled, call, inputs)
 
 
-def _compiled(module: ExploredDiT) -> ExploredModel:
+def _compiled(module: ExploredDiT, options: Settings) -> ExploredModel:
     compiled = torch.compile(
         module,
         backend="cachedit",
         fullgraph=True,
         dynamic=False,
-        options={"inner_backend": "eager"},
+        options={"inner_backend": "eager", **options},
     )
     return ExploredModel(module, compiled)
 

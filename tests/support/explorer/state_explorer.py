@@ -28,11 +28,19 @@ ASKS = st.runner().flatmap(lambda explorer: asks(explorer.family.settings))
 
 
 class StateExplorer(RuleBasedStateMachine):
-    """`which` counts round the images under way, or the requests that are there."""
+    """`which` counts round the images under way, or the requests that are there. `options` are for
+    `torch.compile`."""
 
-    def __init__(self, masters: Sequence[ExploredDiT], tally: Counter[str], family: Family) -> None:
+    def __init__(
+        self,
+        masters: Sequence[ExploredDiT],
+        tally: Counter[str],
+        family: Family,
+        options: Settings,
+    ) -> None:
         super().__init__()
         self.masters, self.tally, self.family = masters, tally, family
+        self.options = options
         self.images: list[Image] = []
         self.requests: list[Request] = []
         self.may_hold = False
@@ -51,7 +59,7 @@ class StateExplorer(RuleBasedStateMachine):
             ascends,
             RequestMaker(rebuilds, self.contents, self.family.pinned),
         )
-        self.referee = Referee(self.masters, self.tally, ascends, self.family)
+        self.referee = Referee(self.masters, self.tally, ascends, self.family, self.options)
         for index in range(len(self.masters)):
             self.referee.configure(index, settings)
         self.begin(ask)
