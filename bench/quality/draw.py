@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import dit_cachegraph
 from bench.common.whole_file import save_whole
 from bench.quality.models import QualityModel
-from bench.quality.solvers import euler
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.step_log import StepReport
 
@@ -37,19 +36,20 @@ class Drawn:
 @dataclass(frozen=True, slots=True)
 class Artist:
     """One model, drawn again and again; `ours` is compiled once and for all settings. Uncached
-    pictures are kept in `folder`."""
+    pictures are kept in `folder`. `first_picture` is where the pictures begin among the model's."""
 
     model: QualityModel
     num_pictures: int
     batch: int
     folder: Path
     ours: DiffusionPipeline
+    first_picture: int = 0
 
     @property
     def batches(self) -> list[range]:
         """Which pictures are drawn together."""
-        everything = range(self.num_pictures)
-        return [everything[i : i + self.batch] for i in everything[:: self.batch]]
+        everything = range(self.first_picture, self.first_picture + self.num_pictures)
+        return [everything[i : i + self.batch] for i in range(0, self.num_pictures, self.batch)]
 
     @property
     def of_first_batch(self) -> "Artist":
@@ -61,13 +61,16 @@ class Artist:
         return torch.cat([self.model.draw(pipe, which, num_steps) for which in self.batches])
 
     def uncached(self, num_steps: int) -> Tensor:
-        """All pictures in so many steps of Euler, drawn or read from where a run drew them."""
+        """All pictures in so many steps of the model's solver, drawn or read from where a run
+        drew them."""
         # The batch too: a picture differs in its last digits by how many are drawn beside it.
         count = f"{self.num_pictures}-by-{self.batch}"
+        if self.first_picture:
+            count = f"{self.first_picture}+{count}"
         path = self.folder / f"{self.model.name}-{self.model.version}-{count}-{num_steps}.pt"
         if not path.exists():
             print(f"{self.model.name}: draws {self.num_pictures} pictures in {num_steps} steps")
-            save_whole(by_solver(self, euler(), num_steps, num_steps).pictures, path)
+            save_whole(by_solver(self, self.model.solver(), num_steps, num_steps).pictures, path)
         pictures: Tensor = torch.load(path)
         return pictures
 

@@ -5,12 +5,12 @@ All draw in batches, and whatever decides does so for a batch at once: ours, the
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Generator, Tensor
 
 from bench.quality.solvers import euler
@@ -27,11 +27,12 @@ Pictures = Tensor
 
 @dataclass(frozen=True, slots=True)
 class QualityModel:
-    """One model under one setting."""
+    """One model under one setting; `solver` makes the scheduler that it samples with."""
 
     name: str
     recipe: Recipe
     guidance: float
+    solver: Callable[[], SchedulerMixin] = euler
 
     @property
     def num_branches(self) -> int:
@@ -60,7 +61,7 @@ class QualityModel:
     def load(self) -> DiffusionPipeline:
         """A new pipeline."""
         pipe = load_pipeline(self.recipe, kept_in(self.recipe.folder))
-        pipe.scheduler = euler()
+        pipe.scheduler = self.solver()
         return pipe
 
     def draw(self, pipe: DiffusionPipeline, which: range, num_steps: int) -> Pictures:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.common.decibels import decibels
 from bench.common.machine import ROOT
@@ -54,20 +55,30 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Those written so far; a last line that was cut off in the middle is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    loaded = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [Row(key=Key(**row.pop("key")), **row) for row in loaded]
+    """Those written so far."""
+    return [Row(key=Key(**row.pop("key")), **row) for row in read_lines(path)]
 
 
 def append_row(path: Path, row: Row) -> None:
     """At once, so that a run that is stopped loses nothing."""
+    append_line(path, asdict(row))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a last line that was cut off in the middle is left
+    out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def append_line(path: Path, content: Mapping[str, object]) -> None:
+    """Behind the lines that are whole."""
     text = path.read_text() if path.exists() else ""
     # The rest of a line that an earlier run didn't finish.
     whole = text[: text.rfind("\n") + 1]
-    path.write_text(whole + json.dumps(asdict(row), allow_nan=False) + "\n")
+    path.write_text(whole + json.dumps(content, allow_nan=False) + "\n")
 
 
 def table_of(rows: Sequence[Row]) -> str:

@@ -1,0 +1,104 @@
+"""What is compared on every setting: ours, the peers as their documentation recommends for so many
+steps, and fewer steps of the setting's own solver.
+
+To add a contender, add a row to a table.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.quality.draw import Artist, Drawn, Settings, by_ours, by_pipeline, by_solver
+from bench.quality.methods import DIFFUSERS, MakePipeline
+from bench.quality.pairs import Pair, pairs
+from dit_cachegraph.policy.presets import PRESETS
+
+OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER = "ours", "cache-dit", "diffusers", "fewer steps"
+UNCACHED = "uncached"
+SHARES_OF_STEPS = (0.75, 0.6, 0.5, 0.45, 0.36, 0.3)
+# cache-dit's masks and DBCache with its Taylor calibrator of order 1, which it recommends for 20
+# steps and more, and its masks as they come.
+PAIR_NAMES = (
+    "mask slow order 1",
+    "mask medium order 1",
+    "mask fast order 1",
+    "mask fast",
+    "mask ultra order 1",
+    "mask ultra",
+    "F1B0 R0.1 order 1",
+    "F1B0 R0.2 order 1",
+    "W6 every 2 order 1",
+)
+OF_DIFFUSERS: Mapping[str, Sequence[float]] = {
+    "TaylorSeer lite": (2, 3, 4),
+    "TaylorSeer lite W6": (2, 3, 4),
+    "MagCache": (0.06, 0.12),
+    "first block": (0.1, 0.2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One method. `draw(artist, num_steps)`. `options` are all of ours, as text: a preset that was
+    changed is another contender."""
+
+    name: str
+    camp: str
+    draw: Callable[[Artist, int], Drawn]
+    options: str = ""
+    is_quick: bool = False
+
+
+def _uncached() -> Contender:
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        return Drawn(artist.uncached(num_steps), 1.0)
+
+    return Contender(UNCACHED, UNCACHED, draw, is_quick=True)
+
+
+def _fewer(share: float) -> Contender:
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        solver = artist.model.solver()
+        return by_solver(artist, solver, max(2, round(share * num_steps)), num_steps)
+
+    return Contender(f"fewer steps {share:g}", FEWER, draw, is_quick=share in (0.5, 0.36))
+
+
+def ours(name: str, settings: Settings, *, is_quick: bool = False) -> Contender:
+    """By these settings over the defaults."""
+
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        return by_ours(artist, settings, num_steps)
+
+    options = repr(sorted(settings.items()))
+    return Contender(f"ours {name}", OURS, draw, options, is_quick)
+
+
+def _all_of_ours() -> Iterator[Contender]:
+    for name, options in PRESETS.items():
+        yield ours(f'"{name}"', options, is_quick=True)
+
+
+def _of_cache_dit(pair: Pair) -> Contender:
+    is_quick = pair.full_name == "mask fast order 1"
+    return Contender(f"cache-dit {pair.full_name}", CACHE_DIT, pair.by_cache_dit, is_quick=is_quick)
+
+
+def _of_diffusers(name: str, make: MakePipeline, value: float) -> Contender:
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        return by_pipeline(artist, make(artist.model, value, num_steps), num_steps)
+
+    is_quick = (name, value) == ("TaylorSeer lite W6", 2)
+    return Contender(f"diffusers {name} {value:g}", DIFFUSERS_CAMP, draw, is_quick=is_quick)
+
+
+def all_contenders() -> Iterator[Contender]:
+    """The uncached pictures first, which the others are compared with."""
+    yield _uncached()
+    yield from _all_of_ours()
+    yield from map(_fewer, SHARES_OF_STEPS)
+    if importlib.util.find_spec("cache_dit") is not None:
+        yield from (_of_cache_dit(pair) for pair in pairs() if pair.full_name in PAIR_NAMES)
+    for name, make, _, _ in DIFFUSERS:
+        for value in OF_DIFFUSERS.get(name, ()):
+            yield _of_diffusers(name, make, value)
