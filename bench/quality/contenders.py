@@ -16,24 +16,21 @@ from dit_cachegraph.policy.presets import PRESETS
 OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER = "ours", "cache-dit", "diffusers", "fewer steps"
 UNCACHED = "uncached"
 SHARES_OF_STEPS = (0.75, 0.6, 0.5, 0.45, 0.36, 0.3)
-# cache-dit's masks and DBCache with its Taylor calibrator of order 1, which it recommends for 20
-# steps and more, and its masks as they come.
+# cache-dit's masks and DBCache with its Taylor calibrator of order 1, as it recommends, and an even
+# mask, the best that was found for it on even levels.
 PAIR_NAMES = (
     "mask slow order 1",
-    "mask medium order 1",
     "mask fast order 1",
-    "mask fast",
     "mask ultra order 1",
-    "mask ultra",
     "F1B0 R0.1 order 1",
     "F1B0 R0.2 order 1",
     "W6 every 2 order 1",
+    "W6 every 3 order 1",
 )
 OF_DIFFUSERS: Mapping[str, Sequence[float]] = {
-    "TaylorSeer lite": (2, 3, 4),
+    "TaylorSeer lite": (3, 4),
     "TaylorSeer lite W6": (2, 3, 4),
     "MagCache": (0.06, 0.12),
-    "first block": (0.1, 0.2),
 }
 
 

@@ -17,12 +17,12 @@ USUAL_STEPS = 28
 # the steps stay as they are.
 CROSSED = ((FLUX_NAME, FLUX, "shift 3"), (WAN_NAME, WAN, "UniPC, flow shift 5"))
 AT_USUAL_STEPS: Sequence[tuple[str, Recipe, str, Sequence[float]]] = (
-    (FLUX_NAME, FLUX, "shift by size", GUIDANCES),
-    (FLUX_NAME, FLUX, "DPM++ 2M, shift by size", GUIDANCES),
-    (FLUX_NAME, FLUX, "even", GUIDANCES),
-    (WAN_NAME, WAN, "DPM++ 2M, flow shift 5", GUIDANCES),
-    (WAN_NAME, WAN, "shift 3", GUIDANCES),
-    (WAN_NAME, WAN, "even", GUIDANCES),
+    (FLUX_NAME, FLUX, "shift by size", (3.5,)),
+    (FLUX_NAME, FLUX, "DPM++ 2M, shift by size", (3.5,)),
+    (FLUX_NAME, FLUX, "even", (1.0, 7.0)),
+    (WAN_NAME, WAN, "DPM++ 2M, flow shift 5", (3.5,)),
+    (WAN_NAME, WAN, "shift 3", (3.5,)),
+    (WAN_NAME, WAN, "even", (1.0, 7.0)),
 )
 
 
