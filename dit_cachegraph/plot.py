@@ -62,7 +62,9 @@ def _draw_numbers(axes: "Axes", image: Sequence[StepReport], report: Report) -> 
     diffs = [step for step in image if step.diff is not None]
     errors = [step for step in image if step.observed_error is not None]
     _bound(axes, settings.get("residual_diff_threshold") if diffs else None, "threshold")
-    _bound(axes, settings.get("error_tolerance") if errors else None, "tolerance")
+    # Over noise a tolerance is of a tenth of its range, and no bound of one error.
+    is_bound = bool(errors) and settings.get("paced_over") == "steps"
+    _bound(axes, settings.get("error_tolerance") if is_bound else None, "tolerance")
     axes.plot([s.step for s in diffs], [s.diff or 0 for s in diffs], color="0.75", zorder=1)
     for hit, color, label in ((True, REUSE_COLOR, "reuse"), (False, COMPUTE_COLOR, "compute")):
         some = [s for s in diffs if s.hit == hit]

@@ -44,6 +44,7 @@ def simulate(rule: Rule, predictor: Predictor, recording: Sequence[Recorded]) ->
     computed: list[int] = []
     for step, now in enumerate(recording):
         seen = _observation(now, recording[computed[-1]]) if computed else Observation()
+        seen = seen._replace(noise=now.noise)
         reason = rule.why_compute(history, (), now.noise) or (None if computed else "new image")
         decision = Decision(False, reason) if reason else rule.decide(history, seen)
         error = _error(recording, computed, step, predictor) if computed else None

@@ -116,13 +116,15 @@ class Observation(NamedTuple):
     """What a step saw of one region: per sample `sum|v - a|` and `sum|a|` of the probe `v` and its
     anchor `a`. `earlier` are the decisions on the regions before it; `companions` are the other
     guidance branches of the same request. `change` is known at the step after a computed one, where
-    the rule needs the output."""
+    the rule needs the output. `noise` is the timestep as a share of the noise range, where that was
+    read."""
 
     moved: tuple[float, ...] = ()
     size: tuple[float, ...] = ()
     earlier: tuple["Decision", ...] = ()
     companions: tuple["Companion", ...] = ()
     change: Change | None = None
+    noise: float | None = None
 
 
 class Decision(NamedTuple):

@@ -20,7 +20,7 @@ def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> Regi
     if i > 0 and reason is None and Need.DIFF in step.plan.needs:
         sums = _further_sums(sums, cached, probed, reader)
     companions, change = step.companions(i), step.reading.change
-    seen = Observation(sums.moved, sums.size, earlier, companions, change)
+    seen = Observation(sums.moved, sums.size, earlier, companions, change, step.noise)
     decision = Decision(False, reason) if reason else rule.decide(step.history, seen)
     return RegionStep(decision, seen, cached)
 

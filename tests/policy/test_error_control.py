@@ -92,7 +92,9 @@ def test_guidance_branches_compute_and_reuse_together(request_of, is_heun):
     """At the steps that the worse of the two asks for; each is paced by errors of its own. Where
     the steps are counted no timestep is read. By Heun each timestep but the first comes twice."""
     model = WAN.build(DEPTH)
-    compiled = compile_cached(model, error_tolerance=0.3, max_gap=4, taylorseer_order=1)
+    compiled = compile_cached(
+        model, error_tolerance=0.3, paced_over="steps", max_gap=4, taylorseer_order=1
+    )
     branches = [steps_of(model, WAN, seed, num_steps=16) for seed in (0, 7)]
     if is_heun:
         for first, second in zip(branches[0][1::2], branches[0][2::2], strict=False):
@@ -122,9 +124,52 @@ def test_guidance_branches_compute_and_reuse_together(request_of, is_heun):
     assert any(reason.startswith("due on another guidance branch") for reason in reasons)
 
 
+@pytest.mark.parametrize(
+    "request_of", [nullcontext, lambda: dc.request("A", num_inference_steps=16)]
+)
+def test_over_noise_a_step_computes_where_the_timesteps_have_come_far_enough(request_of):
+    """By the errors that were seen, on two guidance branches with a schedule shifted by 3."""
+    model = WAN.build(DEPTH)
+    compiled = compile_cached(model, error_tolerance=0.3, paced_over="noise", max_gap=5)
+    cond, uncond = (steps_of(model, WAN, seed, num_steps=16) for seed in (0, 7))
+    levels = [3 * (1 - i / 16) / (1 + 2 * (1 - i / 16)) for i in range(16)]
+    errors: list[list[float | None]] = [[], []]
+    hits = []
+    for level, *pair in zip(levels, cond, uncond, strict=True):
+        pair[1]["hidden_states"] = pair[0]["hidden_states"]
+        for seen, kwargs in zip(errors, pair, strict=True):
+            kwargs["timestep"] = torch.full_like(kwargs["timestep"], 1000 * level)
+            with torch.no_grad(), request_of():
+                compiled(**kwargs)
+            seen.append(dc.summary(compiled).steps[-1].observed_error)
+        hits.append(dc.summary(compiled).steps[-1].hit)
+    assert hits == _hits_over_noise(levels, errors) and 3 < sum(hits) < 13
+
+
+def _hits_over_noise(levels, errors) -> list[bool]:
+    """With a tolerance of 0.3 a tenth of the noise, two first steps and at most 5 from one computed
+    step to the next; a step computes where one of the branches asks for it."""
+    hits, gaps, last = [], [0.0, 0.0], 0
+    for step, level in enumerate(levels):
+        distance, stride = levels[last] - level, levels[max(step - 1, 0)] - level
+        is_near = all(distance + stride / 2 < gap for gap in gaps)
+        hits.append(step > 0 and is_near and step - last < 5)
+        if hits[-1]:
+            continue
+        for i, seen in enumerate(errors):
+            if step >= 2:
+                change = (0.9 * 0.3 / (seen[step] * distance / 0.1)) ** 0.5
+                gaps[i] = max(gaps[i], distance) * min(max(change, 0.5), 1.5)
+        last = step
+    return hits
+
+
 def test_copies_are_made_at_computed_steps_alone(host_copies):
+    """Paced over steps, which are counted."""
     model = FLUX.build(DEPTH)
-    compiled = compile_cached(model, error_tolerance=0.6, min_error_steps=1, num_inference_steps=20)
+    compiled = compile_cached(
+        model, error_tolerance=0.6, paced_over="steps", min_error_steps=1, num_inference_steps=20
+    )
     copies = []
     with torch.no_grad(), dc.request("A"):
         for kwargs in steps_of(model, FLUX, 0):
@@ -239,14 +284,26 @@ def test_errors_that_are_no_numbers(error):
     assert pace.next_step == (6 if error == 0.0 else 5)
 
 
-def _computed(error: float | None) -> StepResult:
-    return StepResult((Decision(False, ""),), Observation(), error)
+@pytest.mark.parametrize("error", [float("nan"), float("inf"), 0.0])
+def test_errors_that_are_no_numbers_over_noise(error):
+    rule = ErrorControl(error_tolerance=0.1, min_error_steps=1, paced_over="noise")
+    before = rule.remember(History(), _computed(None, noise=0.9))
+    pace = rule.remember(History(step=4, memory=before), _computed(error, noise=0.7))
+    assert pace.gap == pytest.approx(0.3 if error == 0.0 else 0.0)
+    assert pace.is_due(5, 0.65) == (error != 0.0)
+
+
+def _computed(error: float | None, noise: float | None = None) -> StepResult:
+    return StepResult((Decision(False, ""),), Observation(noise=noise), error)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("error_tolerance", -1), ("error_tolerance", None), ("max_gap", 0), ("min_error_steps", 0)],
-)
+    [
+        ("error_tolerance", -1), ("error_tolerance", None), ("max_gap", 0), ("min_error_steps", 0),
+        ("paced_over", "time"),
+    ],
+)  # fmt: skip
 def test_bad_values_are_named(name, value):
     with pytest.raises(InvalidConfig, match=f"{name} must be"):
         ErrorControl(**{name: value})

@@ -14,13 +14,13 @@ TRACES = settings(max_examples=250)
 num_steps = st.integers(1, 40)
 
 
-def play(rule: Rule, num: int, error_of=lambda step, last: None) -> list[bool]:
+def play(rule: Rule, num: int, error_of=lambda step, last: None, levels=None) -> list[bool]:
     """What the driver makes of a rule's answers; a computed step's error is that of a reuse at it
     of what the last computed one left."""
     history, last, hits = History(), None, []
     for step in range(num):
         history = history.seen_by(rule)
-        seen = Observation()
+        seen = Observation(noise=None if levels is None else levels[step])
         reason = rule.why_compute(history, (), None) or ("new image" if last is None else None)
         decision = Decision(False, reason) if reason else rule.decide(history, seen)
         error = None
@@ -86,3 +86,64 @@ def test_error_control(num, tolerance, max_gap, first, bends, power):
 def test_a_smooth_path_is_reused_and_a_bent_one_is_not(bend):
     hits = play(ErrorControl(error_tolerance=0.1), 28, lambda step, last: bend * (step - last))
     assert sum(hits) == (0 if bend > 1 else 20)
+
+
+def shifted(shift, num):
+    """Noise levels of a shifted schedule, the last of them above 0."""
+    even = [1 - step / num for step in range(num)]
+    return [shift * level / (1 + (shift - 1) * level) for level in even]
+
+
+@TRACES
+@given(
+    num_steps,
+    st.floats(1, 8),
+    st.floats(0, 1),
+    st.integers(1, 10),
+    st.integers(1, 4),
+    st.lists(st.floats(1e-4, 0.5), min_size=40, max_size=40),
+)
+def test_error_control_over_noise(num, shift, tolerance, max_gap, first, bends):
+    """The gap is a part of the noise range, and an error counts times the part that it is over, in
+    tenths. A step computes where it is nearer to the end of the gap than the next one would be,
+    if that took away as much noise as this one."""
+    levels = shifted(shift, num)
+    computed, gap = [], 0.0
+    for step, level in enumerate(levels):
+        if computed:
+            last = computed[-1]
+            distance, stride = levels[last] - level, levels[step - 1] - level
+            if step - last < max_gap and distance + stride / 2 < gap:
+                continue
+            missed = bends[step] * distance / 0.1
+            if step < first:
+                gap = 0.0
+            else:
+                gap = max(gap, distance) * min(max((0.9 * tolerance / missed) ** 0.5, 0.5), 1.5)
+        computed.append(step)
+    rule = ErrorControl(
+        error_tolerance=tolerance, max_gap=max_gap, min_error_steps=first, paced_over="noise"
+    )
+    hits = play(rule, num, lambda step, last: bends[step], levels)
+    assert [step for step in range(num) if not hits[step]] == computed
+
+
+@pytest.mark.parametrize(
+    ("paced_over", "tolerance", "num_computed"), [("steps", 0.1, 1), ("noise", 0.04, 4)]
+)
+def test_a_shifted_schedule_is_computed_where_its_steps_are_long(
+    paced_over, tolerance, num_computed
+):
+    """With the same error a step everywhere: of the last quarter of the steps, which takes away
+    more than half of the noise, steps compute one and noise computes half."""
+    rule = ErrorControl(error_tolerance=tolerance, paced_over=paced_over)
+    hits = play(rule, 28, lambda step, last: 0.02 * (step - last), shifted(3.0, 28))
+    assert hits[21:].count(False) == num_computed
+
+
+def test_without_a_timestep_levels_are_taken_for_even():
+    rule = ErrorControl(error_tolerance=0.1, paced_over="noise")
+    bends = lambda step, last: 0.01 * (step - last)  # noqa: E731
+    even = [1 - step / 28 for step in range(28)]
+    assert play(rule, 28, bends) == play(rule, 28, bends, even)
+    assert any(play(rule, 28, bends))

@@ -7,31 +7,34 @@ At a computed step the driver has both what was computed and what a reuse would 
     error e           .02   .06     .11       of the forecast that was not used
     gap         1  1  2  2     3     2        gap * clip(safety * tolerance / e, 1/2, 3/2)
 
+Paced over noise, gaps are parts of the noise range, and the error counts times the part that it is
+over (`dit_cachegraph.policy.pace` says why).
+
 On the steps between, the timestep alone is read; within `request(key)` with `num_inference_steps`
-nothing. Where the path bends the error is large, and every step
+nothing, where steps are counted. Where the path bends the error is large, and every step
 computes: the warm-up comes by itself. All guidance branches of a request compute and reuse at the
 same steps, by the error of the worst: guidance is a difference of two outputs, in which an error
 that one of them alone has counts for several.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal
 
-from dit_cachegraph.policy.checks import check_int, check_number
+from dit_cachegraph.policy.checks import check_choice, check_int, check_number
+from dit_cachegraph.policy.pace import (
+    NOISE_POWER,
+    NOISE_UNIT,
+    SAFETY,
+    NoisePace,
+    Pace,
+    changed,
+    level_of,
+)
 from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span, StepResult
 
 AS_THE_OTHER = "as the other guidance branch"
-SAFETY = 0.9
-SMALLEST_CHANGE, LARGEST_CHANGE = 0.5, 1.5
-
-
-class Pace(NamedTuple):
-    """The rule's memory: steps from one computed step to the next, not rounded, and when the next
-    is due."""
-
-    gap: float
-    next_step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +45,12 @@ class ErrorControl(Rule):
     threshold_option: ClassVar[str | None] = "error_tolerance"
 
     error_tolerance: float = 0.1
-    """What a reuse may miss, as a share of the streams. Larger saves more and costs quality; 0
-    never reuses."""
+    """What a reuse may miss, as a share of the streams; paced over noise, what it may miss over a
+    tenth of the noise range. Larger saves more and costs quality; 0 never reuses."""
+
+    paced_over: Literal["steps", "noise"] = "steps"
+    """What gaps and errors are measured by: steps, or the noise that they take away, as shifted
+    schedules need it."""
 
     max_gap: int = 8
     """At most so many steps from one computed step to the next."""
@@ -53,43 +60,65 @@ class ErrorControl(Rule):
 
     def __post_init__(self) -> None:
         check_number("error_tolerance", self.error_tolerance)
+        check_choice("paced_over", self.paced_over, ("steps", "noise"))
         check_int("max_gap", self.max_gap, at_least=1)
         check_int("min_error_steps", self.min_error_steps, at_least=1)
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.CLOCK, Need.ERROR})
+        known = frozenset({Need.CLOCK, Need.ERROR})
+        return known | {Need.NOISE} if self.paced_over == "noise" else known
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return (Span(0, sum(list_sizes)),)
 
     def decide(self, history: History, observation: Observation) -> Decision:
         pace = history.memory
-        if not isinstance(pace, Pace):
+        if not isinstance(pace, Pace | NoisePace):
             return Decision(False, "error not known yet")
+        level = level_of(history, observation.noise)
         for companion in observation.companions:
             if companion.decision is not None:
                 return Decision(companion.decision.hit, AS_THE_OTHER)
             other = companion.memory
-            if isinstance(other, Pace) and companion.step >= other.next_step:
-                return Decision(
-                    False, f"due on another guidance branch after {other.gap:.2g} steps"
-                )
-        if history.step >= pace.next_step:
-            return Decision(False, f"due after {pace.gap:.2g} steps")
-        return Decision(True, f"hit, next computed step is {pace.next_step}")
+            if isinstance(other, type(pace)) and other.is_due(companion.step, level):
+                return Decision(False, f"due on another guidance branch after {other}")
+        if pace.is_due(history.step, level):
+            return Decision(False, f"due after {pace}")
+        return Decision(True, f"hit, {pace.until}")
 
     def remember(self, history: History, result: StepResult) -> object:
-        pace = history.memory if isinstance(history.memory, Pace) else None
+        pace = history.memory if isinstance(history.memory, Pace | NoisePace) else None
+        level = level_of(history, result.seen.noise)
         if any(decision.hit for decision in result.decisions):
-            return pace
-        gap = 1.0 if pace is None else pace.gap
-        if result.error is None or history.step < self.min_error_steps:
-            return Pace(1.0, history.step + 1)
-        if result.error == result.error:  # noqa: PLR0124  # not NaN
-            allowed = SAFETY * self.error_tolerance / max(result.error, 1e-12)
-            gap *= min(max(allowed, SMALLEST_CHANGE), LARGEST_CHANGE)
+            return None if pace is None else pace.seen_at(level)
+        if self.paced_over == "noise":
+            over_noise = pace if isinstance(pace, NoisePace) else None
+            return self._pace_over_noise(over_noise, history.step, level, result.error)
+        over_steps = pace if isinstance(pace, Pace) else None
+        return self._pace_over_steps(over_steps, history.step, result.error)
+
+    def _pace_over_steps(self, before: Pace | None, step: int, error: float | None) -> Pace:
+        if error is None or step < self.min_error_steps:
+            return Pace(1.0, step + 1)
+        gap = 1.0 if before is None else before.gap
+        if error == error:  # noqa: PLR0124  # not NaN
+            gap *= changed(SAFETY * self.error_tolerance / max(error, 1e-12))
         else:
             gap = 1.0
         gap = min(max(gap, 1.0), float(self.max_gap))
-        return Pace(gap, history.step + round(gap))
+        return Pace(gap, step + round(gap))
+
+    def _pace_over_noise(
+        self, before: NoisePace | None, step: int, level: float, error: float | None
+    ) -> NoisePace:
+        last_step = step + self.max_gap
+        if before is None or error is None or step < self.min_error_steps:
+            return NoisePace(0.0, level, level, last_step)
+        if not math.isfinite(error):
+            return NoisePace(0.0, level, level, last_step)
+        distance = before.computed_at - level
+        missed = max(error * distance / NOISE_UNIT, 1e-12)
+        allowed = SAFETY * self.error_tolerance / missed
+        gap = max(before.gap, distance) * changed(allowed**NOISE_POWER)
+        return NoisePace(gap, level, level, last_step)
