@@ -6,9 +6,6 @@ A graph is kept for each (run of segments, shapes and strides, host numbers) of 
 forecasts and state lie outside. Nothing of the pool leaves a run, so what holds elsewhere holds as
 it does without graphs: a result stays what it is, an exception changes nothing, and threads share a
 model. Weights lie where they lay when a graph was captured, or there are no graphs any more.
-
-A number of the host is part of what is captured: an int, or a float that Dynamo hands over as a
-tensor without sizes.
 """
 
 import threading
@@ -16,18 +13,27 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import filterfalse
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from dit_cachegraph.models import ModelState
 from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.runtime.captured_values import (
+    addresses_of,
+    device_tensors,
+    in_buffers,
+    is_number,
+    kind_of,
+    number_of,
+    why_not_static,
+)
 from dit_cachegraph.runtime.capturer import Captured, Capturer
-from dit_cachegraph.runtime.crossing import crossing_of
+from dit_cachegraph.runtime.graphed_run import Run, run_of
 from dit_cachegraph.runtime.segment_runner import SegmentRunner
-from dit_cachegraph.runtime.slots import Values, gatherer, tensors
+from dit_cachegraph.runtime.slots import Values, tensors
 from dit_cachegraph.runtime.static_buffers import Buffer, StaticBuffers, fill
 
 MAX_GRAPHS = 128
@@ -44,26 +50,6 @@ _Key = tuple[object, object]  # What it is given, but for numbers of the host; t
 RANKS = "ranks share each sample, and a capture can't wait for the others"
 
 
-class Run(NamedTuple):
-    """The segments `start..stop-1`: what they read of weights and of all else, what they leave, and
-    what dies in them."""
-
-    start: int
-    stop: int
-    inputs: tuple[int, ...]
-    inputs_of: Callable[[Values], Sequence[object]]
-    weights: tuple[int, ...]
-    weights_of: Callable[[Values], Sequence[object]]
-    leaves: tuple[int, ...]
-    dead: tuple[int, ...]
-    name: str
-    why_eager: str | None
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.start, self.stop
-
-
 class StageGraph(NamedTuple):
     """A run that was captured, with weights at some `addresses`. Of what it leaves, numbers are the
     same at each replay."""
@@ -75,7 +61,7 @@ class StageGraph(NamedTuple):
 
     def replay(self, inputs: Sequence[object]) -> list[object]:
         """What the run leaves, each tensor in memory of its own."""
-        fill(self.given, _device_tensors(inputs))
+        fill(self.given, device_tensors(inputs))
         self.captured.replay()
         return [each.copied() if isinstance(each, Buffer) else each for each in self.left]
 
@@ -89,7 +75,7 @@ class GraphedRunner:
     ) -> None:
         self._trunk, self.segments, self.capturer = compiled.trunk, segments, capturer
         self.buffers = StaticBuffers(capturer)
-        self.run_of = lru_cache(maxsize=1024)(self._run_of)
+        self.run_of = lru_cache(maxsize=1024)(partial(run_of, compiled.trunk))
         self._turn = threading.Lock()
         self._of_models: weakref.WeakKeyDictionary[ModelState, ModelGraphs] = (
             weakref.WeakKeyDictionary()
@@ -113,26 +99,6 @@ class GraphedRunner:
     def blank(self) -> Values:
         """A slot for each value of a call."""
         return [None] * self._trunk.num_slots
-
-    def _run_of(self, start: int, stop: int) -> Run:
-        reads, leaves, dead = crossing_of(self._trunk, start, stop)
-        weights = tuple(slot for slot in reads if slot in self._trunk.weights)
-        inputs = tuple(slot for slot in reads if slot not in self._trunk.weights)
-        segments = self._trunk.segments[start:stop]
-        causes = [f"in {s.name} {s.why_eager}" for s in segments if s.why_eager is not None]
-        names = dict.fromkeys([segments[0].name, segments[-1].name])
-        return Run(
-            start=start,
-            stop=stop,
-            inputs=inputs,
-            inputs_of=gatherer(inputs),
-            weights=weights,
-            weights_of=gatherer(weights),
-            leaves=leaves,
-            dead=dead,
-            name=" to ".join(names),
-            why_eager=next(iter(causes), None),
-        )
 
 
 class ModelGraphs:
@@ -178,43 +144,53 @@ class ModelGraphs:
     def _replayed(self, run: Run, values: Values) -> list[object] | None:
         """What the run leaves; None where it has to run as it is."""
         inputs, weights = run.inputs_of(values), run.weights_of(values)
-        kind = (run.place, tuple(map(_kind_of, inputs)))
-        key = (kind, tuple(map(_number_of, inputs)))
+        kind = (run.place, tuple(map(kind_of, inputs)))
+        key = (kind, tuple(map(number_of, inputs)))
         with self._runner.in_turn():
-            graph = self._kept.get(key)
+            graph = self._kept.get(key) or self._new(run, key, inputs, weights)
             if graph is None:
-                if sum(known == kind for known, _ in self._kept) >= MAX_NUMBERS:
-                    self._why_eager[run.place] = NUMBERS_CHANGE
-                    return None
-                graph = self._captured(run, inputs, weights)
-                if graph is None:
-                    return None
-                self._keep(key, graph)
-            elif graph.addresses != _addresses_of(weights):
+                return None
+            if graph.addresses != addresses_of(weights):
                 self._turn_off(MOVED.format(run.name))
                 return None
             self._kept.move_to_end(key)
             return graph.replay(inputs)
 
+    def _new(
+        self, run: Run, key: _Key, inputs: Sequence[object], weights: Sequence[object]
+    ) -> StageGraph | None:
+        """A graph that is kept from now on; None, with the reason written down, where there can't
+        be one. What the run itself raises is raised."""
+        if self._is_eager(run):  # Another thread had the turn.
+            return None
+        if sum(kind == key[0] for kind, _ in self._kept) >= MAX_NUMBERS:
+            self._why_eager[run.place] = NUMBERS_CHANGE
+            return None
+        try:
+            graph = self._captured(run, inputs, weights)
+        except torch.OutOfMemoryError:
+            self._why_eager[run.place] = "there isn't the memory to capture it"
+            return None
+        if graph is not None:
+            self._keep(key, graph)
+        return graph
+
     def _captured(
         self, run: Run, inputs: Sequence[object], weights: Sequence[object]
     ) -> StageGraph | None:
-        """Capture a run; None, with the reason written down, where that can't be. What the run
-        itself raises is raised."""
-        runner, capturer = self._runner, self._runner.capturer
-        self._check(run, [*(v for v in inputs if not _is_number(v)), *weights], "reads")
-        if run.place in self._why_eager:
+        buffers, capturer = self._runner.buffers, self._runner.capturer
+        read = [*filterfalse(is_number, inputs), *weights]
+        if not self._may_be_static(run, read, "reads"):
             return None
-        own = _device_tensors(inputs)
-        given = runner.buffers.like(own)
+        own = device_tensors(inputs)
+        given = buffers.like(own)
         fill(given, own)
-        called = self._called(run, _in_buffers(inputs, own, given), weights)
+        called = self._called(run, in_buffers(inputs, own, given), weights)
         made = capturer.warm_up(called)
-        self._check(run, made, "makes")
-        if run.place in self._why_eager:
+        if not self._may_be_static(run, made, "makes"):
             return None
         leaving = tensors(made)
-        left = runner.buffers.like([*own, *leaving])[len(own) :]
+        left = buffers.like([*own, *leaving])[len(own) :]
 
         def whole() -> None:
             fill(left, tensors(called()))
@@ -222,8 +198,8 @@ class ModelGraphs:
         captured = self._or_why_not(run, lambda: capturer.capture(whole))
         if captured is None:
             return None
-        results = _in_buffers(made, leaving, left)
-        return StageGraph(captured, given, results, _addresses_of(weights))
+        results = in_buffers(made, leaving, left)
+        return StageGraph(captured, given, results, addresses_of(weights))
 
     def _called(
         self, run: Run, inputs: Sequence[object], weights: Sequence[object]
@@ -255,12 +231,15 @@ class ModelGraphs:
         del self._why_eager[run.place]
         return captured
 
-    def _check(self, run: Run, values: Sequence[object], verb: str) -> None:
-        """Write down why what a run reads or makes can't be captured, if it can't."""
+    def _may_be_static(self, run: Run, values: Sequence[object], verb: str) -> bool:
+        """Whether a graph can be given, or leave, what a run reads or makes; if not, the reason is
+        written down."""
         for value in values:
-            why = _why_not_static(value, self._runner.capturer.device)
+            why = why_not_static(value, self._runner.capturer.device)
             if why is not None:
                 self._why_eager[run.place] = f"it {verb} {why}"
+                return False
+        return True
 
     def _keep(self, key: _Key, graph: StageGraph) -> None:
         self._kept[key] = graph
@@ -274,50 +253,3 @@ class ModelGraphs:
         for graph in self._kept.values():
             graph.captured.release()
         self._kept.clear()
-
-
-def _in_buffers(
-    values: Sequence[object], own: Sequence[Tensor], buffers: Sequence[Buffer]
-) -> list[Buffer | object]:
-    """The values with its buffer in the place of each tensor that has one."""
-    places = {id(tensor): buffer for tensor, buffer in zip(own, buffers, strict=True)}
-    return [places.get(id(value), value) for value in values]
-
-
-def _device_tensors(values: Sequence[object]) -> list[Tensor]:
-    """Those that are no numbers."""
-    return [value for value in tensors(values) if not _is_number(value)]
-
-
-def _is_number(value: object) -> bool:
-    """True for a number that Dynamo hands over as a tensor."""
-    return isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu"
-
-
-def _kind_of(value: object) -> object:
-    """What a graph is captured for, but for numbers."""
-    if isinstance(value, Tensor):
-        return (value.dtype, value.device, value.shape, value.stride())
-    return type(value)
-
-
-def _number_of(value: object) -> object:
-    """A number of the host; None for all else."""
-    if isinstance(value, Tensor):
-        return value.item() if _is_number(value) else None
-    return value
-
-
-def _addresses_of(weights: Sequence[object]) -> list[int]:
-    return list(map(Tensor.data_ptr, weights))  # type: ignore[arg-type]
-
-
-def _why_not_static(value: object, device: torch.device) -> str | None:
-    """Why a graph can't be given a value, or leave it."""
-    if not isinstance(value, Tensor):
-        return None if isinstance(value, int | float) else f"a {type(value).__name__}"
-    if value.device != device:
-        return f"a tensor on {value.device}"
-    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided:
-        return f"a {type(value).__name__} that is no plain tensor"
-    return None

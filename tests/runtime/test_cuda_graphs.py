@@ -4,15 +4,19 @@ read that the next replay may have written over."""
 import gc
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import dit_cachegraph as dc
-from dit_cachegraph import backend
+from dit_cachegraph import backend, savable
 from dit_cachegraph.runtime import stage_graphs
 from dit_cachegraph.runtime.cuda_capturer import cuda_capturer
+from dit_cachegraph.runtime.stage_graphs import GraphedRunner
+from dit_cachegraph.runtime.static_buffers import StaticBuffers, fill
+from dit_cachegraph.savable import SavableModel
 from support.recorded_graphs import RecordingCapturer
 from support.toy_dits import (
     AddingBlock,
@@ -293,6 +297,23 @@ def test_what_else_is_raised_in_a_capture_is_raised_once(monkeypatch):
     assert causes[0] == "prologue runs without: its capture was cut short"
 
 
+def test_without_the_memory_for_it_nothing_is_captured(monkeypatch):
+    """What the run itself needs is another matter: that is raised as it is."""
+
+    class Full(RecordingCapturer):
+        def warm_up(self, run):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(backend, "cuda_capturer", lambda device: Full())
+    model = adding_dit(1.0, 2.0, 4.0)
+    compiled = with_graphs(model, **NEVER)
+    for inputs in toy_steps(TIMES[:2]):
+        torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
+    _, *causes = graph_lines(model)
+    assert len(causes) == 4
+    assert causes[-1] == "epilogue runs without: there isn't the memory to capture it"
+
+
 class PickingBlock(nn.Module):
     """Adds a row of a table; a row that isn't there raises when it runs."""
 
@@ -360,6 +381,27 @@ def test_two_threads(stand_in):
     for which in range(2):
         assert_equal(outputs[which], expected[which])
     assert num_replays(stand_in)[0] == 2 * 4 * len(TIMES) + 1
+
+
+def test_what_another_thread_turned_off_is_not_captured_anew(monkeypatch):
+    """While this one waited for its turn."""
+
+    class Slow(RecordingCapturer):
+        waits = staticmethod(lambda: None)
+
+        def in_turn(self):
+            self.waits()
+            return super().in_turn()
+
+    capturer = Slow()
+    monkeypatch.setattr(backend, "cuda_capturer", lambda device: capturer)
+    model, (first, second) = adding_dit(1.0, 2.0, 4.0), toy_steps(TIMES[:2])
+    compiled = with_graphs(model, **NEVER)
+    run(compiled, first)
+    driver, state = _driver_and_state(model)
+    capturer.waits = lambda: driver.graphed.of(state)._turn_off("weights lie elsewhere")
+    torch.testing.assert_close(run(compiled, second), run(model, second))
+    assert num_replays(capturer) == [1, 1, 1, 1]
 
 
 def test_first_blocks_that_change_in_mid_image(stand_in):
@@ -491,3 +533,79 @@ def test_a_batch_of_requests(stand_in):
     assert_equal(outputs_of(with_graphs(model)), expected)
     # At first two samples of no request, then three, of which two compute from the second step on.
     assert num_replays(stand_in) == [1, 1, 1 + 7, 1] + [8, 8, 1, 8]
+
+
+class MaskedDiT(ToyDiT):
+    """The blocks read a mask that the prologue makes, one row for all tokens."""
+
+    def trunk(self, h, temb, e):
+        rows = (e.mean(dim=-1) > 0).float()[:, None, :2].expand(-1, h.shape[1], -1)
+        for block in self.blocks:
+            h = block(h, temb) + rows.mean(dim=-1, keepdim=True)
+        return h
+
+
+def test_a_mask_that_is_broadcast_keeps_its_layout(stand_in):
+    model = MaskedDiT([AddingBlock(step) for step in (1.0, 2.0, 4.0)])
+    compiled = with_graphs(model, **NEVER)
+    for inputs in toy_steps(TIMES[:3]):
+        torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
+    assert num_replays(stand_in) == [3, 3, 3, 3]
+    driver, state = _driver_and_state(model)
+    kinds = [kind for (_, kinds), _ in driver.graphed.of(state)._kept for kind in kinds]
+    assert any(0 in stride for *_, stride in kinds)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(12.0).reshape(3, 4),
+        torch.arange(3.0)[:, None].expand(3, 4),
+        torch.arange(24.0).reshape(3, 8)[:, 2:6],
+        torch.arange(24.0).reshape(2, 3, 4).transpose(0, 2),
+        torch.arange(12)[::3],
+        torch.polar(torch.ones(3), torch.arange(3.0)),
+        torch.tensor(2.5),
+        torch.zeros(0, 4),
+        torch.tensor([True, False]),
+    ],
+    ids=lambda tensor: f"{tensor.dtype}{list(tensor.stride())}",
+)
+def test_a_buffer_holds_what_it_is_given_as_it_lies(tensor):
+    buffers = StaticBuffers(RecordingCapturer())
+    given = [tensor, tensor + 1 if tensor.dtype != torch.bool else ~tensor]
+    with torch.inference_mode():
+        own = buffers.like(given)
+    fill(own, given)
+    for buffer, value in zip(own, given, strict=True):
+        for held in (buffer.shaped, buffer.copied()):
+            assert torch.equal(held, value) and held.stride() == value.stride()
+    assert buffers.like(given)[1].flat is own[1].flat and own[0].flat is not own[1].flat
+    assert buffers.nbytes == sum(buffer.flat.nbytes for buffer in own)
+    del own, buffer, held
+    assert buffers.nbytes == 0
+
+
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_what_is_saved_captures_where_it_is_loaded(has_graphs, stand_in, monkeypatch):
+    monkeypatch.setattr(savable, "cuda_capturer", lambda device: stand_in)
+    model = adding_dit(1.0, 2.0, 4.0)
+    run(compile_toy(model, **NEVER, cuda_graphs=has_graphs), toy_inputs(90.0))
+    driver, _ = _driver_and_state(model)
+    data = SavableModel.serialize_compile_artifacts(driver)
+    loaded = SavableModel.deserialize_compile_artifacts(data)
+    assert (loaded.graphed is not None) is has_graphs
+
+
+def test_ranks_that_share_a_sample_have_none(stand_in):
+    """A capture doesn't wait for the others."""
+    model, inputs = adding_dit(1.0, 2.0, 4.0), toy_inputs(90.0)
+    compiled = with_graphs(model)
+    run(compiled, inputs)
+    driver, _ = _driver_and_state(model)
+    shared = replace(driver.compiled, trunk=replace(driver.compiled.trunk, groups=("ring",)))
+    stand_in.recordings.clear()
+    driver.graphed = GraphedRunner(shared, driver.segments, stand_in)
+    torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
+    assert stand_in.recordings == []
+    assert graph_lines(model) == (f"CUDA graphs are off: {stage_graphs.RANKS}",)
