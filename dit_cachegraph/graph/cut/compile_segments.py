@@ -71,7 +71,8 @@ def inner_compiler(options: CompileOptions, mode: str | None) -> InnerCompiler:
     inductor = {**_mode_options(mode), **options.inductor}
     if inductor.get("triton.cudagraphs"):
         log.info(
-            "%s: the cache runs without Inductor's CUDA graphs: they overwrite what it keeps",
+            "%s: the cache runs without Inductor's CUDA graphs: they overwrite what it keeps; "
+            "`cuda_graphs=True` in `options` captures graphs that don't",
             f"mode {mode!r}" if mode else "triton.cudagraphs",
         )
     return InnerCompiler(name, inductor)
