@@ -1,6 +1,7 @@
 """The arithmetic of the cache path, one function an operation, and the way to the host."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -14,18 +15,23 @@ _SPREAD = 2654435761  # odd and large: neighbours in a sample are far apart in w
 
 
 def load_kernels() -> None:
-    """Register `torch.ops.dit_cachegraph`, before anything is traced. Not when the package is
-    imported, since Triton takes its time."""
-    import dit_cachegraph_kernels  # noqa: F401, PLC0415
+    """Register `torch.ops.dit_cachegraph`, before anything is traced. What runs calls the functions
+    behind it, which need neither Dynamo nor Inductor."""
+    import dit_cachegraph_kernels.graph_ops  # noqa: F401, PLC0415
+
+
+def _kernels() -> ModuleType:
+    """Not imported with the package, since Triton takes its time."""
+    import dit_cachegraph_kernels  # noqa: PLC0415
+
+    return dit_cachegraph_kernels
 
 
 def build_kernels(kind: StreamKind, batch_dim: int | None) -> None:
     """Build the kernels that are called on streams of this kind; nothing where they lie on a device
     without any, or their width is open."""
-    from dit_cachegraph_kernels import build_kernels as build  # noqa: PLC0415
-
     if kind.width is not None:
-        build(kind.dtype, kind.device, kind.width, batch_dim)
+        _kernels().build_kernels(kind.dtype, kind.device, kind.width, batch_dim)
 
 
 def latents_sample(
@@ -112,10 +118,9 @@ def probe_sums(
 ) -> Tensor:
     """Per sample `sum|v - p|` and `sum|p|` of `v = hidden - hidden_in` (or `hidden` itself) against
     `p = previous`, which has every `downsample_factor`-th channel: [B, 2] float32."""
-    load_kernels()
     if hidden_in is None:
         hidden_in = hidden.new_zeros(()).expand(hidden.shape)
-    sums: Tensor = torch.ops.dit_cachegraph.residual_diff(
+    sums: Tensor = _kernels().residual_diff(
         hidden, hidden_in, previous, batch_dim, None, downsample_factor,
         important_condition_threshold,
     )  # fmt: skip
@@ -124,15 +129,13 @@ def probe_sums(
 
 def distance(value: Tensor, reference: Tensor, batch_dim: int | None) -> Tensor:
     """Per sample `sum|v - r|` and `sum|r|`: [B, 2] float32."""
-    load_kernels()
-    (sums,) = torch.ops.dit_cachegraph.block_diff([value], [reference], batch_dim)
+    (sums,) = _kernels().block_diff([value], [reference], batch_dim)
     return sums
 
 
 def distances(values: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor:
     """The same for pairs that are all of one shape, samples first: [N, B, 2] float32."""
-    load_kernels()
-    sums: Tensor = torch.ops.dit_cachegraph.block_diff(values, references, 0)
+    sums: Tensor = _kernels().block_diff(values, references, 0)
     return sums
 
 
@@ -196,10 +199,9 @@ def _that_count(snapshots: Sequence[Tensor], weights: Sequence[float]) -> _Pairs
 
 def _in_passes(base: Tensor, pairs: _Pairs) -> Tensor:
     """`base` plus all of them, as many at once as a kernel takes."""
-    load_kernels()
     for i in range(0, len(pairs), MAX_FACTORS):
         some, their = zip(*pairs[i : i + MAX_FACTORS], strict=True)
-        base = torch.ops.dit_cachegraph.taylor_apply(base, list(some), 0.0, list(their))
+        base = _kernels().taylor_apply(base, list(some), 0.0, list(their))
     return base
 
 
@@ -218,11 +220,10 @@ def forecast_error(
 ) -> tuple[Tensor, Tensor]:
     """The `residual` of a stream, and what a `forecast` of it by these snapshots missed: per sample
     `sum|f - hidden|` and `sum|hidden|`, [B, 2] float32. In one pass, and a sum."""
-    load_kernels()
     pairs = _that_count(snapshots, weights) or [(snapshots[-1], 0.0)]
     if len(pairs) > MAX_FACTORS:
         pairs = [(_in_passes(torch.zeros_like(hidden, dtype=torch.float32), pairs), 1.0)]
     some, their = map(list, zip(*pairs, strict=True))
     kept: Tensor
-    kept, sums = torch.ops.dit_cachegraph.forecast_error(hidden, hidden_in, some, their, batch_dim)
+    kept, sums = _kernels().forecast_error(hidden, hidden_in, some, their, batch_dim)
     return kept, sums

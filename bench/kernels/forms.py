@@ -13,6 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+import dit_cachegraph_kernels.graph_ops  # noqa: F401  # registers the ops
 from bench.kernels.cases import DTYPES, NUM_BLOCKS, OPS_WITH_ORDER, Case
 
 OP, EAGER, COMPILED, CACHE_DIT = "op", "eager", "compiled", "cache-dit"

@@ -1,12 +1,11 @@
 """What a cache does to a diffusion transformer's streams, each in one pass over memory.
 
-Every op is `torch.ops.dit_cachegraph.<name>`, for graphs, and a function here of the same name,
-which skips the dispatcher. On a CUDA device it launches a Triton kernel; on any other, and without
-Triton, it runs in a plain form that Inductor fuses (`reference`). Needs torch and Triton alone.
+Every op is a function here, and `torch.ops.dit_cachegraph.<name>` for graphs, once `graph_ops` has
+been imported. On a CUDA device it launches a Triton kernel; on any other, and without Triton, it
+runs in a plain form that Inductor fuses (`reference`). Needs torch and Triton alone.
 """
 
 from dit_cachegraph_kernels._launch import KernelError, PlainKernelsWarning
-from dit_cachegraph_kernels._register import register
 from dit_cachegraph_kernels._source_key import source_key
 from dit_cachegraph_kernels._triton import HAS_TRITON
 from dit_cachegraph_kernels.block_diff import block_diff
@@ -32,11 +31,3 @@ __all__ = [
     "taylor_apply",
     "taylor_update",
 ]
-
-register(residual_diff)
-register(residual_store, mutates_args=("out",))
-register(residual_apply)
-register(taylor_update, mutates_args=("factors",))
-register(taylor_apply)
-register(forecast_error)
-register(block_diff)

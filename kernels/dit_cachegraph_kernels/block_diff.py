@@ -13,7 +13,7 @@ from dit_cachegraph_kernels import reference
 from dit_cachegraph_kernels._launch import chunks_of, launching, uses_triton
 from dit_cachegraph_kernels._layout import Layout, as_samples, check_alike, layout_of
 from dit_cachegraph_kernels._tiles import block_range, load_tile, sum_partials
-from dit_cachegraph_kernels._triton import jit, tl
+from dit_cachegraph_kernels._triton import is_real, jit, tl
 
 _WIDE_UNIT = 16
 
@@ -32,8 +32,9 @@ def block_diff(
     """
     _check(inputs, cached)
     if uses_triton(inputs[0]):
-        op: Tensor = torch.ops.dit_cachegraph.block_diff_kernel(inputs, cached, batch_dim)
-        return op
+        is_traced = not all(is_real(x) for x in (*inputs, *cached))
+        launch = _block_diff_op if is_traced else launch_block_diff
+        return launch(inputs, cached, batch_dim)
     return reference.block_diff(inputs, cached, batch_dim)
 
 
@@ -49,12 +50,10 @@ def _check(inputs: Sequence[Tensor], cached: Sequence[Tensor]) -> None:
             raise ValueError(f"block_diff: block {i} has other dtypes than block 0; convert it")
 
 
-@torch.library.custom_op("dit_cachegraph::block_diff_kernel", mutates_args=())
 def launch_block_diff(
     inputs: Sequence[Tensor], cached: Sequence[Tensor], batch_dim: int | None
 ) -> Tensor:
-    """The kernel's form of the op, for arguments that were checked. It is opaque to compilers: a
-    trace knows no addresses."""
+    """The kernel's form of the op, for arguments that were checked."""
     num_blocks = len(inputs)
     samples = [as_samples(x, batch_dim) for x in (*inputs, *cached)]
     num_samples = samples[0].shape[0]
@@ -82,7 +81,13 @@ def launch_block_diff(
     return sums.view(num_blocks, num_samples, 2)
 
 
-@launch_block_diff.register_fake
+# Opaque to compilers: a trace knows no addresses.
+_block_diff_op = torch.library.custom_op(
+    "dit_cachegraph::block_diff_kernel", launch_block_diff, mutates_args=()
+)
+
+
+@_block_diff_op.register_fake
 def _empty_sums(
     inputs: Sequence[Tensor], cached: Sequence[Tensor], batch_dim: int | None
 ) -> Tensor:

@@ -4,13 +4,25 @@ first launch, for a dtype, a tile, and what it knows of sizes and strides.
 A stream is contiguous, and all of one width and dtype share their kernels, if 16 divides the width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from dit_cachegraph_kernels import reference
 from dit_cachegraph_kernels._launch import TILE, TILES_PER_CHUNK
-from dit_cachegraph_kernels._register import NAMESPACE
+from dit_cachegraph_kernels.block_diff import block_diff
+from dit_cachegraph_kernels.forecast_error import forecast_error
+from dit_cachegraph_kernels.residual_diff import residual_diff
+from dit_cachegraph_kernels.taylor_apply import taylor_apply
+
+_OPS: MappingProxyType[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = MappingProxyType({
+    "residual_diff": residual_diff,
+    "taylor_apply": taylor_apply,
+    "forecast_error": forecast_error,
+    "block_diff": block_diff,
+})  # fmt: skip
 
 
 def build_kernels(
@@ -19,7 +31,7 @@ def build_kernels(
     """Launch each once, on a few tokens. A device without kernels is left alone."""
     if device.type == "cuda":
         for op, arguments in calls_of(dtype, device, num_channels, batch_dim):
-            getattr(getattr(torch.ops, NAMESPACE), op)(*arguments)
+            _OPS[op](*arguments)
 
 
 def calls_of(

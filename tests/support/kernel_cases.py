@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+import dit_cachegraph_kernels.graph_ops  # noqa: F401  # registers OPS
 from dit_cachegraph_kernels.block_diff import launch_block_diff
 from dit_cachegraph_kernels.forecast_error import launch_forecast_error
 from dit_cachegraph_kernels.residual_apply import launch_residual_apply

@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import pytest
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
+import dit_cachegraph_kernels
 from dit_cachegraph import ops
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.runtime.driver import CachedModel
 
-KERNELS_OF_OURS = {"residual_diff": 2, "block_diff": 2, "forecast_error": 2}
+KERNELS_OF_OURS = {"residual_diff": 2, "block_diff": 2, "forecast_error": 2, "taylor_apply": 1}
 KERNELS_OF_MEASURE = 2  # Partial sums, and their sum.
 MAKE_NOTHING = ("_unsafe_view",)
 
@@ -62,12 +63,12 @@ class LaunchCounter(TorchDispatchMode):
         super().__init__()
         self.counted = Counted()
         self._stream_size = stream_size
-        self._is_paused = False
+        self.is_paused = False
         self._on_host: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if not self._is_paused:
+        if not self.is_paused:
             given, made = _tensors_in((args, kwargs)), _tensors_in(out)
             if given and all(id(tensor) in self._on_host for tensor in given):
                 self.are_on_host(made)
@@ -84,8 +85,7 @@ class LaunchCounter(TorchDispatchMode):
         short = name.split(".")[1]
         if func.is_view or short.startswith(("empty", "new_empty")) or short in MAKE_NOTHING:
             return
-        num = KERNELS_OF_OURS.get(short, 1) if name.startswith("dit_cachegraph") else 1
-        self.add(name, num, values)
+        self.add(name, 1, values)
 
     def add(self, name: str, num_kernels: int, values: Sequence[Tensor]) -> None:
         sizes = [value.numel() for value in values]
@@ -93,11 +93,11 @@ class LaunchCounter(TorchDispatchMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        before, self._is_paused = self._is_paused, True
+        before, self.is_paused = self.is_paused, True
         try:
             yield
         finally:
-            self._is_paused = before
+            self.is_paused = before
 
 
 def _tensors_in(tree: object) -> list[Tensor]:
@@ -126,6 +126,21 @@ def watched_copy(counter: LaunchCounter) -> type[ops.HostCopy]:
             return read
 
     return WatchedCopy
+
+
+def counted_op(counter: LaunchCounter, op: str) -> Callable[..., object]:
+    """An op of ours, counted as the kernels that it launches on a GPU."""
+    function = getattr(dit_cachegraph_kernels, op)
+
+    def run(*args):
+        is_counted = _get_current_dispatch_mode() is counter and not counter.is_paused
+        with counter.paused():
+            out = function(*args)
+        if is_counted:
+            counter.add(f"dit_cachegraph.{op}", KERNELS_OF_OURS[op], _tensors_in((args, out)))
+        return out
+
+    return run
 
 
 def driver_of(model: nn.Module) -> CachedModel:
@@ -164,6 +179,8 @@ def count_steps(
     monkeypatch.setattr(CachedModel, "__call__", called)
     monkeypatch.setattr(driver.segments, "run", run_unseen)
     monkeypatch.setattr(driver.reader, "_measure", measured)
+    for op in KERNELS_OF_OURS:
+        monkeypatch.setattr(dit_cachegraph_kernels, op, counted_op(counter, op))
     monkeypatch.setattr(ops, "HostCopy", watched_copy(counter))
     found = []
     for i in range(1, num_steps):
