@@ -16,6 +16,13 @@ _MODULE_CALL = nn.Module._wrapped_call_impl.__code__
 _OURS_OR_TORCHS = frozenset((Path(__file__).parent, Path(torch.__file__).parent))
 
 
+def compiled_from(target: object) -> nn.Module | None:
+    """The module for which `torch.compile` returned `target`; None where it is something else. Its
+    class is Dynamo's, which isn't imported where nothing is compiled: it is told by its one part.
+    """
+    return target._modules.get("_orig_mod") if isinstance(target, nn.Module) else None
+
+
 def compiled_call() -> FrameType | None:
     """The innermost call of what `torch.compile` returned."""
     return next((f for f in _frames() if f.f_code.co_name == _COMPILED_CALL), None)

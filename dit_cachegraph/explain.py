@@ -5,20 +5,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import FunctionType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import fx, nn
 
-from dit_cachegraph.backend import cut_graph
 from dit_cachegraph.config import resolve
-from dit_cachegraph.graph.find.first_break import GraphBreak, first_break
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.planning.step_plan import make_plan
 from dit_cachegraph.report import GraphReport, graph_report, refused
 from dit_cachegraph.targets import as_module, modules_in, uncached_forward
+
+if TYPE_CHECKING:
+    from dit_cachegraph.graph.find.first_break import GraphBreak
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Explanation:
 
     graphs: tuple[GraphReport, ...]
     code: tuple[str, ...] = field(repr=False)
-    first_break: GraphBreak | None = None
+    first_break: "GraphBreak | None" = None
 
     def __str__(self) -> str:
         header = f"{len(self.graphs)} graph" + ("s" if len(self.graphs) != 1 else "")
@@ -55,6 +56,8 @@ def explain(target: object, *args: object, **kwargs: object) -> Explanation:
     ) -> Callable[..., object]:
         found.append(_explain_graph(gm, overrides))
         return gm.forward
+
+    from dit_cachegraph.graph.find.first_break import first_break  # noqa: PLC0415
 
     uncached = uncached_forward(module)
 
@@ -85,6 +88,9 @@ def _code_of_its_own(function: FunctionType) -> FunctionType:
 
 
 def _explain_graph(gm: fx.GraphModule, overrides: Layers) -> tuple[GraphReport, str]:
+    # What traces imports Dynamo, and who calls what was exported does without it.
+    from dit_cachegraph.backend import cut_graph  # noqa: PLC0415
+
     cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
         return refused(cut), ""

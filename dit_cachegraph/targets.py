@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from dit_cachegraph.account.dynamo_records import codes_of
 from dit_cachegraph.account.status import Asked
+from dit_cachegraph.call_stack import compiled_from
 from dit_cachegraph.exc import UnknownTarget
 from dit_cachegraph.hooks import hooks_on
 from dit_cachegraph.models import REGISTRY
@@ -22,6 +22,10 @@ class ForwardInPlace:
     __slots__ = ("original",)
 
     original: Forward
+
+
+class Exported(nn.Module):
+    """A model that was exported: its calls come here without Dynamo, which isn't asked about it."""
 
 
 def uncached_forward(module: nn.Module) -> Forward | None:
@@ -50,8 +54,8 @@ def modules_in(target: object) -> list[nn.Module]:
 def as_module(target: object) -> nn.Module | None:
     """The module that `target` is, or that `torch.compile` was given, or whose `forward` it was
     given; None for a pipeline and all else."""
-    if isinstance(target, OptimizedModule):
-        return target._orig_mod
+    if (module := compiled_from(target)) is not None:
+        return module
     original = getattr(target, "_torchdynamo_orig_callable", target)
     owner = getattr(original, "__self__", None)
     if isinstance(owner, nn.Module):
@@ -64,7 +68,7 @@ def _transformers_of_pipeline(target: object) -> list[nn.Module]:
     if not isinstance(components, Mapping):
         return []
     modules = {
-        name: value._orig_mod if isinstance(value, OptimizedModule) else value
+        name: compiled_from(value) or value
         for name, value in components.items()
         if isinstance(value, nn.Module)
     }
@@ -101,7 +105,7 @@ def asked_about(target: object) -> list[Asked]:
     compiled = getattr(target, "_torchdynamo_orig_callable", None)
     components = getattr(target, "components", None)
     values = components.values() if isinstance(components, Mapping) else ()
-    wrapped = {v._orig_mod for v in values if isinstance(v, OptimizedModule)}
+    wrapped = {module for v in values if (module := compiled_from(v)) is not None}
     return [
         Asked(
             name=type(module).__name__,
@@ -109,6 +113,7 @@ def asked_about(target: object) -> list[Asked]:
             codes=tuple(codes_of(module.forward if compiled is None else compiled)),
             is_compiled=compiled is not None or module in wrapped or is_compiled(module),
             notes=tuple(notes_on(module)),
+            is_exported=isinstance(module, Exported),
         )
         for module in modules
     ]

@@ -4,6 +4,8 @@ Dynamo keeps what it compiled by code object, up to a limit; beyond it, what fit
 eagerly for good, until `torch._dynamo.reset()`. Code that it left out once it leaves out for good
 as well. Nothing of this is private to a model: models of one class share their code, and so do all
 whose `forward` bears one decorator.
+
+Dynamo is imported when it is first asked, and so never where nothing is compiled.
 """
 
 import re
@@ -11,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FunctionType, MethodType
+from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
-from torch._dynamo import config
-from torch._dynamo.convert_frame import input_codes
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list
-from torch._dynamo.types import CacheEntry
-from torch._dynamo.utils import get_compilation_metrics
+
+if TYPE_CHECKING:
+    from torch._dynamo.types import CacheEntry
 
 _GUARD = re.compile(r"^\d+/\d+: (.*?)(?:\s*#.*)?$", re.MULTILINE)
 _ATTRIBUTE_SETTING = "allow_unspec_int_on_nn_module"
@@ -68,8 +70,9 @@ def codes_of(function: Callable[..., object]) -> Iterator[CodeType]:
 
 def limit_reached(codes: Sequence[CodeType], module: nn.Module | None) -> LimitReached | None:
     """The limit that the first of `codes` has reached for calls of `module`."""
+    config = torch._dynamo.config
     for code in codes:
-        entries = _debug_get_cache_entry_list(code)
+        entries = _compiled_of(code)
         num_own = sum(_counts_for(entry, module) for entry in entries)
         if num_own >= config.recompile_limit:
             return _told(code, entries, num_own, "recompile_limit")
@@ -80,11 +83,15 @@ def limit_reached(codes: Sequence[CodeType], module: nn.Module | None) -> LimitR
 
 def is_left_out(codes: Sequence[CodeType]) -> bool:
     """Whether Dynamo has looked at it, and compiled nothing of the innermost that it looked at."""
-    seen = [code for code in codes if code in input_codes]
-    return bool(seen) and not _debug_get_cache_entry_list(seen[-1])
+    seen = [code for code in codes if code in torch._dynamo.convert_frame.input_codes]
+    return bool(seen) and not _compiled_of(seen[-1])
 
 
-def _counts_for(entry: CacheEntry, module: nn.Module | None) -> bool:
+def _compiled_of(code: CodeType) -> "list[CacheEntry]":
+    return torch._dynamo.eval_frame._debug_get_cache_entry_list(code)
+
+
+def _counts_for(entry: "CacheEntry", module: nn.Module | None) -> bool:
     """What was compiled for one very module counts for that alone."""
     bound = [ref() for ref in entry.guard_manager.id_matched_objs.values()]
     modules = [found for found in bound if isinstance(found, nn.Module)]
@@ -92,7 +99,7 @@ def _counts_for(entry: CacheEntry, module: nn.Module | None) -> bool:
 
 
 def _told(
-    code: CodeType, entries: Sequence[CacheEntry], num_compiled: int, limit: str
+    code: CodeType, entries: "Sequence[CacheEntry]", num_compiled: int, limit: str
 ) -> LimitReached:
     reasons = _reasons({entry.compile_id.frame_id for entry in entries})
     failed = [reason for reason in reasons if not _says_none_failed(reason)]
@@ -110,7 +117,7 @@ def _told(
 def _reasons(frame_ids: set[int | None]) -> list[str]:
     """Why the frame was compiled anew, or should have been, each time."""
     found = []
-    for metrics in get_compilation_metrics():
+    for metrics in torch._dynamo.utils.get_compilation_metrics():
         frame_id, _, _ = str(metrics.compile_id).partition("/")
         if metrics.recompile_reason and frame_id.isdigit() and int(frame_id) in frame_ids:
             found.append(metrics.recompile_reason)

@@ -8,9 +8,8 @@ import enum
 from dataclasses import dataclass
 from types import CodeType
 
-import torch._dynamo.eval_frame
+import torch
 from torch import nn
-from torch._dynamo import config
 
 from dit_cachegraph.account.dynamo_records import is_left_out, limit_reached
 from dit_cachegraph.call_log import Outcome, Unasked
@@ -53,25 +52,27 @@ class Status:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is asked about: a model, the code of its forward, whether what it is given as has a
-    compiled call, and its notes."""
+    compiled call, and its notes. `is_exported`: Dynamo has no part in its calls."""
 
     name: str
     module: nn.Module | None
     codes: tuple[CodeType, ...]
     is_compiled: bool
     notes: tuple[str, ...] = ()
+    is_exported: bool = False
 
 
 def status_of(asked: Asked, state: ModelState) -> Status:
     """How the model stands now."""
-    standing, sentence = _why_not_asked_now(state) or _after_last_call(asked, state)
+    stopped = None if asked.is_exported else _why_not_asked_now(state)
+    standing, sentence = stopped or _after_last_call(asked, state)
     return Status(asked.name, standing, sentence)
 
 
 def _why_not_asked_now(state: ModelState) -> tuple[Standing, str] | None:
     """A stance under which no call comes to us, or none of what isn't compiled yet."""
     stance = torch._dynamo.eval_frame._stance.stance
-    is_disabled = bool(config.disable)
+    is_disabled = bool(torch._dynamo.config.disable)
     stops_all = stance == "force_eager"
     stops_new = (stance == "eager_on_recompile" or is_disabled) and not state.graphs
     if not stops_all and not stops_new:
@@ -98,6 +99,8 @@ def _after_last_call(asked: Asked, state: ModelState) -> tuple[Standing, str]:
 
 
 def _before_any_call(asked: Asked) -> tuple[Standing, str]:
+    if asked.is_exported:
+        return Standing.NOT_CALLED, "not called yet"
     reached = limit_reached(asked.codes, asked.module)
     if reached is not None or is_left_out(asked.codes):
         why = asked.notes[0] if asked.notes else reached or _LEFT_OUT

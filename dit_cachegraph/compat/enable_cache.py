@@ -10,7 +10,6 @@ from torch import nn
 from dit_cachegraph.api import configure, reset
 from dit_cachegraph.compat.block_adapter import BlockAdapter
 from dit_cachegraph.compat.cache_config import BasicCacheConfig, CacheType
-from dit_cachegraph.compat.cached_forward import install, remove
 from dit_cachegraph.compat.calibrators import CalibratorConfig
 from dit_cachegraph.compat.flat_options import configs_of, settings_given
 from dit_cachegraph.compat.not_taken import refuse_not_taken
@@ -53,6 +52,9 @@ def enable_cache(
     """
     refuse_not_taken(parallelism_config, attention_backend, quantize_config)
     check_bool("frozen_weights", frozen_weights)
+    # What asks Dynamo imports it, and who calls what was exported does without it.
+    from dit_cachegraph.compat.cached_forward import install  # noqa: PLC0415
+
     modules = modules_in(pipe_or_adapter)
     for module in modules:
         if (note := foreign_cache_note(module)) is not None:
@@ -92,6 +94,8 @@ def _base_settings(
 
 def disable_cache(pipe_or_adapter: object) -> None:
     """Leave the transformers as they were before `enable_cache`, and drop what is kept for them."""
+    from dit_cachegraph.compat.cached_forward import remove  # noqa: PLC0415
+
     for module in modules_in(pipe_or_adapter):
         if not remove(module):
             log.warning("%s: enable_cache wasn't called for it", type(module).__name__)

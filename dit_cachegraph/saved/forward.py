@@ -3,11 +3,16 @@
 import inspect
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from dit_cachegraph.exc import CannotSave
 from dit_cachegraph.saved.call_kind import CallKind, kind_of
-from dit_cachegraph.saved.program import Args, Kwargs, Program
+from dit_cachegraph.targets import is_compiled
+
+if TYPE_CHECKING:
+    from dit_cachegraph.saved.program import Args, Kwargs, Program
 
 log = logging.getLogger("dit_cachegraph")
 Forward = Callable[..., object]
@@ -17,7 +22,7 @@ class SavedForward:
     """In the place of `forward` on what `torch.compile` returned for `module`. `compiled`: what was
     there; it takes the calls that no program was made for."""
 
-    def __init__(self, module: nn.Module, programs: list[Program], compiled: Forward) -> None:
+    def __init__(self, module: nn.Module, programs: "list[Program]", compiled: Forward) -> None:
         self._module, self._programs, self._compiled = module, programs, compiled
         self._signature = inspect.signature(module.forward)
         self._told: set[CallKind] = set()
@@ -28,7 +33,7 @@ class SavedForward:
             return self._compiled(*args, **kwargs)
         return program.function(self._module, *args, **kwargs)
 
-    def _program_for(self, args: Args, kwargs: Kwargs) -> Program | None:
+    def _program_for(self, args: "Args", kwargs: "Kwargs") -> "Program | None":
         try:
             kind = kind_of(self._signature, args, kwargs)
         except TypeError:
@@ -58,3 +63,15 @@ class SavedForward:
 def has_hooks(module: nn.Module) -> bool:
     """Whether more runs at a call of the module than its own forward."""
     return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
+
+
+def check_plain(module: nn.Module) -> None:
+    """Raises CannotSave where more than the module's own forward would run at its calls."""
+    name = type(module).__name__
+    if is_compiled(module):
+        raise CannotSave(f"{name} is compiled already: give it as it was before")
+    if has_hooks(module):
+        raise CannotSave(
+            f"{name} has hooks or a forward of its own (offloading, another library's cache), "
+            "which a saved call wouldn't run: put them on after this"
+        )

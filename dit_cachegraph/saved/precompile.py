@@ -9,20 +9,22 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from dit_cachegraph.exc import CannotSave, InvalidConfig, NotLoadedWarning
-from dit_cachegraph.saved.forward import SavedForward, has_hooks
+from dit_cachegraph.saved.forward import SavedForward, check_plain
 from dit_cachegraph.saved.manifest import folder_for, read_programs, write_programs
-from dit_cachegraph.saved.program import Options, Program, compile_program, program_from_bytes
 from dit_cachegraph.saved.record_calls import RecordedCall, record_calls, with_open_sizes
-from dit_cachegraph.targets import is_compiled, modules_in
+from dit_cachegraph.targets import modules_in
+
+if TYPE_CHECKING:
+    from dit_cachegraph.saved.program import Program
 
 log = logging.getLogger("dit_cachegraph")
+Options = Mapping[str, object]
 Target = TypeVar("Target")
 
 
@@ -60,7 +62,7 @@ def precompile(
     options, folder = dict(options or {}), Path(save)
     parts = _parts_of(target)
     for part in parts:
-        _check_plain(part.module)
+        check_plain(part.module)
     calls = record_calls([part.module for part in parts], lambda: draw(target))
     made = {
         part: _programs_for(part.module, recorded, options)
@@ -95,7 +97,7 @@ def load(target: Target, folder: str | Path, options: Mapping[str, object] | Non
         )
     options = dict(options or {})
     for part in _parts_of(target):
-        _check_plain(part.module)
+        check_plain(part.module)
         programs = _loaded(part, Path(folder), options)
         if isinstance(programs, str):
             warnings.warn(programs, NotLoadedWarning, stacklevel=2)
@@ -104,7 +106,10 @@ def load(target: Target, folder: str | Path, options: Mapping[str, object] | Non
     return target
 
 
-def _loaded(part: _Part, folder: Path, options: Options) -> list[Program] | str:
+def _loaded(part: _Part, folder: Path, options: Options) -> "list[Program] | str":
+    # What traces imports Dynamo, and who calls what was exported does without it.
+    from dit_cachegraph.saved.program import program_from_bytes  # noqa: PLC0415
+
     if (reason := _too_old()) is not None:
         return reason
     saved = read_programs(folder_for(folder, part.name), part.module)
@@ -118,8 +123,12 @@ def _loaded(part: _Part, folder: Path, options: Options) -> list[Program] | str:
     return programs
 
 
-def _programs_for(module: nn.Module, calls: list[RecordedCall], options: Options) -> list[Program]:
+def _programs_for(
+    module: nn.Module, calls: list[RecordedCall], options: Options
+) -> "list[Program]":
     """A program for each kind of call, and for each size where one can't be for several."""
+    from dit_cachegraph.saved.program import compile_program  # noqa: PLC0415
+
     if not calls:
         raise CannotSave(f"`draw` never called {type(module).__name__}: there is nothing to save")
     programs: list[Program] = []
@@ -134,11 +143,10 @@ def _programs_for(module: nn.Module, calls: list[RecordedCall], options: Options
     return programs
 
 
-def _put(target: Target, part: _Part, programs: list[Program], options: Options) -> Target:
+def _put(target: Target, part: _Part, programs: "list[Program]", options: Options) -> Target:
     """Compile the part, with its programs in the place of what is compiled as calls come."""
     given = cast(dict[str, Any], dict(options))
-    compiled = torch.compile(part.module, backend="cachedit", options=given)
-    assert isinstance(compiled, OptimizedModule)
+    compiled = cast(nn.Module, torch.compile(part.module, backend="cachedit", options=given))
     if programs:
         compiled.forward = SavedForward(part.module, programs, compiled.forward)
     if target is part.module:
@@ -156,17 +164,6 @@ def _parts_of(target: object) -> list[_Part]:
     if any(id(module) not in names for module in modules):
         raise CannotSave("give the pipeline or the transformer as they are before `torch.compile`")
     return [_Part(names[id(module)], module) for module in modules]
-
-
-def _check_plain(module: nn.Module) -> None:
-    name = type(module).__name__
-    if is_compiled(module):
-        raise CannotSave(f"{name} is compiled already: give it as it was before")
-    if has_hooks(module):
-        raise CannotSave(
-            f"{name} has hooks or a forward of its own (offloading, another library's cache), "
-            "which a saved call wouldn't run: put them on after this"
-        )
 
 
 def _too_old() -> str | None:

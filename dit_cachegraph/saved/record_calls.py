@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import maybe_mark_dynamic
 from torch.utils import _pytree as pytree
 
 from dit_cachegraph.exc import CannotSave
@@ -108,7 +107,7 @@ def _marked(tensor: Tensor, dims: Sequence[int]) -> Tensor:
     """A copy, since a mark lies on the tensor."""
     copy = tensor.clone()
     for dim in dims:
-        maybe_mark_dynamic(copy, dim)
+        torch._dynamo.maybe_mark_dynamic(copy, dim)
     return copy
 
 

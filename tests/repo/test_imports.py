@@ -167,13 +167,11 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_import_is_light():
-    # Dynamo imports parts of Inductor; the package must add none, nor its compiler.
-    before = modules_after("import torch._dynamo.eval_frame, torch._dynamo.backends.registry")
-    added = modules_after("import dit_cachegraph") - before
+    # Neither Dynamo nor Inductor: who runs what was exported does without both.
+    added = modules_after("import dit_cachegraph") - modules_after("import torch")
     heavy = ("triton", "diffusers", "transformers", "matplotlib", "torch._inductor", "bench")
     assert "dit_cachegraph.api" in added
-    assert not [name for name in added if name.startswith(heavy)]
-    assert "torch._inductor.compile_fx" not in before
+    assert not [name for name in added if name.startswith((*heavy, "torch._dynamo", "sympy"))]
     unused = ("dit_cachegraph.demo", "dit_cachegraph.metrics", "skimage", "scipy", "imageio")
     assert not [name for name in added if name.startswith(unused)]
 
