@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.config import split_options
+from dit_cachegraph.cuda_graphs.cuda_capturer import cuda_capturer
 from dit_cachegraph.exc import CannotCut, InvalidConfig, NoBlocks
 from dit_cachegraph.frozen_weights import leave_out_guards_on_modules
 from dit_cachegraph.graph.cut.compile_segments import (
@@ -36,7 +37,6 @@ from dit_cachegraph.hooks import hooks_on
 from dit_cachegraph.links.called import CalledLink
 from dit_cachegraph.links.link import Link
 from dit_cachegraph.plan import Uncacheable
-from dit_cachegraph.runtime.cuda_capturer import cuda_capturer
 from dit_cachegraph.runtime.uncached import UncachedModel
 from dit_cachegraph.savable import SavableModel
 

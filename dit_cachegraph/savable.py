@@ -5,8 +5,8 @@ import pickle
 from torch._dynamo.aot_compile_types import SerializableCallable
 
 from dit_cachegraph.batches.model import BatchedModel
+from dit_cachegraph.cuda_graphs.cuda_capturer import cuda_capturer
 from dit_cachegraph.graph.cut.saving import trunk_from_bytes, trunk_to_bytes
-from dit_cachegraph.runtime.cuda_capturer import cuda_capturer
 
 
 class SavableModel(BatchedModel, SerializableCallable):

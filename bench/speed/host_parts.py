@@ -44,13 +44,25 @@ PACKAGE = "dit_cachegraph"
 PARTS: Mapping[str, tuple[str, ...]] = {
     "Inductor": ("/torchinductor_",),
     "around Inductor": ("/torch/_functorch/", "/torch/_inductor/", "/cut/calling.py"),
-    "driver": ("/runtime/driver.py", "/runtime/segment_runner.py", "/runtime/slots.py"),
+    "driver": ("/runtime/driver.py", "/segments/segment_runner.py", "/segments/slots.py"),
     "weights": ("/runtime/weights.py",),
-    "whose call it is": (f"/{PACKAGE}/requests/", f"/{PACKAGE}/models.py", "/runtime/look.py"),
+    "whose call it is": (
+        f"/{PACKAGE}/requests/",
+        f"/{PACKAGE}/retention/",
+        f"/{PACKAGE}/scopes.py",
+        f"/{PACKAGE}/models.py",
+        "/runtime/look.py",
+    ),
     "reading": ("/runtime/reading.py", f"/{PACKAGE}/ops.py", "/runtime/injected.py"),
     "decision": ("/runtime/decide.py", "/runtime/agree.py", f"/{PACKAGE}/policy/"),
     "replay": ("/runtime/replay.py",),
-    "commit": ("/runtime/commit.py", "/runtime/step.py", f"/{PACKAGE}/step_log.py"),
+    "commit": (
+        "/runtime/commit.py",
+        "/runtime/step.py",
+        f"/{PACKAGE}/step_log.py",
+        f"/{PACKAGE}/tally.py",
+        f"/{PACKAGE}/later.py",
+    ),
     "account": (f"/{PACKAGE}/calls.py", f"/{PACKAGE}/call_log.py"),
     "plan": (f"/{PACKAGE}/planning/", f"/{PACKAGE}/layers.py", f"/{PACKAGE}/config.py"),
 }

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dit_cachegraph.batches.joint_values import JointValues
 from dit_cachegraph.policy.rule import Decision, ProbeKind
-from dit_cachegraph.runtime.slots import Values
 from dit_cachegraph.runtime.step import Step
+from dit_cachegraph.segments.slots import Values
 
 Range = tuple[int, int]
 OTHER_REGIONS = "the settings of its samples ask for other regions"

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dit_cachegraph.batches.rows import apart, together
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.runtime.crossing import Crossing, crossing_of
-from dit_cachegraph.runtime.slots import Values, tensor_at
+from dit_cachegraph.segments.crossing import Crossing, crossing_of
+from dit_cachegraph.segments.slots import Values, tensor_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from dit_cachegraph.batches.joint_run import JointRun
 from dit_cachegraph.batches.joint_values import JointValues, Layout
 from dit_cachegraph.batches.one_sample import of_one_sample
 from dit_cachegraph.batches.rows import apart
+from dit_cachegraph.cuda_graphs.capturer import Capturer
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.requests.handoff import CallHandoff
 from dit_cachegraph.requests.request import Caller, Request
-from dit_cachegraph.runtime.capturer import Capturer
 from dit_cachegraph.runtime.driver import CachedModel, Called
-from dit_cachegraph.runtime.slots import Values, tensors
+from dit_cachegraph.segments.slots import Values, tensors
 
 
 class BatchedModel(CachedModel):

@@ -10,7 +10,7 @@ from dit_cachegraph.links.given import Given
 from dit_cachegraph.links.trunk import Slots, compiled_trunk, slots_of
 from dit_cachegraph.plan import Costs, FragmentRoles, Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
-from dit_cachegraph.runtime.slots import Values
+from dit_cachegraph.segments.slots import Values
 
 
 class LinkedModel(CachedModel):

@@ -23,8 +23,8 @@ from dit_cachegraph.links.model import LinkedModel
 from dit_cachegraph.links.placeholder import Handed, Pending, placeholder
 from dit_cachegraph.links.watch import numbers_of
 from dit_cachegraph.requests.request import current_caller
-from dit_cachegraph.runtime.slots import Values, tensor_at
 from dit_cachegraph.runtime.step import Step
+from dit_cachegraph.segments.slots import Values, tensor_at
 
 CHANGED = "other weights, or another graph"  # No fault of the caller's: it is watched anew.
 GiveUp = Callable[[str], None]

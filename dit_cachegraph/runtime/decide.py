@@ -4,8 +4,8 @@ from dit_cachegraph import ops
 from dit_cachegraph.policy.rule import Decision, Need, Observation, Sums
 from dit_cachegraph.runtime.cached_state import CachedRegion
 from dit_cachegraph.runtime.reading import Probed, StepReader
-from dit_cachegraph.runtime.slots import tensor_at
 from dit_cachegraph.runtime.step import RegionStep, Step
+from dit_cachegraph.segments.slots import tensor_at
 
 EMPTY = "empty region"
 

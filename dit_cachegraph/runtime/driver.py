@@ -14,6 +14,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from dit_cachegraph.calls import note_cached
+from dit_cachegraph.cuda_graphs.capturer import Capturer
+from dit_cachegraph.cuda_graphs.stage_graphs import GraphedRunner
 from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.planning.region import Region
@@ -28,24 +30,21 @@ from dit_cachegraph.requests.match import find_partner
 from dit_cachegraph.requests.request import Caller, Request, current_caller, together
 from dit_cachegraph.retention.lifetimes import expire
 from dit_cachegraph.runtime import replay
-from dit_cachegraph.runtime.capturer import Capturer
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
 from dit_cachegraph.runtime.look import Looker
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
 from dit_cachegraph.runtime.reading import Probed, StepReader
 from dit_cachegraph.runtime.recording import record, sampled
-from dit_cachegraph.runtime.segment_runner import SegmentRunner
-from dit_cachegraph.runtime.slots import Values, gatherer, tensor_at, tensors
-from dit_cachegraph.runtime.stage_graphs import GraphedRunner
 from dit_cachegraph.runtime.step import RegionStep, Step
 from dit_cachegraph.runtime.weights import Weights, WeightsReader
+from dit_cachegraph.segments.segment_runner import SegmentRunner
+from dit_cachegraph.segments.slots import Values, gatherer, tensor_at, tensors
 from dit_cachegraph.step_log import StepReport
 
 
 class Called(NamedTuple):
-    """The model of a call, its weights, what an earlier fragment of the graph handed on, and when
-    it began by the host's clock."""
+    """The model of a call, its weights, what an earlier fragment handed on, and when it began."""
 
     model: ModelState
     weights: Weights
@@ -244,9 +243,8 @@ class CachedModel:
 
 def _reuse(step: Step, region: Region) -> None:
     """Put the estimate of a region in its place."""
-    done, values = step.regions[-1], step.values
+    done = step.regions[-1]
     assert done.cached is not None
-    bases = replay.bases_of(values, region)
-    replay.put(values, region, replay.estimates(region, done.cached, bases, step.history.step))
+    replay.reuse(step.values, region, done.cached, step.history.step)
     if done.probe is not None:
         done.cached = done.cached._replace(probe=done.probe)

@@ -19,7 +19,7 @@ from dit_cachegraph import ops
 from dit_cachegraph.planning.region import Region
 from dit_cachegraph.requests.latents import objects_of
 from dit_cachegraph.runtime.cached_state import CachedState, InjectedSample
-from dit_cachegraph.runtime.slots import Values, tensor_at
+from dit_cachegraph.segments.slots import Values, tensor_at
 
 BOUND = 0.4
 """Relative L1. A jump by half has to show, also after rounding; a ControlNet's own drift over a run

@@ -24,8 +24,8 @@ from dit_cachegraph.runtime.agree import standing_of
 from dit_cachegraph.runtime.cached_state import CachedState
 from dit_cachegraph.runtime.injected import injected_now
 from dit_cachegraph.runtime.reading import Asked, Begun, Probed, Reading, StepReader
-from dit_cachegraph.runtime.slots import gatherer, tensors
 from dit_cachegraph.runtime.step import Step
+from dit_cachegraph.segments.slots import gatherer, tensors
 
 
 class Looker:

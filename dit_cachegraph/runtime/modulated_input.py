@@ -9,8 +9,8 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.planning.grid import grid_of
 from dit_cachegraph.policy.rule import NoiseFilter
-from dit_cachegraph.runtime.slots import gatherer
 from dit_cachegraph.runtime.step import Step
+from dit_cachegraph.segments.slots import gatherer
 
 
 class ModulatedInputReader:

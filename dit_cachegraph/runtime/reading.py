@@ -30,7 +30,7 @@ from dit_cachegraph.ranks.standing import Standing
 from dit_cachegraph.requests.handoff import CallHandoff
 from dit_cachegraph.requests.latents import LatentsSample
 from dit_cachegraph.requests.schedule import Clock
-from dit_cachegraph.runtime.slots import Values, gatherer, tensors
+from dit_cachegraph.segments.slots import Values, gatherer, tensors
 
 NO_SUMS = Sums((), ())
 

@@ -8,7 +8,7 @@ from dit_cachegraph import ops
 from dit_cachegraph.planning.region import Region
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.runtime.replay import Bases
-from dit_cachegraph.runtime.slots import Values
+from dit_cachegraph.segments.slots import Values
 
 
 def record(values: Values, region: Region, bases: Bases, batch_dim: int | None) -> Recorded:

@@ -15,7 +15,7 @@ from dit_cachegraph import ops
 from dit_cachegraph.planning.region import Effect, Region
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.runtime.cached_state import CachedRegion
-from dit_cachegraph.runtime.slots import Values, tensor_at
+from dit_cachegraph.segments.slots import Values, tensor_at
 
 Bases = tuple[Tensor | None, ...]
 
@@ -103,6 +103,11 @@ def _weighted(
         return snapshots[-1:], (1.0,)
     made = predictor.estimate(snapshots, steps, step)
     return (snapshots, predictor.weights(steps, step)) if made is None else ((made,), (1.0,))
+
+
+def reuse(values: Values, region: Region, kept: CachedRegion, step: int) -> None:
+    """Put the estimate of a region at `step` in its place."""
+    put(values, region, estimates(region, kept, bases_of(values, region), step))
 
 
 def put(values: Values, region: Region, estimated: Iterable[Tensor]) -> None:

@@ -27,8 +27,8 @@ from dit_cachegraph.requests.track import Track
 from dit_cachegraph.runtime.cached_state import CachedRegion, CachedState
 from dit_cachegraph.runtime.injected import Injected
 from dit_cachegraph.runtime.reading import Begun, Reading
-from dit_cachegraph.runtime.slots import Values
 from dit_cachegraph.runtime.weights import Weights
+from dit_cachegraph.segments.slots import Values
 
 
 @dataclass(eq=False, slots=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dit_cachegraph.plan import ArgumentRoles
-from dit_cachegraph.runtime.slots import Values, gatherer
+from dit_cachegraph.segments.slots import Values, gatherer
 
 _version = attrgetter("_version")
 

@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # never import each other; inside of a folder there is no order but that of `GRAPH_ORDER`.
 ORDER = (
     ("exc", "later", "plan", "call_stack", "module_lists", "scopes", "tally", "frozen_weights"),
-    ("hooks", "ops", "step_log"),
+    ("hooks", "ops", "segments", "step_log"),
     ("records",),
     ("observers",),
     ("policy", "ranks"),
@@ -28,7 +28,7 @@ ORDER = (
     ("retention",),
     ("call_log",),
     ("models",),
-    ("calls",),
+    ("calls", "cuda_graphs"),
     ("graph", "runtime"),
     ("links", "batches"),
     ("simulate", "freeze"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
-from dit_cachegraph.runtime.cuda_capturer import CudaCapturer
+from dit_cachegraph.cuda_graphs.cuda_capturer import CudaCapturer
 from support.toy_dits import TwoListDiT
 from support.toy_runs import toy_steps
 

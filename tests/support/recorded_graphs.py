@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dit_cachegraph.runtime.capturer import Made
+from dit_cachegraph.cuda_graphs.capturer import Made
 
 NUM_WARM_UPS = 2
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from dit_cachegraph.cuda_graphs.capturer import Made
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.runtime.capturer import Made
 
 NUM_WARM_UPS = 2
 # A capture waits for all streams of its device, which no other thread may be capturing on.

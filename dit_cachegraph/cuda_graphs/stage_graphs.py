@@ -19,9 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from dit_cachegraph.models import ModelState
-from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.runtime.captured_values import (
+from dit_cachegraph.cuda_graphs.captured_values import (
     addresses_of,
     device_tensors,
     in_buffers,
@@ -30,11 +28,13 @@ from dit_cachegraph.runtime.captured_values import (
     number_of,
     why_not_static,
 )
-from dit_cachegraph.runtime.capturer import Captured, Capturer
-from dit_cachegraph.runtime.graphed_run import Run, run_of
-from dit_cachegraph.runtime.segment_runner import SegmentRunner
-from dit_cachegraph.runtime.slots import Values, tensors
-from dit_cachegraph.runtime.static_buffers import Buffer, StaticBuffers, fill
+from dit_cachegraph.cuda_graphs.capturer import Captured, Capturer
+from dit_cachegraph.cuda_graphs.graphed_run import Run, run_of
+from dit_cachegraph.cuda_graphs.static_buffers import Buffer, StaticBuffers, fill
+from dit_cachegraph.models import ModelState
+from dit_cachegraph.plan import CompiledTrunk
+from dit_cachegraph.segments.segment_runner import SegmentRunner
+from dit_cachegraph.segments.slots import Values, tensors
 
 MAX_GRAPHS = 128
 MAX_NUMBERS = 4

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dit_cachegraph.plan import Trunk
-from dit_cachegraph.runtime.crossing import crossing_of
-from dit_cachegraph.runtime.slots import Values, gatherer
+from dit_cachegraph.segments.crossing import crossing_of
+from dit_cachegraph.segments.slots import Values, gatherer
 
 
 class Run(NamedTuple):

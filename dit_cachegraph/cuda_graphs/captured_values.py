@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dit_cachegraph.runtime.slots import tensors
-from dit_cachegraph.runtime.static_buffers import Buffer
+from dit_cachegraph.cuda_graphs.static_buffers import Buffer
+from dit_cachegraph.segments.slots import tensors
 
 
 def in_buffers(

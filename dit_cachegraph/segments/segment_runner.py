@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.runtime.slots import Values, gatherer
+from dit_cachegraph.segments.slots import Values, gatherer
 
 
 class SegmentRunner:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dit_cachegraph.runtime.capturer import Capturer
+from dit_cachegraph.cuda_graphs.capturer import Capturer
 
 
 class Buffer(NamedTuple):
