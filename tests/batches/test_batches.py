@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from dit_cachegraph.graph.cut.find_samples import FIXED
-from dit_cachegraph.requests import by_name
+from dit_cachegraph.retention import by_name
 from support.batch_jobs import stacked
 from support.toy_dits import DIM, NUM_TOKENS, GatedBlock, ReadingDiT, ToyDiT, toy_inputs
 from support.toy_runs import NUM_WATCHED, compile_toy
