@@ -50,7 +50,7 @@ def test_schedules_are_those_that_pipelines_set():
         ("flux-scenes, shift 3, guidance 1, 28 steps", 3.0),
         # 64 tokens, on the line from 0.5 at 256 to 1.15 at 4096.
         (
-            "flux-scenes, shift by size, guidance 1, 28 steps",
+            "flux-scenes, shift by size, guidance 3.5, 28 steps",
             math.exp(0.5 + (64 - 256) * (1.15 - 0.5) / (4096 - 256)),
         ),
         ("wan-clips, UniPC, flow shift 5, guidance 1, 28 steps", 5.0),
@@ -61,7 +61,7 @@ def test_schedules_are_those_that_pipelines_set():
     for scheduler in (unipc, dpm):
         scheduler.set_timesteps(28)
     assert torch.allclose(unipc.sigmas, dpm.sigmas, atol=5e-3)
-    by_size = setting_named("flux-scenes, DPM++ 2M, shift by size, guidance 1, 28 steps")
+    by_size = setting_named("flux-scenes, DPM++ 2M, shift by size, guidance 3.5, 28 steps")
     assert len(levels_of(by_size, steps)) == steps + 1
 
 
@@ -121,7 +121,7 @@ def test_a_quick_run_has_both_models_and_all_camps():
 
 @pytest.mark.e2e
 def test_fewer_steps_are_by_the_solver_of_the_setting(tmp_path):
-    setting = setting_named("flux-scenes, DPM++ 2M, shift by size, guidance 1, 28 steps")
+    setting = setting_named("flux-scenes, DPM++ 2M, shift by size, guidance 3.5, 28 steps")
     artist = artist_for(setting.model, 1, 1, tmp_path)
     (fewer,) = [c for c in all_contenders() if c.name == "fewer steps 0.5"]
     drawn = fewer.draw(artist, 4)
