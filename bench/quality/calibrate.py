@@ -2,7 +2,7 @@
 on, beside cache-dit's masks at the same work.
 
     python -m bench.calibrate flux --psnr 30
-    python -m bench.calibrate wan --budget 0.5 --folder bench/data/wan-clips
+    python -m bench.calibrate wan --budget 0.5 --schedule "UniPC, flow shift 5"
 """
 
 import argparse
@@ -15,6 +15,7 @@ from torch import Tensor
 
 import dit_cachegraph
 from bench.common.threads import use_one_thread
+from bench.quality.schedules import SCHEDULES
 from bench.train.recipes import RECIPES, Recipe
 from bench.train.sampling import draw, embed, load_pipeline
 from bench.train.shelf import kept_in
@@ -29,15 +30,18 @@ Settings = Mapping[str, object]
 
 
 def drawing(
-    recipe: Recipe, folder: Path, num_steps: int, guidance: float
-) -> tuple[object, Callable[[object], Tensor]]:
-    """The pipeline, compiled, and a run: `PROMPTS_A_RUN` prompts of its own for each number."""
+    recipe: Recipe, folder: Path, schedule: str | None, guidance: float
+) -> tuple[object, Callable[[object, int], Tensor]]:
+    """The pipeline, compiled, and a run in so many steps: `PROMPTS_A_RUN` prompts of its own for
+    each number. Without a schedule, the pipeline's own."""
     pipe = load_pipeline(recipe, folder)
+    if schedule is not None:
+        pipe.scheduler = SCHEDULES[schedule]()
     pipe.transformer.compile(backend=cachedit, options={"inner_backend": "eager"})
     picks = recipe.world.every_kind(PROMPTS_A_RUN * (1 + max(*INPUTS, *HOLDOUT)))
     text = embed(recipe, folder, picks).unflatten(0, (-1, PROMPTS_A_RUN))
 
-    def run(one: object) -> Tensor:
+    def run(one: object, num_steps: int) -> Tensor:
         assert isinstance(one, int)
         drawn = draw(recipe, pipe, text[one], num_steps=num_steps, guidance=guidance, seed=one)
         return (drawn + 1) / 2
@@ -71,11 +75,14 @@ def qualities(
 def report(found: CalibratedConfig, others: Mapping[str, Sequence[float]]) -> str:
     """What was promised, what came of it, and what the masks give at no more work."""
     best, holdout = found.best, found.holdout
+    fewer = found.fewer_steps
+    wins = fewer is not None and fewer.wins_over(holdout.quality(found.quality))
     lines = [
         f"asked for {found.promise}",
         f"searched  {best}, {found.num_runs} runs, {found.run_cost:.1f} uncached ones in time",
         f"others    {holdout}: {holdout.psnr_db - best.psnr_db:+.2f} dB, "
         f"{holdout.share - best.share:+.1%} of the work",
+        f"fewer     {fewer}: {'wins' if wins else 'does not win'}",
         f"settings  { {name: value for name, value in found.items() if value is not None} }",
     ]
     lines += [f"mask      {name}: {np.mean(values):.1f} dB" for name, values in others.items()]
@@ -91,6 +98,7 @@ def main() -> None:
     parser.add_argument("--ssim", type=float)
     parser.add_argument("--budget", type=float)
     parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--schedule", choices=SCHEDULES)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
@@ -98,10 +106,14 @@ def main() -> None:
     logging.getLogger("dit_cachegraph").setLevel(logging.ERROR)
     recipe = RECIPES[asked.recipe]
     folder = asked.folder or kept_in(recipe.folder)
-    pipe, run = drawing(recipe, folder, asked.steps, asked.guidance)
+    pipe, run_with_steps = drawing(recipe, folder, asked.schedule, asked.guidance)
+
+    def run(one: object) -> Tensor:
+        return run_with_steps(one, asked.steps)
+
     found = dit_cachegraph.calibrate(
         pipe, run, target_psnr=asked.psnr, target_ssim=asked.ssim, compute_budget=asked.budget,
-        inputs=INPUTS, holdout=HOLDOUT,
+        inputs=INPUTS, holdout=HOLDOUT, run_with_steps=run_with_steps,
     )  # fmt: skip
     dit_cachegraph.configure(pipe, enabled=False)
     wanted = [run(one) for one in HOLDOUT]

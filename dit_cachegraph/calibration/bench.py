@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dit_cachegraph.api import configure, reset, summary
 from dit_cachegraph.calibration.pictures import Array, as_array, psnr_db, ssim
 from dit_cachegraph.calibration.points import Point
+from dit_cachegraph.calibration.rival import FewerSteps, RunWithSteps
 from dit_cachegraph.config import resolve
 from dit_cachegraph.freeze import settings_as_config
 from dit_cachegraph.report import Report
@@ -64,6 +65,25 @@ class Bench:
         log.info("calibrate: %d of %d runs: %s with %s", self.num_runs, MAX_RUNS, point, settings)
         return point
 
+    def try_fewer_steps(
+        self, inputs: Sequence[object], run: RunWithSteps, num_steps: int, of_steps: int
+    ) -> FewerSteps:
+        """The mean over the inputs, whose uncached pictures are known, of `num_steps` uncached
+        steps."""
+        configure(self.target, enabled=False)
+        measured = []
+        for one in inputs:
+            drawn, taken = self._timed(one, lambda one: run(one, num_steps))
+            self.spent_seconds += taken
+            measured.append(self._compare(one, drawn, num_steps / of_steps))
+        ssims = [one.ssim for one in measured if one.ssim is not None]
+        return FewerSteps(
+            num_steps,
+            of_steps,
+            psnr_db=sum(one.psnr_db for one in measured) / len(measured),
+            ssim=sum(ssims) / len(ssims) if ssims else None,
+        )
+
     def num_new(self, inputs: Sequence[object], settings: Settings) -> int:
         """How many runs `try_out` would take."""
         whole = str(settings_as_config(resolve(settings)))
@@ -99,9 +119,9 @@ class Bench:
         similarity = ssim(drawn, reference) if self.measures_ssim else None
         return Measured(share, min(psnr_db(drawn, reference), LARGEST_PSNR_DB), similarity)
 
-    def _timed(self, one: object) -> tuple[Array, float]:
+    def _timed(self, one: object, run: Run | None = None) -> tuple[Array, float]:
         started = time.perf_counter()
-        drawn = as_array(self.run(one))
+        drawn = as_array((run or self.run)(one))
         self.num_runs += 1
         return drawn, time.perf_counter() - started
 

@@ -3,7 +3,7 @@
 record    the inputs uncached, in full: pictures, samples of each step, the time of a run
 propose   families of settings, each with one number from gentle to bold
 try       real runs: bisection in each family for the boldest that holds the target
-check     the best of all on the holdout
+check     the best of all on the holdout, and beside it fewer steps of no more work
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from dit_cachegraph.calibration.bench import MAX_RUNS, Bench, Run
 from dit_cachegraph.calibration.families import Proposals
 from dit_cachegraph.calibration.goal import Goal
 from dit_cachegraph.calibration.result import CalibratedConfig
+from dit_cachegraph.calibration.rival import RunWithSteps, num_steps_for
 from dit_cachegraph.calibration.search import Search
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.models import REGISTRY
@@ -34,12 +35,15 @@ def calibrate(
     compute_budget: float | None = None,
     inputs: Sequence[object] = (0, 1),
     holdout: Sequence[object] = (100, 101),
+    run_with_steps: RunWithSteps | None = None,
 ) -> CalibratedConfig:
     """Settings that hold a quality or a budget on this model, on pictures that `run` draws.
 
     `run(input)` draws once, of a seed or a prompt, and returns pictures; `inputs` are those to
     search on, `holdout` those to check on. `target_psnr` is in dB against the uncached pictures,
     `target_ssim` an SSIM against them, `compute_budget` a share of the block work from 0 to 1.
+    `run_with_steps(input, num_steps)` draws the same in another number of steps: with it the result
+    says what fewer steps give at no more work, and whether they win.
     Draws at most 40 times, uncached runs and those of the holdout among them. The best is
     configured on `target` when it returns; where it raises, what was configured before. Progress
     goes to the log, a line a try.
@@ -49,18 +53,24 @@ def calibrate(
             leave no runs to search with.
     """
     goal = Goal(target_psnr, target_ssim, compute_budget)
-    _check_inputs(inputs, holdout)
+    runs_a_holdout = 2 if run_with_steps is None else 3
+    _check_inputs(inputs, holdout, runs_a_holdout)
     bench = Bench(target, run, measures_ssim=target_ssim is not None)
     with _put_back_if_it_raises(target):
-        search = Search(bench, goal, inputs, num_kept_back=2 * len(holdout))
-        best = search.find(_record(bench, inputs))
+        search = Search(bench, goal, inputs, num_kept_back=runs_a_holdout * len(holdout))
+        proposals = _record(bench, inputs)
+        best = search.find(proposals)
         bench.draw_uncached(holdout, {"enabled": False})
         checked = bench.try_out(holdout, best.settings)
+        fewer = None
+        if run_with_steps is not None:
+            num_steps = num_steps_for(checked.share, proposals.num_steps)
+            fewer = bench.try_fewer_steps(holdout, run_with_steps, num_steps, proposals.num_steps)
         configure(target, **best.settings, enabled=True)
     return CalibratedConfig(
         best, checked, search.points, str(goal), goal.quality_name,
         is_found=goal.holds(best), is_reached=goal.holds(checked),
-        num_runs=bench.num_runs, run_cost=bench.run_cost,
+        num_runs=bench.num_runs, run_cost=bench.run_cost, fewer_steps=fewer,
     )  # fmt: skip
 
 
@@ -79,8 +89,8 @@ def _put_back_if_it_raises(target: object) -> Iterator[None]:
         raise
 
 
-def _check_inputs(inputs: Sequence[object], holdout: Sequence[object]) -> None:
-    num_needed = 4 * len(inputs) + 2 * len(holdout)
+def _check_inputs(inputs: Sequence[object], holdout: Sequence[object], runs_a_holdout: int) -> None:
+    num_needed = 4 * len(inputs) + runs_a_holdout * len(holdout)
     if not inputs or not holdout or num_needed > MAX_RUNS:
         raise InvalidConfig(
             f"calibrate draws at most {MAX_RUNS} times, and needs one input and one of the holdout "

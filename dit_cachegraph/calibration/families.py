@@ -1,7 +1,9 @@
 """What a calibration tries: families of settings, each with one number from gentle to bold.
 
-first      error control; the best masks for a line and for a replay; cache-dit's masks; DBCache
-variants   of the best of them: other predictors, and first and last blocks that always run
+first      error control over noise; the best masks for a line and for a replay; cache-dit's masks;
+           DBCache
+variants   of the best of them: other predictors, error control over steps, first and last blocks
+           that always run
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from dit_cachegraph.simulate import simulate
 Settings = Mapping[str, object]
 Masks = Sequence[tuple[int, ...]]
 
+OVER_NOISE = MappingProxyType({"paced_over": "noise"})
 LINE = MappingProxyType({"predictor": "taylorseer", "taylorseer_order": 1})
 CURVE = MappingProxyType({"predictor": "taylorseer", "taylorseer_order": 2})
 REPLAY = MappingProxyType({"predictor": "replay"})
@@ -51,7 +54,7 @@ class Proposals:
 
     def first(self) -> Iterator[Family]:
         """Those that are tried whatever comes of the others."""
-        yield _error_control(LINE)
+        yield _error_control({**OVER_NOISE, **LINE})
         for predictor in (LINE, REPLAY):
             costs = reuse_costs(self.recordings, resolve(predictor).predictor)
             masks = find_masks(costs)
@@ -74,7 +77,8 @@ class Proposals:
             for first, last, predictor in ((more, 0, LINE), (1, 1, LINE), (1, 0, CURVE)):
                 yield _dbcache(predictor, first, last)
         else:
-            yield _error_control(CURVE)
+            yield _error_control({**OVER_NOISE, **CURVE})
+            yield _error_control(LINE)
             yield _error_control(REPLAY)
 
     def _masks(
@@ -107,9 +111,9 @@ def _predictor_of(settings: Settings) -> Settings:
     return {name: value for name, value in settings.items() if name not in of_rules}
 
 
-def _error_control(predictor: Settings) -> Family:
+def _error_control(options: Settings) -> Family:
     tolerances = [0.01 * 1.4**i for i in range(14)]
-    members = [{"rule": "error_control", "error_tolerance": t, **predictor} for t in tolerances]
+    members = [{"rule": "error_control", "error_tolerance": t, **options} for t in tolerances]
     return Family("error control", tuple(members))
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from dit_cachegraph.calibration.plot_frontier import plot_frontier
 from dit_cachegraph.calibration.points import Point, Quality, Search
+from dit_cachegraph.calibration.rival import FewerSteps
 
 
 class CalibratedConfig(Mapping[str, object]):
@@ -15,7 +16,8 @@ class CalibratedConfig(Mapping[str, object]):
 
     `best` is what was measured where the search went, `holdout` on pictures that it has not seen,
     `tried` every candidate. `promise` is what was asked for, `is_found` whether `best` holds it,
-    `is_reached` whether the holdout does. The search took `num_runs` runs, and the time of
+    `is_reached` whether the holdout does. `fewer_steps` is what fewer uncached steps gave there,
+    None where `calibrate` couldn't draw them. The search took `num_runs` runs, and the time of
     `run_cost` uncached ones.
     """
 
@@ -31,13 +33,14 @@ class CalibratedConfig(Mapping[str, object]):
         is_reached: bool,
         num_runs: int,
         run_cost: float,
+        fewer_steps: FewerSteps | None = None,
     ) -> None:
         self._settings = MappingProxyType(dict(best.settings))
         self.best, self.holdout, self.tried = best, holdout, tuple(tried)
         self.promise, self.quality = promise, quality
         self._search = Search(best, holdout, self.tried, quality, promise)
         self.is_found, self.is_reached = is_found, is_reached
-        self.num_runs, self.run_cost = num_runs, run_cost
+        self.num_runs, self.run_cost, self.fewer_steps = num_runs, run_cost, fewer_steps
 
     def __getitem__(self, name: str) -> object:
         return self._settings[name]
@@ -60,7 +63,17 @@ class CalibratedConfig(Mapping[str, object]):
             met = "NOT reached; this is the best that was found"
         elif not self.is_reached:
             met = f"reached where it was searched ({self.best}), NOT on other pictures"
-        return f"{self.promise}: {met}. On pictures not seen before: {self.holdout}"
+        told = f"{self.promise}: {met}. On pictures not seen before: {self.holdout}"
+        return f"{told}. {self._beside_fewer_steps}"
+
+    @property
+    def _beside_fewer_steps(self) -> str:
+        fewer = self.fewer_steps
+        if fewer is None:
+            return "Fewer steps were not tried; run_with_steps= tries them"
+        if fewer.wins_over(self.holdout.quality(self.quality)):
+            return f"Fewer steps win: {fewer}"
+        return f"Fewer steps don't: {fewer}"
 
     def plot(self, path: str | Path) -> None:
         """Draw what was tried and the frontier into the file `path` (.png, .svg, .pdf).
@@ -82,6 +95,7 @@ class CalibratedConfig(Mapping[str, object]):
                 "is_reached": self.is_reached,
                 "num_runs": self.num_runs,
                 "run_cost": self.run_cost,
+                "fewer_steps": None if self.fewer_steps is None else asdict(self.fewer_steps),
                 "best": points[0],
                 "holdout": points[1],
                 "tried": points[2:],
@@ -96,6 +110,9 @@ class CalibratedConfig(Mapping[str, object]):
             Point(**point) for point in (read["best"], read["holdout"], *read["tried"])
         )
         said = ("is_found", "is_reached", "num_runs", "run_cost")
+        # Not told by versions that did not try fewer steps.
+        fewer = read.get("fewer_steps")
         return cls(
-            best, holdout, tried, read["promise"], read["quality"], **{n: read[n] for n in said}
-        )
+            best, holdout, tried, read["promise"], read["quality"], **{n: read[n] for n in said},
+            fewer_steps=None if fewer is None else FewerSteps(**fewer),
+        )  # fmt: skip

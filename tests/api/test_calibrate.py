@@ -14,7 +14,9 @@ from skimage.metrics import structural_similarity
 import dit_cachegraph as dc
 from dit_cachegraph.calibration.find_mask import find_masks, reuse_costs
 from dit_cachegraph.calibration.pictures import as_array, psnr_db, ssim
+from dit_cachegraph.calibration.points import Point
 from dit_cachegraph.calibration.result import CalibratedConfig
+from dit_cachegraph.calibration.rival import FewerSteps, num_steps_for
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
@@ -138,8 +140,11 @@ class Drawing:
 
     def run(self, seed: int) -> torch.Tensor:
         self.drawn.append(seed)
-        pictures = draw(self.pipe, self.embeddings[2 * seed : 2 * seed + 2], num_steps=14)
-        return (pictures.clamp(-1, 1) + 1) / 2
+        return self.run_with_steps(seed, 14)
+
+    def run_with_steps(self, seed: int, num_steps: int) -> torch.Tensor:
+        text = self.embeddings[2 * seed : 2 * seed + 2]
+        return (draw(self.pipe, text, num_steps=num_steps).clamp(-1, 1) + 1) / 2
 
     def psnr_of(self, seeds, settings) -> float:
         """By hand, the mean over the seeds against the uncached pictures."""
@@ -206,6 +211,7 @@ def test_a_goal_out_of_reach_is_admitted():
     found = dc.calibrate(drawing.pipe, drawing.run, compute_budget=0.05, inputs=(0,), holdout=(5,))
     assert not found.is_found and not found.is_reached and len(drawing.drawn) <= 40
     assert "NOT reached; this is the best that was found" in str(found)
+    assert str(found).endswith("Fewer steps were not tried; run_with_steps= tries them")
     assert found.best.share == min(point.share for point in found.tried)
 
 
@@ -253,6 +259,48 @@ def test_a_model_without_blocks_is_left_as_it_was():
     with pytest.raises(dc.InvalidConfig, match="nothing of this model is cached"):
         dc.calibrate(model, torch.no_grad()(lambda _: model(torch.ones(8, 4))), target_psnr=35.0)
     assert REGISTRY.of_module(linear).overrides == before
+
+
+def test_fewer_steps_are_a_rival_and_their_win_is_told():
+    """Of no more work than what was found needs; by hand on the holdout."""
+    drawing = Drawing()
+    found = dc.calibrate(
+        drawing.pipe, drawing.run, compute_budget=0.5, inputs=(0,), holdout=(5,),
+        run_with_steps=drawing.run_with_steps,
+    )  # fmt: skip
+    fewer = found.fewer_steps
+    assert fewer.num_steps == int(found.holdout.share * 14) and fewer.of_steps == 14
+    assert fewer.share <= found.holdout.share and found.num_runs <= 40
+    dc.configure(drawing.pipe, enabled=False)
+    few, all_steps = (as_array(drawing.run_with_steps(5, n)) for n in (fewer.num_steps, 14))
+    assert fewer.psnr_db == pytest.approx(psnr_db(few, all_steps), abs=0.01)
+    again = CalibratedConfig.from_json(found.to_json())
+    assert again.fewer_steps == fewer and str(again) == str(found)
+    verdict = "win" if fewer.psnr_db > found.holdout.psnr_db else "don't"
+    assert f"Fewer steps {verdict}: {fewer.num_steps} of 14 steps, uncached: " in str(found)
+
+
+@pytest.mark.parametrize(
+    ("psnr", "ssim", "wins"),
+    [(41.0, None, True), (39.0, None, False), (41.0, 0.8, False), (39.0, 0.96, True)],
+)
+def test_who_wins(psnr, ssim, wins):
+    point = Point(0.5, 40.0, None if ssim is None else 0.9, 1, {"rule": "fixed"})
+    quality = "psnr_db" if ssim is None else "ssim"
+    fewer = FewerSteps(7, 14, psnr, ssim)
+    found = CalibratedConfig(
+        point, point, [point], "a goal", quality,
+        is_found=True, is_reached=True, num_runs=4, run_cost=4.0, fewer_steps=fewer,
+    )  # fmt: skip
+    assert ("Fewer steps win: 7 of 14 steps, uncached: " in str(found)) == wins
+    assert ("Fewer steps don't: 7 of 14" in str(found)) != wins
+
+
+@pytest.mark.parametrize(
+    ("share", "num_steps"), [(0.5, 14), (0.499, 13), (1.0, 28), (0.01, 1), (10 / 28, 10)]
+)
+def test_fewer_steps_cost_no_more(share, num_steps):
+    assert num_steps_for(share, 28) == num_steps
 
 
 @pytest.mark.slow
