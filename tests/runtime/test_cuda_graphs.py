@@ -12,10 +12,10 @@ from torch import nn
 
 import dit_cachegraph as dc
 from dit_cachegraph import backend, savable
+from dit_cachegraph.cuda_graphs import stage_graphs
 from dit_cachegraph.cuda_graphs.cuda_capturer import cuda_capturer
 from dit_cachegraph.cuda_graphs.stage_graphs import GraphedRunner
 from dit_cachegraph.cuda_graphs.static_buffers import StaticBuffers, fill
-from dit_cachegraph.runtime import stage_graphs
 from dit_cachegraph.savable import SavableModel
 from support.recorded_graphs import RecordingCapturer
 from support.toy_dits import (
