@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from dit_cachegraph.cuda_graphs.capturer import Made
 from dit_cachegraph.exc import InvalidConfig
@@ -104,6 +105,11 @@ class CudaCapturer:
         with suppress(RuntimeError):  # The allocator may be past it.
             torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
             torch._C._cuda_releasePool(self.device.index, self._pool)
+        if TorchVersion(torch.__version__) < "2.13":
+            # Or nobody can draw random numbers any more: the generator's own state is told of a
+            # capture, and of no end. A copy of that state is as it would be without.
+            generator = torch.cuda.default_generators[self.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
         self._pool = torch.cuda.graph_pool_handle()
         self._side = torch.cuda.Stream(self.device)
 

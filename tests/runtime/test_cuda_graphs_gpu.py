@@ -137,6 +137,9 @@ def test_a_capture_that_reads_a_number_fails_and_the_next_one_does_not(capturer)
     torch.cuda.synchronize()
     torch.ones(1, device="cuda")
     assert torch.cuda.memory_allocated() <= before + 1024
+    # Nor is the generator.
+    drawn = [torch.rand(8, device="cuda") for _ in range(2)]
+    assert not torch.equal(*drawn)
 
 
 def test_graphs_share_their_pool(capturer):
