@@ -1,6 +1,6 @@
 """What the rows of `bench.quality` say, as a page of tables and plots.
 
-    python -m bench.quality_report      docs/quality.md, docs/quality-MODEL-STEPS.png
+    python -m bench.quality_report      docs/quality-even.md, docs/quality-MODEL-STEPS.png
                                         and docs/quality-time-MODEL.png
 
 Reads the rows that are kept in bench/results/quality/, or those in the folder --rows.
@@ -29,11 +29,13 @@ from bench.quality.tables import (
 from bench.quality.time_plot import plot_time
 
 DOCS = ROOT / "docs"
-PAGE = "quality.md"
-INTRODUCTION = f"""# Quality against work: every figure
+PAGE = "quality-even.md"
+INTRODUCTION = f"""# Quality against work on even levels: every figure
 
     python -m bench.quality --out bench/results/quality    # measures; goes on where it was stopped
     python -m bench.quality_report                         # writes this page and its plots
+
+On schedules that people sample with: [quality.md](quality.md).
 
 What the methods are, and what the figures mean, stands in [evaluation.md](evaluation.md). \
 {NUM_PICTURES} pictures, drawn in batches of {BATCH}; *share* is the share of block computations \

@@ -132,7 +132,7 @@ def test_no_two_methods_have_one_name():
     quick = {method.group for method in all_methods() if method.tier <= QUICK}
     peers_and_rivals = {m.group for m in all_methods() if not m.group.startswith("ours")}
     assert {g for g in peers_and_rivals if "named" not in g and "order 2" not in g} <= quick
-    assert {"uncached", "ours, error control order 1", "ours, DBPrune"} <= quick
+    assert {"uncached", "ours, presets", "ours, DBPrune"} <= quick
     tiers = [method.tier for method in all_methods()]
     assert tiers == sorted(tiers) and 10 <= tiers.count(THIN) <= 20
 

@@ -114,7 +114,7 @@ def test_the_page_has_every_section_with_its_plot(tmp_path, capsys):
     (tmp_path / "time-flux-scenes.json").write_text(json.dumps(timed))
     where = ["--rows", str(tmp_path), "--docs", str(tmp_path)]
     quality_report.main(where)
-    page = (tmp_path / "quality.md").read_text()
+    page = (tmp_path / "quality-even.md").read_text()
     titles = [line for line in page.splitlines() if line.startswith("## ")]
     assert titles == [f"## flux-scenes, guidance 1, {steps} steps" for steps in (28, 50)]
     assert page.count(whole_table(ROWS)) == 2 and "Machine: a machine." in page
