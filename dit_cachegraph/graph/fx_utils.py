@@ -69,10 +69,15 @@ def storages_of(node: fx.Node) -> set[int]:
     """The storages behind a node's value. Fake views share the storage of their base, so equal
     numbers mean aliases. Only meaningful while the fake values are alive."""
     return {
-        StorageWeakRef(t.untyped_storage()).cdata
+        storage_of(t)
         for t in map(_behind_vmap, tensors_in(value_of(node)))
         if t.layout == torch.strided
     }
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """The storage behind a strided tensor, as a number."""
+    return StorageWeakRef(tensor.untyped_storage()).cdata
 
 
 def _behind_vmap(tensor: torch.Tensor) -> torch.Tensor:
@@ -122,6 +127,8 @@ def target_name(node: fx.Node) -> str:
     """The name of the function or method that a node calls."""
     if isinstance(node.target, str):
         return node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.rpartition("::")[2]
     return getattr(node.target, "__name__", str(node.target))
 
 

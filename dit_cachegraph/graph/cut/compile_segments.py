@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 from torch._dynamo.backends.registry import list_backends, lookup_backend
 from torch._guards import TracingContext
 from torch._subclasses import FakeTensor
@@ -106,10 +106,8 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
     start = time.perf_counter()
     originals = [_compiled(cut, kind, compiler) for kind in range(len(cut.graphs))]
     diff = compiler.segment(cut.measure.gm, cut.measure.example_inputs, makes_only_new=True)
-    modulated = [] if cut.modulated_input is None else [Original(cut.modulated_input, False)]
-    stream = cut.measure.example_inputs[-1]
-    assert isinstance(stream, Tensor)
-    stream_kind = _kind_of(stream)
+    modulated = [] if cut.modulated_input is None else [Original(cut.modulated_input.gm, False)]
+    stream_kind = stream_kind_of(cut)
     ops.build_kernels(stream_kind, cut.trunk.batch_dim)
     return CompiledTrunk(
         trunk=cut.trunk,
@@ -117,7 +115,7 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
         functions=tuple(map(as_called, originals)),
         measure=as_called(diff),
         modulated_input=as_called(modulated[0]) if modulated else None,
-        allows_batch=allowed_batches(stream.shape[0]),
+        allows_batch=allowed_batches(cut.stream.shape[0]),
         num_compiled=len(originals),
         compile_seconds=time.perf_counter() - start,
         originals=(*originals, diff, *modulated),
@@ -125,7 +123,9 @@ def compile_segments(cut: Cut, compiler: InnerCompiler) -> CompiledTrunk:
     )
 
 
-def _kind_of(stream: Tensor) -> StreamKind:
+def stream_kind_of(cut: Cut) -> StreamKind:
+    """What kernels are built for that the driver calls on the probe stream."""
+    stream = cut.stream
     width = stream.shape[-1]
     return StreamKind(stream.dtype, stream.device, width if isinstance(width, int) else None)
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from torch import fx
 
 from dit_cachegraph.graph.fx_utils import (
+    free_symbols,
+    is_size_argument,
     is_size_arithmetic,
     is_weight,
     storages_of,
     target_name,
+    value_of,
 )
 from dit_cachegraph.graph.node_effects import is_context, written_by
 from dit_cachegraph.graph.understand.assign_nodes import Assignment
@@ -70,7 +73,7 @@ def modulated_input_graph(
     for node in block[: block.index(product)]:
         if node not in inner and _acts_on(node, modulated_input, inner, assignment):
             return f"`{node.name}` in {name} acts on what leads to its modulated input"
-    return _build(gm, modulated_input, [n for n in assignment.nodes if n in inner])
+    return _build(gm, modulated_input, inner, assignment)
 
 
 def _first_product(block: Sequence[fx.Node], stream: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -139,12 +142,15 @@ def _acts_on(
 
 
 def _build(
-    gm: fx.GraphModule, modulated_input: fx.Node, inner: Sequence[fx.Node]
+    gm: fx.GraphModule, modulated_input: fx.Node, own: set[fx.Node], assignment: Assignment
 ) -> ModulatedInputGraph:
-    own = set(inner)
-    inputs = tuple(
-        dict.fromkeys(arg for node in inner for arg in node.all_input_nodes if arg not in own)
-    )
+    inner = [node for node in assignment.nodes if node in own]
+    read = dict.fromkeys(arg for node in inner for arg in node.all_input_nodes if arg not in own)
+    # Compiled by itself, it takes the sizes in the shapes of what it is given.
+    symbols = free_symbols(map(value_of, read))
+    taken = [node for node in assignment.nodes if is_size_argument(node)]
+    sizes = [node for node in taken if free_symbols([value_of(node)]) & symbols]
+    inputs = tuple(dict.fromkeys((*sizes, *read)))
     graph = fx.Graph()
     env = {node: graph.placeholder(node.name) for node in inputs}
     for node in inner:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.cut.borders import Borders, SegmentGraph
@@ -55,14 +55,19 @@ class Cut:
     roles: ArgumentRoles
     graphs: tuple[SegmentGraph, ...]
     measure: SegmentGraph
-    modulated_input: fx.GraphModule | None
+    modulated_input: SegmentGraph | None
+
+    @property
+    def stream(self) -> Tensor:
+        """The probe stream, as it is measured: without data."""
+        stream = self.measure.example_inputs[-1]
+        assert isinstance(stream, Tensor)
+        return stream
 
     @property
     def device(self) -> torch.device:
         """That of the stream that is probed."""
-        stream = self.measure.example_inputs[-1]
-        assert isinstance(stream, torch.Tensor)
-        return stream.device
+        return self.stream.device
 
     def to_text(self) -> str:
         """Every distinct segment as FX code, then the order in which they are called."""
@@ -108,8 +113,13 @@ def segment_graph(
     modulated = modulated_input_graph(gm, assignment, pattern)
     measure = measure_graph(assignment, borders, pattern.probe, pattern.roles)
     trunk = _trunk(cutting, _segments(cutting, kinds), modulated, measure, groups)
-    module = None if isinstance(modulated, str) else modulated.gm
-    return Cut(trunk, pattern.roles, tuple(graphs), measure.graph, module)
+    return Cut(trunk, pattern.roles, tuple(graphs), measure.graph, _of_border(modulated, borders))
+
+
+def _of_border(found: ModulatedInputGraph | str, borders: Borders) -> SegmentGraph | None:
+    if isinstance(found, str):
+        return None
+    return SegmentGraph(found.gm, tuple(borders.fake(node) for node in found.inputs))
 
 
 def _trunk(

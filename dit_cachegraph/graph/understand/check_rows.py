@@ -35,6 +35,8 @@ _MIXING = frozenset(
     ("batch_norm", "native_batch_norm", "masked_scatter", "masked_scatter_", "put", "put_")
     + ("histogram", "random_", "cov", "corrcoef")
 )
+# The latter are what export makes of the former.
+_INDEX = frozenset(("getitem", "setitem", "index", "index_put", "index_put_"))
 _DIMENSIONS = ("dim", "dims", "axis", "dim0", "dim1", "start_dim")
 _FREE_TO_NAME_THE_FIRST = frozenset((*_RESHAPES, "size", "expand"))
 
@@ -100,10 +102,10 @@ def _dimensions_of(node: fx.Node, given: list[torch.Tensor]) -> set[int]:
 
 def _picks_rows(node: fx.Node) -> bool:
     """True where rows are picked by a tensor of their indices."""
-    if target_name(node) not in ("getitem", "setitem") or len(node.args) < 2:
+    if target_name(node) not in _INDEX or len(node.args) < 2:
         return False
     index = node.args[1]
-    first = index[0] if isinstance(index, tuple) and index else index
+    first = index[0] if isinstance(index, tuple | list) and index else index
     return any(True for _ in nodes_in(first))
 
 

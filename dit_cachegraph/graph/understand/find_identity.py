@@ -22,7 +22,8 @@ from dit_cachegraph.graph.understand.find_streams import StreamNodes
 _MOVES = frozenset((
     "reshape", "view", "view_as", "permute", "transpose", "t", "flatten", "unflatten", "movedim",
     "contiguous", "clone", "detach", "squeeze", "unsqueeze", "expand", "expand_as", "repeat",
-    "getitem", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow", "select",
+    "getitem", "slice", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow",
+    "select", "alias",
     "to", "type", "type_as", "float", "half", "bfloat16", "clamp", "clip", "nan_to_num", "dropout",
     "roll", "flip", "pad", "index_select", "gather", "masked_fill", "add", "iadd", "sub", "isub",
     "cat", "concat", "stack", "where", "lerp", "addcmul", "addcdiv", "addmm", "baddbmm", "copy_",

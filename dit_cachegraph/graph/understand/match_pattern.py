@@ -21,7 +21,7 @@ from dit_cachegraph.graph.understand.find_roles import choose_probe, find_roles
 from dit_cachegraph.graph.understand.find_streams import StreamNodes, find_streams
 from dit_cachegraph.plan import ArgumentRoles, BlockListReport, BlockSequence
 
-_UNPACKING = frozenset(("getitem", "chunk", "flatten", "unbind", "split"))
+_UNPACKING = frozenset(("getitem", "slice", "chunk", "flatten", "unbind", "split"))
 
 
 @dataclass(frozen=True, slots=True)
