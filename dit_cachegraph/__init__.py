@@ -39,6 +39,7 @@ from dit_cachegraph.compat.strify import strify
 from dit_cachegraph.compat.supported import SupportedPipelines, supported_pipelines
 from dit_cachegraph.exc import (
     CacheGraphError,
+    CannotLoad,
     CannotSave,
     InvalidConfig,
     NotCached,
@@ -52,6 +53,8 @@ from dit_cachegraph.plot import plot
 from dit_cachegraph.policy.step_mask import steps_mask
 from dit_cachegraph.records import RequestRecord, StepRecord
 from dit_cachegraph.report import Report
+from dit_cachegraph.saved.export import export
+from dit_cachegraph.saved.load_exported import load_exported
 from dit_cachegraph.saved.precompile import load, precompile
 
 NONE, DBCache, DBPrune = CacheType.NONE, CacheType.DBCache, CacheType.DBPrune
@@ -64,6 +67,7 @@ __all__ = [
     "CacheType",
     "CalibratedConfig",
     "CalibratorConfig",
+    "CannotLoad",
     "CannotSave",
     "DBCache",
     "DBCacheConfig",
@@ -100,12 +104,14 @@ __all__ = [
     "disable_cache",
     "enable_cache",
     "explain",
+    "export",
     "get_adapter",
     "keep_whole",
     "load",
     "load_attn_backend_config",
     "load_cache_config",
     "load_configs",
+    "load_exported",
     "load_options",
     "load_parallelism_config",
     "load_quantize_config",

@@ -33,8 +33,13 @@ class NotCachedWarning(UserWarning):
 
 
 class CannotSave(CacheGraphError):
-    """`precompile` was given something that can't be saved for another process; says what, and what
-    to do."""
+    """`precompile` or `export` was given something that can't be saved for another process; says
+    what, and what to do."""
+
+
+class CannotLoad(CacheGraphError):
+    """`load_exported` was given a file that isn't whole, isn't one of `export` or was made
+    elsewhere, or weights that don't fit; says what was seen, and what to do."""
 
 
 class NotLoadedWarning(UserWarning):

@@ -49,7 +49,7 @@ def write_programs(folder: Path, module: nn.Module, programs: list[bytes]) -> No
         name = f"program_{i}.bin"
         (folder / name).write_bytes(data)
         hashes[name] = hashlib.sha256(data).hexdigest()
-    manifest = Manifest(_maker(module), _parts_of(module), hashes)
+    manifest = Manifest(maker_on(_device_of(module)), _parts_of(module), hashes)
     (folder / _FILE).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
 
 
@@ -57,10 +57,11 @@ def read_programs(folder: Path, module: nn.Module) -> list[bytes] | str:
     """The programs that were saved in `folder` for a model like `module`; a sentence where there
     are none, or not for such a one or from elsewhere."""
     try:
-        manifest = _parsed((folder / _FILE).read_text(encoding="utf-8"))
+        manifest = parse_manifest((folder / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{folder} holds nothing that `precompile` has saved whole: {error!r}"
-    misfit = _other_maker(manifest.maker, _maker(module)) or _other_model(manifest.model, module)
+    here = maker_on(_device_of(module))
+    misfit = why_made_elsewhere(manifest.maker, here) or _other_model(manifest.model, module)
     if misfit is not None:
         return misfit
     programs = []
@@ -73,30 +74,36 @@ def read_programs(folder: Path, module: nn.Module) -> list[bytes] | str:
     return programs
 
 
-def _parsed(text: str) -> Manifest:
+def parse_manifest(text: str) -> Manifest:
+    """Raises ValueError, TypeError or KeyError for what is none."""
     read = json.loads(text)
     return Manifest(Maker(**read["maker"]), tuple(read["model"]), dict(read["programs"]))
 
 
-def _maker(module: nn.Module) -> Maker:
+def maker_on(device: torch.device) -> Maker:
+    """This process, where it compiles for `device`."""
     return Maker(
         importlib.metadata.version("dit_cachegraph"),
         str(torch.__version__),
         platform.python_version(),
         f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        _device_of(module),
+        _name_of(device),
     )
 
 
-def _device_of(module: nn.Module) -> str:
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+def _device_of(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def _name_of(device: torch.device) -> str:
     if device.type != "cuda":
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
     return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
 
 
-def _other_maker(saved: Maker, here: Maker) -> str | None:
+def why_made_elsewhere(saved: Maker, here: Maker) -> str | None:
+    """A sentence where another version or machine has made it, whose code may not run here."""
     for name, was in asdict(saved).items():
         now = asdict(here)[name]
         if was != now:
