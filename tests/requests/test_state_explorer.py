@@ -17,6 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 import dit_cachegraph.runtime.commit as commit
 import dit_cachegraph.runtime.driver as driver
 from dit_cachegraph import backend
+from dit_cachegraph.cuda_graphs.static_buffers import Buffer
 from dit_cachegraph.later import Later
 from dit_cachegraph.policy.rules.dbcache import DBCache
 from dit_cachegraph.requests import match
@@ -123,6 +124,12 @@ def explore_over_graphs(family, num_schedules, capturer, number):
 def test_schedules_over_cuda_graphs(family, capturer):
     tally = explore_over_graphs(family, 25, capturer, FROZEN)
     assert tally["hit, no excuse"] > 20 and tally["computed, no excuse"] > 20
+
+
+def test_a_value_that_stays_in_the_pool_is_found(capturer, monkeypatch):
+    monkeypatch.setattr(Buffer, "copied", lambda buffer: buffer.shaped)
+    with pytest.raises(Disagreement):
+        explore(DBCACHE, 10, [Phase.generate], number=FROZEN, cuda_graphs=True)
 
 
 @pytest.mark.slow
