@@ -32,6 +32,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.runtime.driver import CachedModel
+from support.cuda_kernels import built_kernels
 from support.toy_dits import TwoListDiT, toy_inputs
 
 GPU = torch.device("cuda:0")
@@ -185,8 +186,8 @@ def kernels_in(code: str) -> dict[str, int]:
 
 
 def code_of(model: nn.Module, inputs: dict[str, object], **settings: object) -> dict[str, object]:
-    """Of the stages of a step: their role and what they launch; of the fused diff; the names of all
-    kernels that are launched."""
+    """Of the stages of a step: their role and what they launch; of the fused diff; the names of the
+    kernels that are launched, and of those whose machine code was built."""
     codes.clear()
     options = {"inner_backend": "cuda_code", **settings}
     compiled = torch.compile(model, backend="cachedit", dynamic=False, options=options)
@@ -204,7 +205,12 @@ def code_of(model: nn.Module, inputs: dict[str, object], **settings: object) -> 
         for stage in plan.stages
     ]
     named = re.findall(r"(\w+)\.run\(", "".join(codes))
-    return {"stages": stages, "diff": list(diff.values()), "kernels": sorted(set(named))}
+    return {
+        "stages": stages,
+        "diff": list(diff.values()),
+        "launched": sorted(set(named)),
+        "built": built_kernels(codes),
+    }
 
 
 def _sum(counts: Sequence[dict[str, int]]) -> list[int]:
