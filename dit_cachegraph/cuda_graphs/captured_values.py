@@ -52,7 +52,7 @@ def addresses_of(weights: Sequence[object]) -> list[int]:
 
 
 def why_not_static(value: object, device: torch.device) -> str | None:
-    """Why a graph can't be given a value, or leave it."""
+    """Why a graph can't be given a value."""
     if not isinstance(value, Tensor):
         return None if isinstance(value, int | float) else f"a {type(value).__name__}"
     if value.device != device:

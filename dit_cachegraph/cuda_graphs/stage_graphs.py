@@ -180,15 +180,13 @@ class ModelGraphs:
     ) -> StageGraph | None:
         buffers, capturer = self._runner.buffers, self._runner.capturer
         read = [*filterfalse(is_number, inputs), *weights]
-        if not self._may_be_static(run, read, "reads"):
+        if not self._may_be_static(run, read):
             return None
         own = device_tensors(inputs)
         given = buffers.like(own)
         fill(given, own)
         called = self._called(run, in_buffers(inputs, own, given), weights)
         made = capturer.warm_up(called)
-        if not self._may_be_static(run, made, "makes"):
-            return None
         leaving = tensors(made)
         left = buffers.like([*own, *leaving])[len(own) :]
 
@@ -231,13 +229,12 @@ class ModelGraphs:
         del self._why_eager[run.place]
         return captured
 
-    def _may_be_static(self, run: Run, values: Sequence[object], verb: str) -> bool:
-        """Whether a graph can be given, or leave, what a run reads or makes; if not, the reason is
-        written down."""
+    def _may_be_static(self, run: Run, values: Sequence[object]) -> bool:
+        """Whether a graph can be given what a run reads; if not, the reason is written down."""
         for value in values:
             why = why_not_static(value, self._runner.capturer.device)
             if why is not None:
-                self._why_eager[run.place] = f"it {verb} {why}"
+                self._why_eager[run.place] = f"it reads {why}"
                 return False
         return True
 

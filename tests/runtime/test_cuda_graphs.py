@@ -13,10 +13,12 @@ from torch import nn
 import dit_cachegraph as dc
 from dit_cachegraph import backend, savable
 from dit_cachegraph.cuda_graphs import stage_graphs
+from dit_cachegraph.cuda_graphs.captured_values import why_not_static
 from dit_cachegraph.cuda_graphs.cuda_capturer import cuda_capturer
 from dit_cachegraph.cuda_graphs.stage_graphs import GraphedRunner
 from dit_cachegraph.cuda_graphs.static_buffers import StaticBuffers, fill
 from dit_cachegraph.savable import SavableModel
+from dit_cachegraph.segments.segment_runner import SegmentRunner
 from support.recorded_graphs import RecordingCapturer
 from support.toy_dits import (
     AddingBlock,
@@ -470,16 +472,59 @@ def test_numbers_of_the_host_are_part_of_a_graph(stand_in):
     assert why.startswith("prologue runs without: it is given numbers on the host that change")
 
 
-def test_more_than_are_kept(stand_in, monkeypatch):
-    monkeypatch.setattr(stage_graphs, "MAX_GRAPHS", 6)
+def test_those_used_last_are_kept(stand_in, monkeypatch):
+    monkeypatch.setattr(stage_graphs, "MAX_GRAPHS", 8)
     model = adding_dit(1.0, 2.0, 4.0)
     compiled = compile_toy(model, True, **NEVER, cuda_graphs=True)
-    for batch in (2, 3, 2):
+    for batch in (2, 3, 2, 4, 2):
         inputs = toy_inputs(90.0, batch=batch)
         torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
-    released = [recording.is_released for recording in stand_in.recordings]
-    assert len(released) == 12 and sum(released) == 6
-    assert graph_lines(model)[0].startswith("6 CUDA graphs, 6 given up for others, since 6 are")
+    of_two, of_three, of_four = ([*range(i, i + 4)] for i in (0, 4, 8))
+    replays, released = num_replays(stand_in), [r.is_released for r in stand_in.recordings]
+    assert [replays[i] for i in (*of_two, *of_three, *of_four)] == [3] * 4 + [1] * 4 + [1] * 4
+    assert released == [False] * 4 + [True] * 4 + [False] * 4
+    assert graph_lines(model)[0].startswith("8 CUDA graphs, 4 given up for others, since 8 are")
+
+
+def test_values_are_dropped_where_they_are_without(stand_in, monkeypatch):
+    """Right after the run that reads them last."""
+    given, values_of = [], SegmentRunner.values_of
+    monkeypatch.setattr(
+        SegmentRunner, "values_of", lambda self, args: values_of(self, given.extend(args) or args)
+    )
+    model = ToyDiT([GatedBlock() for _ in range(3)])
+    run(with_graphs(model, **NEVER), toy_inputs(90.0))
+    driver, state = _driver_and_state(model)
+    graphs, kept = driver.graphed.of(state), []
+    for runs in (driver.segments.run, graphs.run):
+        values, held = values_of(driver.segments, given), []
+        for start, stop in ((0, 1), (1, 2), (2, 4), (4, 5)):
+            runs(values, start, stop)
+            held.append([slot for slot, value in enumerate(values) if value is None])
+        kept.append(held)
+    assert kept[0] == kept[1] and len(kept[0][-1]) > 1
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (torch.ones(2), None),
+        (nn.Parameter(torch.ones(2)), None),
+        (nn.Buffer(torch.ones(2)), None),
+        (3, None),
+        (None, "a NoneType"),
+        (torch.ones(2, device="meta"), "a tensor on meta"),
+        (torch.ones(2).as_subclass(Tagged), "a Tagged that is no plain tensor"),
+        (torch.eye(2).to_sparse(), "a Tensor that is no plain tensor"),
+    ],
+    ids=str,
+)
+def test_what_a_graph_may_be_given(value, why):
+    assert why_not_static(value, torch.device("cpu")) == why
 
 
 def test_models_that_share_a_driver_have_graphs_of_their_own(stand_in):
