@@ -189,7 +189,8 @@ class ArgumentRoles:
     `sampled_latents` are the latents that continuity is read off: those that are floats.
     `num_latent_dims` is that of the first ones, None where they don't come here.
     `embeds_timestep`: False for a fragment that gets the timestep from one before it, or for models
-    without one.
+    without one. `wrapped_parameters` are those weights of the trunk that hold others, as quantised
+    ones do.
     """
 
     trunk_parameters: tuple[int, ...]
@@ -201,6 +202,7 @@ class ArgumentRoles:
     sampled_latents: tuple[int, ...]
     num_latent_dims: int | None
     embeds_timestep: bool
+    wrapped_parameters: tuple[int, ...] = ()
 
     def has_batched_sample(self, batch_dim: int | None) -> bool:
         """True where latents are read sample by sample: a single tensor, whose first dimension is

@@ -7,11 +7,12 @@ the last     nothing, as the first
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_cachegraph.links.chain import Chain
 from dit_cachegraph.links.given import Given
@@ -96,6 +97,7 @@ def compiled_trunk(
         signature=_signature(chain),
     )
     argument_roles = _argument_roles(slots, given, roles, entering[probe].device)
+    argument_roles = replace(argument_roles, wrapped_parameters=_wrapped(chain))
     links = {id(link): link for each in chain.links if (link := each.link()) is not None}
     return CompiledTrunk(
         trunk=trunk,
@@ -185,6 +187,12 @@ def _signature(chain: Chain) -> int:
     places = tuple(link.place for link in chain.links)
     exits = tuple((link.entries, link.exits) for link in chain.links)
     return hash((places, tuple(kinds), exits))
+
+
+def _wrapped(chain: Chain) -> tuple[int, ...]:
+    """Which of the weights hold others."""
+    weights = [ref() for link in chain.links for ref in link.weights]
+    return tuple(i for i, weight in enumerate(weights) if is_traceable_wrapper_subclass(weight))
 
 
 def _argument_roles(

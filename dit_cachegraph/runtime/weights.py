@@ -5,16 +5,20 @@ replaced), or their counters of in-place writes went on (`load_state_dict`, a tr
 they lie says nothing, since offloading moves weights from step to step. Numbers that modules hold,
 like the scale of an adapter, are compared by value: Dynamo hands them over as tensors on the host.
 
+A weight of another class may hold tensors of its own, as quantised ones do: a write to one of those
+leaves its counter as it was, so that theirs are read as well.
+
 Torch counts no writes through `.data`, nor to tensors made in inference mode: these stay unseen.
 With `frozen_weights` no weight is looked at, and the numbers alone are compared.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_cachegraph.plan import ArgumentRoles
 from dit_cachegraph.segments.slots import Values, gatherer
@@ -35,7 +39,7 @@ class WeightsNote(NamedTuple):
 
 class Weights(NamedTuple):
     """The weights of the trunk at one call, none where they are frozen. `num_writes`: in place, to
-    all of them together."""
+    all of them together and to what they hold."""
 
     tensors: Sequence[object]
     num_writes: int
@@ -62,12 +66,25 @@ class WeightsReader:
 
     def __init__(self, roles: ArgumentRoles, *, are_frozen: bool) -> None:
         self._weights = gatherer(() if are_frozen else roles.trunk_parameters)
+        self._wrapped = () if are_frozen else roles.wrapped_parameters
         self._numbers = gatherer(roles.trunk_numbers)
 
     def read(self, values: Values) -> Weights:
         tensors = self._weights(values)
+        num_writes = _num_writes(tensors)
+        if self._wrapped:
+            num_writes += _num_writes([p for i in self._wrapped for p in _parts_of(values[i])])
         numbers = tuple([n.item() for n in self._numbers(values) if isinstance(n, Tensor)])
-        return Weights(tensors, _num_writes(tensors), numbers)
+        return Weights(tensors, num_writes, numbers)
+
+
+def _parts_of(weight: object) -> Iterator[Tensor]:
+    """The tensors that a wrapper holds, and what they hold in turn."""
+    if is_traceable_wrapper_subclass(weight):
+        for name in weight.__tensor_flatten__()[0]:
+            part = getattr(weight, name)
+            yield part
+            yield from _parts_of(part)
 
 
 def _num_writes(weights: Sequence[object]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import dit_cachegraph as dc
+from support.halved_weight import halve
 from support.toy_dits import GatedBlock, ToyDiT, gated_dit, toy_inputs
 from support.toy_runs import compile_toy, run, toy_steps
 
@@ -101,38 +102,9 @@ def test_sizes_that_vary():
     assert graph.num_blocks == 4
 
 
-class HalvedWeight(torch.Tensor):
-    """A weight that is kept as half of itself, as quantised ones are kept as something else."""
-
-    inner: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, inner):
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-
-    def __init__(self, inner):
-        self.inner = inner
-
-    def __tensor_flatten__(self):
-        return ["inner"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner_tensors, _meta, _size, _stride):
-        return HalvedWeight(inner_tensors["inner"])
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.detach.default:
-            return HalvedWeight(func(args[0].inner))
-        whole = [2 * arg.inner if isinstance(arg, HalvedWeight) else arg for arg in args]
-        return func(*whole, **(kwargs or {}))
-
-
 def test_subclasses_of_tensors_are_unwrapped():
     model, plain = gated_dit(4), gated_dit(4)
-    for block in model.blocks:
-        halved = HalvedWeight(block.up.weight.detach() / 2)
-        block.up.weight = nn.Parameter(halved, requires_grad=False)
+    halve(model)
     compiled = compile_toy(model, **INDUCTOR)
     first, second, third = toy_steps([90.0, 60.0, 30.0])
     for inputs in (first, second):

@@ -5,17 +5,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from dit_cachegraph.plan import ArgumentRoles
 from dit_cachegraph.runtime.weights import Weights, WeightsReader
 
 
-def reader(num_weights: int, *, are_frozen: bool = False) -> WeightsReader:
+def reader(
+    num_weights: int, *, are_frozen: bool = False, wrapped: tuple[int, ...] = ()
+) -> WeightsReader:
     """Of a call whose first arguments are weights, and whose last one is a number of a module."""
     roles = ArgumentRoles(
         trunk_parameters=tuple(range(num_weights)), trunk_numbers=(num_weights,), latents=(),
         timesteps=(), conditioning=(), host_timesteps=(), sampled_latents=(),
-        num_latent_dims=None, embeds_timestep=False,
+        num_latent_dims=None, embeds_timestep=False, wrapped_parameters=wrapped,
     )  # fmt: skip
     return WeightsReader(roles, are_frozen=are_frozen)
 
@@ -50,6 +53,33 @@ def test_each_change_is_seen(change):
     assert read(values).are_those_of(note)
     change(values)
     assert not read(values).are_those_of(note)
+
+
+def quantised(num_weights: int) -> list[object]:
+    """The first weight holds another one, and tensors."""
+    inner = TwoTensor(torch.zeros(2), torch.zeros(2))
+    return [TwoTensor(inner, inner), *arguments(num_weights)[1:]]
+
+
+def write_inside(values: list[object]) -> None:
+    values[0].a.b.add_(1)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, write_inside])
+def test_a_change_inside_of_a_weight_is_seen(change):
+    values, read = quantised(3), reader(3, wrapped=(0,)).read
+    note, version = read(values).note(), values[0]._version
+    assert read(values).are_those_of(note)
+    change(values)
+    assert not read(values).are_those_of(note)
+    assert change is swap or values[0]._version == version, "which the weight doesn't tell"
+
+
+def test_a_weight_that_is_moved_is_the_same():
+    values, read = quantised(3), reader(3, wrapped=(0,)).read
+    note = read(values).note()
+    values[0].b = values[0].b.clone()
+    assert read(values).are_those_of(note)
 
 
 @pytest.mark.parametrize("change", CHANGES)

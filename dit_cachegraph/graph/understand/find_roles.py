@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_cachegraph.graph.fx_utils import (
     is_number_of_module,
@@ -69,8 +70,12 @@ def find_roles(
     told = {*latents, *timesteps, *controls}
     numbers = [n for n in assignment.nodes if _is_trunk_number(n, assignment)]
     device, embeds_timestep = _device(entry), bool(_embedded(timesteps))
+    weights = _trunk_weights(assignment)
     return ArgumentRoles(
-        trunk_parameters=tuple(index[n] for n in _trunk_weights(assignment)),
+        trunk_parameters=tuple(index[n] for n in weights),
+        wrapped_parameters=tuple(
+            index[n] for n in weights if is_traceable_wrapper_subclass(value_of(n))
+        ),
         trunk_numbers=tuple(index[n] for n in numbers),
         latents=tuple(index[n] for n in latents),
         timesteps=tuple(index[n] for n in timesteps if _device(n) == device),
