@@ -20,7 +20,12 @@ from support.toy_dits import (
     toy_inputs,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.skipif(
+        torch.torch_version.TorchVersion(torch.__version__) < "2.13", reason="tried since 2.13"
+    ),
+]
 
 
 def blocks(number: int) -> list[nn.Module]:
