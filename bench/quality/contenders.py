@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench.quality.draw import Artist, Drawn, Settings, by_ours, by_pipeline, by_solver
 from bench.quality.methods import DIFFUSERS, MakePipeline
-from bench.quality.pairs import Pair, pairs
+from bench.quality.pairs import Pair, forecast, pairs
 from dit_cachegraph.policy.presets import PRESETS
 
 OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER = "ours", "cache-dit", "diffusers", "fewer steps"
@@ -31,6 +31,17 @@ OF_DIFFUSERS: Mapping[str, Sequence[float]] = {
     "TaylorSeer lite": (3, 4),
     "TaylorSeer lite W6": (2, 3, 4),
     "MagCache": (0.06, 0.12),
+}
+LINE, CURVE = forecast(1), forecast(2)
+OVER_NOISE: Settings = {"rule": "error_control", "paced_over": "noise"}
+# Between the presets and around them, and what the presets were until they were paced over noise.
+MORE_OF_OURS: Mapping[str, Settings] = {
+    "E0.2 over noise": {**OVER_NOISE, "error_tolerance": 0.2, **LINE},
+    "E0.06 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.06, **CURVE},
+    "E0.1 over steps": {"rule": "error_control", "error_tolerance": 0.1, **LINE},
+    "W6 every 2": {"rule": "even", "every": 2, "max_warmup_steps": 6, **LINE},
+    "every 3, order 2": {"rule": "even", "every": 3, "max_warmup_steps": 1, **CURVE},
+    "every 4": {"rule": "even", "every": 4, "max_warmup_steps": 1, **LINE},
 }
 
 
@@ -74,6 +85,8 @@ def ours(name: str, settings: Settings, *, is_quick: bool = False) -> Contender:
 def _all_of_ours() -> Iterator[Contender]:
     for name, options in PRESETS.items():
         yield ours(f'"{name}"', options, is_quick=True)
+    for name, options in MORE_OF_OURS.items():
+        yield ours(name, options)
 
 
 def _of_cache_dit(pair: Pair) -> Contender:

@@ -84,7 +84,9 @@ def artist_for(model: QualityModel, num_pictures: int, batch: int, folder: Path)
     """Ready to draw; what compiles does so at the first picture."""
     pipe = model.load()
     # The function and not its name, which only an installed package has an entry point for.
-    pipe.transformer.compile(backend=cachedit, options={"inner_backend": "eager"})
+    for name in ("transformer", "transformer_2"):
+        if (part := pipe.components.get(name)) is not None:
+            part.compile(backend=cachedit, options={"inner_backend": "eager"})
     return Artist(model, num_pictures, batch, folder, pipe)
 
 

@@ -3,7 +3,7 @@
 Guidance is classifier-free: a second pass at each step, with an empty prompt (zeros).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -82,9 +82,12 @@ def draw_from(
     *,
     num_steps: int,
     guidance: float,
+    levels: Sequence[float] | None = None,
 ) -> Tensor:
-    """The same from white noise [B, ...] of the latents' shape."""
+    """The same from white noise [B, ...] of the latents' shape. `levels` are noise levels before
+    the scheduler shifts them, for FLUX alone; without them the pipeline's own."""
     arguments = _flux_arguments if isinstance(pipe, FluxPipeline) else _wan_arguments
+    given = {} if levels is None else {"sigmas": levels}
     result = pipe(
         latents=recipe.start(noise),
         prompt_embeds=text,
@@ -93,6 +96,7 @@ def draw_from(
         output_type="latent",
         return_dict=False,
         **arguments(text, guidance),
+        **given,
     )
     return decode(recipe.unpack(result[0])).clamp(-1, 1)
 

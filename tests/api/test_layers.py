@@ -21,8 +21,15 @@ from dit_cachegraph.policy.rules.dbprune import DBPrune
 from dit_cachegraph.policy.rules.error_control import ErrorControl
 from dit_cachegraph.policy.rules.even import EvenSchedule
 
-BALANCED = (ErrorControl(**{"error_tolerance": PRESETS["balanced"]["error_tolerance"]}),
-            TaylorSeer(taylorseer_order=1))  # fmt: skip
+LINE = TaylorSeer(taylorseer_order=1)
+
+
+def paced(tolerance, **options):
+    """As the presets are."""
+    return ErrorControl(error_tolerance=tolerance, paced_over="noise", **options)
+
+
+BALANCED = (paced(PRESETS["balanced"]["error_tolerance"]), LINE)
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,14 @@ CASES = [
     ([], BALANCED),
     ([{"enabled": True}], BALANCED),
     ([{"preset": "balanced"}], BALANCED),
-    ([{"preset": "fast"}], (ErrorControl(error_tolerance=0.15), BALANCED[1])),
-    ([{"preset": "fast", "max_gap": 3}], (ErrorControl(error_tolerance=0.15, max_gap=3),
-                                          BALANCED[1])),
+    ([{"preset": "fast"}], (paced(0.12), LINE)),
+    ([{"preset": "fast", "max_gap": 3}], (paced(0.12, max_gap=3), LINE)),
+    ([{"preset": "draft"}], (EvenSchedule(every=3, max_warmup_steps=1), LINE)),
+    ([{"preset": "draft"}, {"every": 4}], (EvenSchedule(every=4, max_warmup_steps=1), LINE)),
     # An option of the preset's rule refines the preset, and its forecast stays.
-    ([{"error_tolerance": 0.2}], (ErrorControl(error_tolerance=0.2), BALANCED[1])),
+    ([{"error_tolerance": 0.2}], (paced(0.2), LINE)),
     ([{"preset": "fast"}, {"max_gap": 3}],
-     (ErrorControl(error_tolerance=0.15, max_gap=3), BALANCED[1])),
+     (paced(0.12, max_gap=3), LINE)),
     ([{"rule": "error_control", "error_tolerance": 0.2}],
      (ErrorControl(error_tolerance=0.2), Replay())),
     ([{"error_tolerance": 0.2}, {"residual_diff_threshold": 0.1}],
@@ -138,7 +146,7 @@ def test_what_a_later_layer_covers_is_not_kept():
 @pytest.mark.parametrize(
     ("layer", "sentence"),
     [
-        ({"preset": "best"}, "preset must be one of 'quality', 'balanced', 'fast', got 'best'"),
+        ({"preset": "best"}, "preset must be one of 'quality', 'balanced', 'fast', 'draft', got"),
         ({"rule": "dbcash"}, "rule must be one of .*'dbcache'.* got 'dbcash'"),
         ({"rule": 3}, "rule must be one of .* or a rule: 3"),
         ({"rule": Own}, "rule must be one of .* or a rule"),

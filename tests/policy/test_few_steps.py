@@ -4,13 +4,15 @@ import pytest
 
 import dit_cachegraph as dc
 from dit_cachegraph.few_steps import why_nothing_gained
-from dit_cachegraph.policy.presets import PRESETS
+from dit_cachegraph.policy.presets import CHEAPEST_PRESET, PRESETS
 from dit_cachegraph.step_log import StepReport
 from support.image_runs import image_of
 from support.running import compile_cached, relative_error, run_all
 from support.tiny_models import FLUX, WAN
 
-DEFAULTS = [{}, *({"preset": name} for name in PRESETS), {"rule": "dbcache"}, {"rule": "dbprune"}]
+# "draft" computes a third of the steps, however few there are.
+PACED = [name for name in PRESETS if name != CHEAPEST_PRESET]
+DEFAULTS = [{}, *({"preset": name} for name in PACED), {"rule": "dbcache"}, {"rule": "dbprune"}]
 
 
 @pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda tiny: tiny.name)
@@ -27,6 +29,16 @@ def test_up_to_three_steps_are_all_computed(tiny):
                 assert not ran.hit
                 assert relative_error(ran.output, model(**kwargs)[0]) < 1e-5
     assert dc.summary(compiled).num_hits == 0
+
+
+def test_a_draft_computes_a_third_of_the_steps_however_few():
+    model = FLUX.build(4)
+    compiled = compile_cached(model, preset=CHEAPEST_PRESET)
+    for num_steps, num_computed in ((4, 2), (7, 3)):
+        image = image_of(model, FLUX, seed=num_steps, size=3, num_steps=num_steps)
+        hits = [ran.hit for ran in run_all(compiled, image)]
+        assert hits == [step % 3 != 0 for step in range(num_steps)]
+        assert hits.count(False) == num_computed
 
 
 def test_cache_dits_default_computes_eight():

@@ -25,11 +25,11 @@ LONG = 100
 
 def mixed_asks(count):
     rng = random.Random(0)
-    presets = ["balanced", "fast", "quality", "uncached"]
+    presets = ["balanced", "fast", "quality", "uncached", "draft"]
     return [
         Ask(
             prompt=rng.choice(shipped_prompts()),
-            preset=presets[i % 4],
+            preset=presets[i % 5],
             num_steps=rng.choice([4, NUM_STEPS, 14]),
             seed=i,
         )

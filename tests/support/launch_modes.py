@@ -41,8 +41,8 @@ _STATIC = {
 }  # fmt: skip
 MODES = {
     "default preset": Mode(_DEFAULT),
-    "default preset, named, so many steps": Mode(
-        {**_DEFAULT, "num_inference_steps": NUM_STEPS}, is_named=True
+    "over steps, named, so many steps": Mode(
+        {**_DEFAULT, "paced_over": "steps", "num_inference_steps": NUM_STEPS}, is_named=True
     ),
     "DBCache F1B0, replay": Mode({**_BY_DIFF, "predictor": "replay"}),
     "DBCache F1B0, order 1": Mode({**_BY_DIFF, "predictor": "taylorseer"}),

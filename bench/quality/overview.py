@@ -1,0 +1,284 @@
+"""What the rows of `bench.quality_settings` say, on one page.
+
+    python -m bench.quality_overview    docs/quality.md
+
+Reads the rows that are kept in bench/results/quality/, or those in the folder --rows.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.common.machine import ROOT
+from bench.quality.contenders import (
+    CACHE_DIT,
+    DIFFUSERS_CAMP,
+    FEWER,
+    OURS,
+    UNCACHED,
+    all_contenders,
+)
+from bench.quality.harm import ROWS_FILE as HARM_FILE
+from bench.quality.harm import beside
+from bench.quality.measure_settings import ROWS_FILE
+from bench.quality.rows import ROWS
+from bench.quality.setting_rows import EQUAL_DB, SettingRow, read_setting_rows
+from bench.quality.settings import Setting, all_settings
+from bench.quality.tables import markdown
+from dit_cachegraph.policy.presets import CHEAPEST_PRESET, DEFAULT_PRESET, PRESETS
+
+PAGE = ROOT / "docs" / "quality.md"
+SHARES = (0.3, 0.45, 0.6, 0.75)
+SLACK = 0.015  # Less than half a step of 28: shares are of whole steps.
+NOTHING = "–"
+BEFORE = f"{OURS} E0.1 over steps"
+CAMPS = frozenset({OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER})
+
+
+class Measured:
+    """The rows of one setting, of the contenders and weights that there are now."""
+
+    def __init__(self, setting: Setting, rows: Sequence[SettingRow]) -> None:
+        self.setting = setting
+        self.rows = [row for row in rows if row.setting == str(setting)]
+
+    @property
+    def is_comparable(self) -> bool:
+        """True where all presets are measured, and something of each of the others."""
+        camps = {row.camp for row in self.rows}
+        return None not in map(self.preset, PRESETS) and camps >= CAMPS
+
+    def best(self, share: float, *, is_ours: bool) -> SettingRow | None:
+        """The nearest to the uncached pictures that runs at most this share."""
+        found = [
+            row
+            for row in self.rows
+            if row.share <= share + SLACK and (row.camp == OURS) == is_ours and row.camp != UNCACHED
+        ]
+        return max(found, key=lambda row: row.mean_db, default=None)
+
+    def preset(self, name: str) -> SettingRow | None:
+        return self.named(f'{OURS} "{name}"')
+
+    def named(self, contender: str) -> SettingRow | None:
+        return next((row for row in self.rows if row.contender == contender), None)
+
+    def fewer_at(self, share: float) -> SettingRow | None:
+        """The most steps within a share."""
+        found = [row for row in self.rows if row.camp == FEWER and row.share <= share + SLACK]
+        return max(found, key=lambda row: row.share, default=None)
+
+
+def measured_in(path: Path) -> list[Measured]:
+    """Settings that have rows of all camps, of the half that is reported on."""
+    known = {(contender.name, contender.options) for contender in all_contenders()}
+    versions: dict[str, str] = {}
+    rows = [row for row in read_setting_rows(path) if row.half == "reporting"]
+    rows = [row for row in rows if (row.contender, row.options) in known]
+    found = []
+    for setting in all_settings():
+        version = versions.setdefault(setting.model.name, setting.model.version)
+        of_weights = [row for row in rows if row.version == version]
+        found.append(Measured(setting, of_weights))
+    return [measured for measured in found if measured.is_comparable]
+
+
+def overview_table(settings: Sequence[Measured]) -> str:
+    """Ours, the best other, and the difference, at shares of the work."""
+    header = ["", *(f"{share:g} of the work" for share in SHARES)]
+    lines = [
+        [str(measured.setting), *(_cell(measured, share) for share in SHARES)]
+        for measured in settings
+    ]
+    return markdown(header, lines)
+
+
+def _cell(measured: Measured, share: float) -> str:
+    ours, other = (measured.best(share, is_ours=is_ours) for is_ours in (True, False))
+    if ours is None or other is None:
+        return " / ".join(NOTHING if row is None else f"{row.mean_db:.1f}" for row in (ours, other))
+    lead = ours.mean_db - other.mean_db
+    shown = f"{ours.mean_db:.1f} / {other.mean_db:.1f}"
+    return f"{shown} (**{lead:+.1f}**)" if lead >= 0 else f"{shown} ({lead:+.1f})"
+
+
+def names_table(settings: Sequence[Measured]) -> str:
+    """Who the two of each cell are, with their shares."""
+    header = ["", *(f"{share:g} of the work" for share in SHARES)]
+    lines = []
+    for measured in settings:
+        cells = []
+        for share in SHARES:
+            found = [measured.best(share, is_ours=is_ours) for is_ours in (True, False)]
+            cells.append("; ".join(NOTHING if row is None else _named(row) for row in found))
+        lines.append([str(measured.setting), *cells])
+    return markdown(header, lines)
+
+
+def _named(row: SettingRow) -> str:
+    return f"{row.contender} ({row.share:.2f})"
+
+
+def presets_table(settings: Sequence[Measured]) -> str:
+    """Share, mean, tenth percentile and worst of each preset."""
+    lines = []
+    for measured in settings:
+        found = [measured.preset(name) for name in PRESETS]
+        cells = [NOTHING if row is None else _spread(row) for row in found]
+        lines.append([str(measured.setting), *cells])
+    return markdown(["", *(f'"{name}"' for name in PRESETS)], lines)
+
+
+def _spread(row: SettingRow) -> str:
+    figures = (row.mean_db, row.tenth_percentile_db, row.worst_db)
+    return f"{row.share:.2f}: {' / '.join(f'{value:.1f}' for value in figures)}"
+
+
+def lead_table(settings: Sequence[Measured], preset: str) -> str:
+    """A preset beside the best other and the most steps that run no more than it does."""
+    lines = []
+    for measured in settings:
+        ours = measured.preset(preset)
+        if ours is None:
+            continue
+        others = (measured.best(ours.share, is_ours=False), measured.fewer_at(ours.share))
+        cells = [NOTHING if row is None else _beside(ours, row) for row in others]
+        figures = f"{ours.mean_db:.1f} dB at {ours.share:.2f}"
+        lines.append([str(measured.setting), figures, *cells])
+    header = ["", f'"{preset}"', "best other of no more work", "fewer steps of no more work"]
+    return markdown(header, lines)
+
+
+def _beside(ours: SettingRow, other: SettingRow) -> str:
+    return f"{other.mean_db:.1f} ({ours.mean_db - other.mean_db:+.1f}), {_named(other)}"
+
+
+def before_table(settings: Sequence[Measured]) -> str:
+    """The default preset beside what it was until it was paced over noise."""
+    lines = []
+    for measured in settings:
+        now, before = measured.preset(DEFAULT_PRESET), measured.named(BEFORE)
+        if now is not None and before is not None:
+            lines.append([str(measured.setting), _spread(now), _spread(before)])
+    return markdown(["", f'"{DEFAULT_PRESET}"', BEFORE.removeprefix(f"{OURS} ")], lines)
+
+
+def shortfalls(settings: Sequence[Measured]) -> Iterator[str]:
+    """Where another is ahead of all of ours, a sentence each."""
+    for measured in settings:
+        for share in SHARES:
+            ours, other = (measured.best(share, is_ours=is_ours) for is_ours in (True, False))
+            if other is None or (ours is not None and ours.mean_db >= other.mean_db):
+                continue
+            where = (
+                f"- {measured.setting}, at {share:g}: {_named(other)} has {other.mean_db:.1f} dB"
+            )
+            if ours is None:
+                yield f"{where}, and none of ours runs so little"
+            else:
+                yield f"{where}, {other.mean_db - ours.mean_db:.1f} more than {_named(ours)}"
+
+
+INTRODUCTION = """# Quality against work
+
+    python -m bench.quality_settings --quick    # some settings, 4 pictures: minutes
+    python -m bench.quality_settings --pictures {num} --out bench/results/quality    # resumes
+    python -m bench.quality_overview            # writes this page
+
+How near pictures stay to the uncached ones when less of the transformer runs, on two small models \
+([evaluation.md](evaluation.md)), sampled as people do. *Work* is the share of block computations \
+that ran; figures are PSNR in dB to the uncached pictures of as many steps by the same solver, \
+means over {num} pictures of prompts that nothing was chosen on. 3 dB are half the squared error; \
+under a guidance of 7 a reader of the drawings loses words below about 32 dB. \
+[quality-even.md](quality-even.md) has 159 methods on even levels."""
+
+BEST = """## Best at so much work
+
+Ours / the best of all others (cache-dit, diffusers' caches, fewer steps by the same solver), and \
+the difference. "Ours" are presets and settings of `configure`; the last table names all of them."""
+
+NAMES = """## Which they are
+
+Ours first, with their shares."""
+
+SPREADS = """## The presets
+
+Share: mean / tenth percentile / worst picture, in dB."""
+
+LEADS = """## "{preset}" beside the others
+
+The best other method of no more work, and fewer steps by the same solver, with the difference."""
+
+CHANGED = """## Why "balanced" is paced over noise
+
+It was error control over steps at a tolerance of 0.1, chosen on even levels. On shifted schedules \
+the last steps take most of the noise away, and over steps the longest reuses came there."""
+
+BEHIND = """## Where others are ahead"""
+
+HARM = """## Where there is little to gain
+
+    python -m bench.quality_harm --out bench/results/quality
+
+Share and mean PSNR of each preset, and in brackets what fewer steps of no more work have. Few \
+steps are without guidance, all others under a guidance of 3.5; the drawings that a picture begins \
+with are of other prompts, and the two experts have the same weights in two modules."""
+
+
+def harm_table(rows: Sequence[SettingRow]) -> str:
+    """Each case with all presets; those that were changed since are left out."""
+    now = {f'{OURS} "{name}"': repr(sorted(o.items())) for name, o in PRESETS.items()}
+    found = {(row.setting, row.contender): row for row in rows}
+    lines = []
+    for case in dict.fromkeys(row.setting for row in rows):
+        cells = []
+        for name in PRESETS:
+            row = found.get((case, f'{OURS} "{name}"'))
+            fewer = found.get((case, beside(name)))
+            if row is None or fewer is None or row.options != now[row.contender]:
+                cells.append(NOTHING)
+                continue
+            is_equal = min(row.psnr_db) >= EQUAL_DB
+            near = "equal" if is_equal else f"{row.mean_db:.1f} dB ({fewer.mean_db:.1f})"
+            cells.append(f"{row.share:.2f}: {near}")
+        lines.append([case, *cells])
+    return markdown(["", *(f'"{name}"' for name in PRESETS)], lines)
+
+
+def page_of(settings: Sequence[Measured], harm: Sequence[SettingRow]) -> str:
+    """The whole page, as Markdown."""
+    rows = [row for measured in settings for row in measured.rows]
+    parts = [
+        INTRODUCTION.format(num=len(rows[0].psnr_db)),
+        BEST,
+        overview_table(settings),
+        SPREADS,
+        presets_table(settings),
+    ]
+    for preset in (DEFAULT_PRESET, CHEAPEST_PRESET):
+        parts += [LEADS.format(preset=preset), lead_table(settings, preset)]
+    parts += [CHANGED, before_table(settings)]
+    measured = {str(one.setting) for one in settings}
+    missing = [str(one) for one in all_settings() if str(one) not in measured]
+    if missing:
+        parts.append(f"Not measured yet, by the same command: {'; '.join(missing)}.")
+    behind = list(shortfalls(settings))
+    parts += [BEHIND, "\n".join(behind) if behind else "Nowhere among these."]
+    parts += [HARM, harm_table(harm)] if harm else []
+    parts += [NAMES, names_table(settings)]
+    parts.append(f"Machines: {'; '.join(dict.fromkeys(row.machine for row in rows))}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.quality_overview", description=__doc__)
+    parser.add_argument("--rows", type=Path, default=ROWS, metavar="FOLDER")
+    parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE")
+    parsed = parser.parse_args(arguments)
+    settings = measured_in(parsed.rows / ROWS_FILE)
+    if not settings:
+        parser.error(f"{parsed.rows} has no rows of these weights and presets")
+    parsed.page.write_text(
+        page_of(settings, read_setting_rows(parsed.rows / HARM_FILE)), encoding="utf-8"
+    )
+    print(parsed.page)

@@ -1,0 +1,122 @@
+"""The page of quality on schedules that people sample with."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+# The bench is no installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.quality import overview
+from bench.quality.contenders import (
+    CACHE_DIT,
+    DIFFUSERS_CAMP,
+    FEWER,
+    OURS,
+    UNCACHED,
+    all_contenders,
+)
+from bench.quality.overview import (
+    Measured,
+    before_table,
+    lead_table,
+    overview_table,
+    presets_table,
+    shortfalls,
+)
+from bench.quality.setting_rows import SettingRow, append_setting_row
+from bench.quality.settings import all_settings
+from dit_cachegraph.policy.presets import PRESETS
+
+SETTING = next(iter(all_settings()))
+OPTIONS = {contender.name: contender.options for contender in all_contenders()}
+PRESET = 'ours "balanced"'
+
+
+def row(contender, camp, share, *psnr_db, setting=SETTING, **changes):
+    made = SettingRow(
+        str(setting), "reporting", setting.model.version, contender, camp,
+        OPTIONS.get(contender, ""), share, psnr_db, 1.0, "a machine",
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+ROWS = [
+    row("uncached", UNCACHED, 1.0, 100.0, 100.0),
+    row(PRESET, OURS, 0.5, 40.0, 50.0),
+    row("cache-dit mask fast order 1", CACHE_DIT, 0.44, 43.0, 43.0),
+    row("fewer steps 0.45", FEWER, 0.46, 30.0, 30.0),
+    row("fewer steps 0.3", FEWER, 0.29, 28.0, 28.0),
+]
+
+
+def lines_of(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_the_best_at_a_share_is_the_nearest_of_no_more_work():
+    (line,) = lines_of(overview_table([Measured(SETTING, ROWS)]))[2:]
+    assert line == [
+        str(SETTING), "– / 28.0", "– / 43.0", "45.0 / 43.0 (**+2.0**)", "45.0 / 43.0 (**+2.0**)"
+    ]  # fmt: skip
+    better = row("fewer steps 0.6", FEWER, 0.607, 46.0, 46.0)
+    (line,) = lines_of(overview_table([Measured(SETTING, [*ROWS, better])]))[2:]
+    assert line[3] == "45.0 / 46.0 (-1.0)"
+    assert list(shortfalls([Measured(SETTING, [*ROWS, better])]))[2:] == [
+        f"- {SETTING}, at {share}: fewer steps 0.6 (0.61) has 46.0 dB, 1.0 more than {PRESET} "
+        "(0.50)"
+        for share in ("0.6", "0.75")
+    ]
+
+
+def test_presets_tell_of_their_worst_pictures():
+    header, _, line = lines_of(presets_table([Measured(SETTING, ROWS)]))
+    by_name = dict(zip(header, line, strict=True))
+    assert by_name['"balanced"'] == "0.50: 45.0 / 41.0 / 40.0"
+    assert by_name['"fast"'] == "–"
+
+
+def test_the_default_stands_beside_what_it_was():
+    before = row("ours E0.1 over steps", OURS, 0.6, 30.0, 30.0)
+    header, _, line = lines_of(before_table([Measured(SETTING, [*ROWS, before])]))
+    assert header[1:] == ['"balanced"', "E0.1 over steps"]
+    assert line[1:] == ["0.50: 45.0 / 41.0 / 40.0", "0.60: 30.0 / 30.0 / 30.0"]
+    assert lines_of(before_table([Measured(SETTING, ROWS)]))[2:] == []
+
+
+def test_a_preset_stands_beside_those_of_no_more_work():
+    (line,) = lines_of(lead_table([Measured(SETTING, ROWS)], "balanced"))[2:]
+    assert line[1:] == [
+        "45.0 dB at 0.50",
+        "43.0 (+2.0), cache-dit mask fast order 1 (0.44)",
+        "30.0 (+15.0), fewer steps 0.45 (0.46)",
+    ]
+    assert lines_of(lead_table([Measured(SETTING, ROWS)], "fast"))[2:] == []
+
+
+def test_the_page_has_rows_of_today_alone(tmp_path, capsys):
+    path, other = tmp_path / "settings.jsonl", list(all_settings())[1]
+    presets = [row(f'ours "{name}"', OURS, 0.7, 41.0, 41.0) for name in PRESETS]
+    for one in [*ROWS, *presets, row("diffusers MagCache 0.12", DIFFUSERS_CAMP, 0.5, 20.0, 20.0)]:
+        append_setting_row(path, one)
+    for changes in (
+        {"half": "choosing"},
+        {"version": "0"},
+        {"contender": "no such"},
+        {"contender": PRESET, "options": "other options"},
+    ):
+        append_setting_row(
+            tmp_path / "settings.jsonl", replace(ROWS[1], setting=str(other), **changes)
+        )
+    where = ["--rows", str(tmp_path), "--page", str(tmp_path / "page.md")]
+    overview.main(where)
+    page = (tmp_path / "page.md").read_text()
+    # The other has no rows of today, and is named as missing.
+    assert f"| {SETTING} |" in page and f"| {other} |" not in page
+    assert "Not measured yet, by the same command: " in page and str(other) in page
+    assert "over 2 pictures" in page and "Machines: a machine." in page
+    with pytest.raises(SystemExit):
+        overview.main(["--rows", str(tmp_path / "none"), "--page", str(tmp_path / "page.md")])
+    assert "has no rows" in capsys.readouterr().err
