@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dit_cachegraph.policy.pace import NoisePace
 from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, StepResult
 from dit_cachegraph.policy.rules.error_control import ErrorControl
 from dit_cachegraph.policy.rules.even import EvenSchedule
@@ -139,6 +140,39 @@ def test_a_shifted_schedule_is_computed_where_its_steps_are_long(
     rule = ErrorControl(error_tolerance=tolerance, paced_over=paced_over)
     hits = play(rule, 28, lambda step, last: 0.02 * (step - last), shifted(3.0, 28))
     assert hits[21:].count(False) == num_computed
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        # EDM's quarter of a logarithm, which is taken for thousandths where it begins above 1.
+        [0.0011 - 0.0001 * step for step in range(28)],
+        [1.1 + step / 28 for step in range(28)],
+        [-0.1 - step / 28 for step in range(28)],
+    ],
+    ids=["logarithm", "above", "below"],
+)
+def test_timesteps_that_tell_no_noise_are_taken_for_even(levels):
+    rule = ErrorControl(error_tolerance=0.06, paced_over="noise")
+    even = [1 - step / 28 for step in range(28)]
+    for bend in (0.001, 0.02, 1.0):
+        error_of = lambda step, last, bend=bend: bend * (step - last)  # noqa: E731
+        assert play(rule, 28, error_of, levels) == play(rule, 28, error_of, even)
+
+
+def test_where_noise_is_added_a_step_computes():
+    pace = NoisePace(gap=0.3, computed_at=0.6, level=0.5, last_step=9, is_counted=False)
+    # The neighbours: a little less noise, the same once more as by Heun, and the end of the gap.
+    assert [pace.is_due(5, level) for level in (0.45, 0.5, 0.35)] == [False, False, True]
+    assert pace.is_due(5, 0.75) and pace.is_due(9, 0.45)
+
+
+@pytest.mark.parametrize("paced_over", ["steps", "noise"])
+def test_a_tolerance_of_nothing_reuses_nothing(paced_over):
+    """Nor where a step takes away a tenth of what the one before it did, or nothing, as by Heun."""
+    levels = [1.0, 0.9, 0.9, 0.5, 0.5, 0.46, 0.456, 0.456]
+    rule = ErrorControl(error_tolerance=0.0, paced_over=paced_over)
+    assert not any(play(rule, len(levels), lambda step, last: 0.01, levels))
 
 
 def test_without_a_timestep_levels_are_taken_for_even():

@@ -31,6 +31,7 @@ from dit_cachegraph.policy.pace import (
     Pace,
     changed,
     level_of,
+    tells_no_noise,
 )
 from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span, StepResult
 
@@ -94,7 +95,11 @@ class ErrorControl(Rule):
             return None if pace is None else pace.seen_at(level)
         if self.paced_over == "noise":
             over_noise = pace if isinstance(pace, NoisePace) else None
-            return self._pace_over_noise(over_noise, history.step, level, result.error)
+            next_pace = self._pace_over_noise(over_noise, history.step, level, result.error)
+            is_counted = tells_no_noise(result.seen.noise)
+            return next_pace._replace(
+                is_counted=is_counted if over_noise is None else over_noise.is_counted
+            )
         over_steps = pace if isinstance(pace, Pace) else None
         return self._pace_over_steps(over_steps, history.step, result.error)
 
@@ -112,13 +117,13 @@ class ErrorControl(Rule):
     def _pace_over_noise(
         self, before: NoisePace | None, step: int, level: float, error: float | None
     ) -> NoisePace:
-        last_step = step + self.max_gap
+        at_once = NoisePace(0.0, level, level, step + self.max_gap, is_counted=False)
         if before is None or error is None or step < self.min_error_steps:
-            return NoisePace(0.0, level, level, last_step)
-        if not math.isfinite(error):
-            return NoisePace(0.0, level, level, last_step)
+            return at_once
+        if not math.isfinite(error) or self.error_tolerance == 0:
+            return at_once
         distance = before.computed_at - level
         missed = max(error * distance / NOISE_UNIT, 1e-12)
         allowed = SAFETY * self.error_tolerance / missed
         gap = max(before.gap, distance) * changed(allowed**NOISE_POWER)
-        return NoisePace(gap, level, level, last_step)
+        return at_once._replace(gap=gap)
