@@ -30,6 +30,7 @@ from dit_cachegraph.policy.presets import CHEAPEST_PRESET, DEFAULT_PRESET, PRESE
 PAGE = ROOT / "docs" / "quality.md"
 SHARES = (0.3, 0.45, 0.6, 0.75)
 SLACK = 0.015  # Less than half a step of 28: shares are of whole steps.
+BETTER_PRESETS, LEAST_DB = ("quality", "balanced"), 26
 NOTHING = "–"
 BEFORE = f"{OURS} E0.1 over steps"
 CAMPS = frozenset({OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER})
@@ -153,6 +154,19 @@ def _beside(ours: SettingRow, other: SettingRow) -> str:
     return f"{other.mean_db:.1f} ({ours.mean_db - other.mean_db:+.1f}), {_named(other)}"
 
 
+def lost_pictures(settings: Sequence[Measured]) -> str:
+    """Where the two better presets have a picture that is another one."""
+    found = [
+        f'{measured.setting}: "{name}" ({row.worst_db:.1f} dB)'
+        for measured in settings
+        for name in BETTER_PRESETS
+        if (row := measured.preset(name)) is not None and row.worst_db < LEAST_DB
+    ]
+    which = " or ".join(f'"{name}"' for name in BETTER_PRESETS)
+    where = "; ".join(found) if found else "none"
+    return f"Settings with a picture under {LEAST_DB:g} dB at {which}: {where}."
+
+
 def before_table(settings: Sequence[Measured]) -> str:
     """The default preset beside what it was until it was paced over noise."""
     lines = []
@@ -254,6 +268,7 @@ def page_of(settings: Sequence[Measured], harm: Sequence[SettingRow]) -> str:
         overview_table(settings),
         SPREADS,
         presets_table(settings),
+        lost_pictures(settings),
     ]
     for preset in (DEFAULT_PRESET, CHEAPEST_PRESET):
         parts += [LEADS.format(preset=preset), lead_table(settings, preset)]

@@ -22,6 +22,7 @@ from bench.quality.overview import (
     Measured,
     before_table,
     lead_table,
+    lost_pictures,
     overview_table,
     presets_table,
     shortfalls,
@@ -76,6 +77,12 @@ def test_presets_tell_of_their_worst_pictures():
     by_name = dict(zip(header, line, strict=True))
     assert by_name['"balanced"'] == "0.50: 45.0 / 41.0 / 40.0"
     assert by_name['"fast"'] == "–"
+
+
+def test_pictures_that_are_lost_are_told():
+    assert lost_pictures([Measured(SETTING, ROWS)]).endswith('"quality" or "balanced": none.')
+    lost = Measured(SETTING, [row(PRESET, OURS, 0.5, 25.9, 50.0)])
+    assert lost_pictures([lost]).endswith(f'{SETTING}: "balanced" (25.9 dB).')
 
 
 def test_the_default_stands_beside_what_it_was():
