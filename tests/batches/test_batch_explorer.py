@@ -110,6 +110,7 @@ def test_a_thousand_schedules(tiny):
     explore(tiny, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_schedules_under_inductor():
     explore(FLUX, 10, inner="inductor", within=1e-4)

@@ -77,7 +77,7 @@ def test_every_step_equals_the_oracle(tiny, more):
     "settings",
     [
         {"preset": "balanced", "error_tolerance": 0.3},
-        {"rule": "dbprune", "residual_diff_threshold": 0.2},
+        pytest.param({"rule": "dbprune", "residual_diff_threshold": 0.2}, marks=pytest.mark.slow),
         {**SETTINGS, "predictor": "taylorseer", "taylorseer_order": 1},
     ],
     ids=lambda settings: str(next(iter(settings.values()))),

@@ -155,6 +155,7 @@ def test_clips_are_measured_frame_by_frame(tmp_path):
     assert 3 < score.value < 20
 
 
+@pytest.mark.slow
 def test_a_folder_of_clips(tmp_path):
     for folder, shift in (("one", 0), ("two", 1)):
         (tmp_path / folder).mkdir()

@@ -22,7 +22,10 @@ def uncached(**arguments: object) -> Tensor:
 
 @pytest.mark.parametrize(
     "context",
-    [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode],
+    [
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        pytest.param(torch.inference_mode, marks=pytest.mark.slow),
+    ],
     ids=["autocast", "inference_mode"],
 )
 def test_under_a_context(context: type[AbstractContextManager[None]]):

@@ -104,6 +104,7 @@ def test_adapters_switched_fused_and_disabled():
     assert dc.summary(pipe).refusals == ()
 
 
+@pytest.mark.slow
 def test_scales_of_an_adapter():
     """From its second value on Dynamo hands the scale over as a number, and nothing recompiles."""
     pipe = cached(with_adapters(), **LONG)

@@ -14,10 +14,10 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.rules.dbprune import DBPrune
 from oracles.dbprune import PruneOracle, PruneSettings
 from support.running import compile_cached, relative_error
-from support.tiny_models import FLUX, SD3, TINY_MODELS, trajectory
+from support.tiny_models import FLUX, SD3, WAN, trajectory
 
 DEPTH, NUM_STEPS = 6, 9
-SOME = [tiny for tiny in TINY_MODELS if tiny.name in ("flux", "sd3", "wan")]
+SOME = [FLUX, WAN, pytest.param(SD3, marks=pytest.mark.slow)]
 
 
 def random_settings(rng: random.Random) -> dict[str, object]:

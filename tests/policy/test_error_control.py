@@ -15,7 +15,7 @@ from dit_cachegraph.policy.rule import Decision, History, Observation, StepResul
 from dit_cachegraph.policy.rules.error_control import ErrorControl
 from oracles.schedule import ScheduleOracle
 from support.running import compile_cached, relative_error, run_all
-from support.tiny_models import FLUX, TINY_MODELS, WAN, trajectory
+from support.tiny_models import FLUX, SD3, WAN, trajectory
 
 DEPTH = 4
 
@@ -47,8 +47,9 @@ def steps_of(model, tiny, image: int, num_steps: int = 12):
     return list(trajectory(tiny, inputs, num_steps, seed=image))
 
 
-@pytest.mark.parametrize("tiny", [t for t in TINY_MODELS if t.name in ("flux", "sd3", "wan")],
-                         ids=lambda tiny: tiny.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "tiny", [FLUX, WAN, pytest.param(SD3, marks=pytest.mark.slow)], ids=lambda tiny: tiny.name
+)
 def test_every_step_equals_the_oracle(tiny):
     rng = random.Random(tiny.name)
     model = tiny.build(DEPTH)

@@ -76,7 +76,9 @@ def check_predictors(tiny, rule, streams_of):
     assert not dc.summary(model).refusals
 
 
-@pytest.mark.parametrize("tiny", [FLUX, WAN, SD3], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "tiny", [FLUX, WAN, pytest.param(SD3, marks=pytest.mark.slow)], ids=lambda t: t.name
+)
 @pytest.mark.parametrize("rule", [EVEN, BY_MASK], ids=lambda rule: rule["rule"])
 def test_every_predictor_as_an_eager_reference(tiny, rule):
     """Residuals or hidden states, with the text's stream or without it, one after another."""

@@ -31,6 +31,7 @@ def test_each_way_draws_the_pictures_that_were_asked_for(studio):
     assert all(row.pictures_a_second > 0 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_pictures_that_wait_join_as_others_are_finished(studio, monkeypatch):
     monkeypatch.setattr(serving, "BATCH", 2)

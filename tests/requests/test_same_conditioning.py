@@ -214,7 +214,9 @@ def test_latents_written_in_place(model, images):
         assert_same_run(ran, oracle_of(model), image)
 
 
-@pytest.mark.parametrize("inner_backend", ["eager", "inductor"])
+@pytest.mark.parametrize(
+    "inner_backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("slot", [0, 2])
 def test_a_slot_of_a_batch_that_is_refilled_half_way_computes(model, inner_backend, slot):
     """A server puts a new picture, at the same noise level, in the place of one that was cancelled.

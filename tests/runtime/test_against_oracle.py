@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 import dit_cachegraph as dc
 from oracles.dbcache import EagerOracle
 from support.running import assert_same_run, compile_cached, run_all
-from support.tiny_models import DIT, SD3, TINY_MODELS, trajectory
+from support.tiny_models import FLUX, TINY_MODELS, WAN, trajectory
 
 pytestmark = pytest.mark.e2e
 
@@ -18,10 +18,10 @@ NUM_STEPS = 11
 NUM_SETTINGS = 36  # a model; six models: 216
 
 
-# SD3's blocks are among those of SD3.5.
+# Two lists of unlike blocks, and one list: the others are of these kinds.
 TINY = pytest.mark.parametrize(
     "tiny",
-    [pytest.param(t, marks=[pytest.mark.slow] if t in (SD3, DIT) else []) for t in TINY_MODELS],
+    [pytest.param(t, marks=[] if t in (FLUX, WAN) else [pytest.mark.slow]) for t in TINY_MODELS],
     ids=lambda t: t.name,
 )
 

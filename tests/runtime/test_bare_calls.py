@@ -90,6 +90,7 @@ def test_under_autocast_the_wrapper_turns_it_off():
         assert calls_in_a_step(compiled, first)["runtime_wrapper"] >= 5
 
 
+@pytest.mark.slow
 def test_sizes_that_vary():
     model = gated_dit(4)
     compiled = compile_toy(model, dynamic=True, **INDUCTOR)

@@ -33,7 +33,7 @@ def check(compiled, model, tiny, steps, **settings):
 
 @pytest.mark.parametrize(
     "tiny",
-    [FLUX, WAN, QWEN, *(pytest.param(t, marks=pytest.mark.slow) for t in (SD3, DIT))],
+    [FLUX, *(pytest.param(t, marks=pytest.mark.slow) for t in (WAN, QWEN, SD3, DIT))],
     ids=lambda t: t.name,
 )
 def test_computed_steps_and_hits_at_batch_2_and_3(tiny):
@@ -63,9 +63,8 @@ def test_a_region_that_begins_before_on_and_after_the_border_of_two_lists():
     assert dc.summary(model).graphs[0].num_compiled == 4
 
 
-@pytest.mark.parametrize(
-    "tiny", [FLUX, pytest.param(WAN, marks=pytest.mark.slow)], ids=lambda t: t.name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda t: t.name)
 def test_resolutions_found_dynamic(tiny):
     """The second size makes a graph with symbols; a third and a fourth use it."""
     model = tiny.build(4)

@@ -33,7 +33,7 @@ def peak_nbytes(compiled, kwargs) -> int:
 
 @pytest.fixture(scope="module")
 def peaks():
-    model = build_flux(3, 6)
+    model = build_flux(1, 3)
     inputs = FLUX.make_inputs(model, batch=BATCH, size=SIZE, text_tokens=TEXT_TOKENS, seed=0)
     steps = list(trajectory(FLUX, inputs, 6))
     plain = torch.compile(model)
