@@ -4,6 +4,7 @@ decisions of the compiled one; and files, weights and calls that don't fit, whic
 import collections
 import io
 import json
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -233,13 +234,29 @@ DAMAGES = {
 }  # fmt: skip
 
 
+def loaded_libraries() -> set[str]:
+    """What code has been loaded into this process, as Linux tells it."""
+    lines = Path("/proc/self/maps").read_text().splitlines() if sys.platform == "linux" else []
+    return {line.split()[-1] for line in lines if ".so" in line}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere this isn't told")
+def test_code_that_is_loaded_is_seen(file):
+    before = loaded_libraries()
+    model = dc.load_exported(file, toy().state_dict())
+    run_here(model, steps_of("a"))
+    (graph,) = dc.summary(model).graphs
+    assert len(loaded_libraries() - before) == graph.num_compiled
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_no_other_file_is_loaded(file, tmp_path, damage):
     change, said = DAMAGES[damage]
-    other = tmp_path / "other.dcx"
+    other, before = tmp_path / "other.dcx", loaded_libraries()
     other.write_bytes(change(file.read_bytes()))
     with pytest.raises(dc.CannotLoad, match=said):
         dc.load_exported(other, toy().state_dict())
+    assert loaded_libraries() == before, "nothing of it has run"
     with pytest.raises(dc.CannotLoad, match="can't be read"):
         dc.load_exported(tmp_path / "none.dcx", toy().state_dict())
 
