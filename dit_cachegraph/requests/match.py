@@ -73,8 +73,9 @@ def _doubted(fit: _Fit, call: Fingerprint, *, is_clear: bool) -> Match:
 
 def find_partner(tracks: Sequence[Track], others: Iterable[Track]) -> Track | None:
     """The one of `tracks` that is of one request with any of `others`, which were called with the
-    same latents object."""
-    companions = {id(track) for other in others for track in other.companions}
+    same latents object, and surely their own."""
+    sure = [other for other in others if not other.is_unsure]
+    companions = {id(track) for other in sure for track in other.companions}
     return next((track for track in tracks if id(track) in companions), None)
 
 

@@ -41,8 +41,9 @@ class Track:
     with one latents object. `history` may wait for the error of the last step. `last_call` is what
     its last call showed of itself, `last_decisions` what it decided. `repeated_at` is the timestep
     at which it was called twice with the same latents, `is_shared` says that this came twice:
-    passes that nothing tells apart. `lost` says why nothing is held any more; `recording` is what a
-    dry run saw, `agreed` a digest of all that ranks which share the sample
+    passes that nothing tells apart. `is_unsure` says that its last call may have been of another
+    image, and so says nothing of its companions. `lost` says why nothing is held any more;
+    `recording` is what a dry run saw, `agreed` a digest of all that ranks which share the sample
     saw and decided. Calls of a model are numbered: `first_number`, `last_number`; `last_seconds` is
     when its request was called last, on a clock that only counts on.
     """
@@ -56,6 +57,7 @@ class Track:
     last_call: Fingerprint | None = None
     repeated_at: Clock | None = None
     is_shared: bool = False
+    is_unsure: bool = False
     passes: list["Track"] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     is_complete: bool = False
