@@ -17,12 +17,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 # The timestep is a token of its own there, is added to the stream, or block 0 is one of the text's.
 WITHOUT = frozenset(
     {
-        "cosmos25_transfer",
         "cosmos3",
         "dreamlite",
         "framepack",
         "minimax_music3",
-        "motif_video_decoder",
         "omnigen",
         "prior",
         "rvq_depth_decoder",
