@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from dit_cachegraph.requests.fingerprint import Fingerprint
 from dit_cachegraph.requests.latents import closeness, is_clearly_nearer, is_same
-from dit_cachegraph.requests.schedule import Clock, Known, StepMatch, advance, begin
+from dit_cachegraph.requests.schedule import UNLIKE, Clock, Known, StepMatch, advance, begin
 from dit_cachegraph.requests.track import Track
 
 NEXT_BEGAN = "its state was freed when the next image began under the same conditioning"
@@ -33,6 +33,11 @@ class Match(NamedTuple):
     step: StepMatch
     repeated_at: Clock | None = None
     is_shared: bool = False
+
+    @property
+    def may_be_of_another_image(self) -> bool:
+        """True where it is in doubt whose call it is, and not only which way its schedule goes."""
+        return self.step.doubt in (AMBIGUOUS, UNLIKE)
 
     def doubted(self, why: str) -> "Match":
         """The same for a call that computes."""

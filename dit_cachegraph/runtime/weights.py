@@ -83,8 +83,9 @@ def _parts_of(weight: object) -> Iterator[Tensor]:
     if is_traceable_wrapper_subclass(weight):
         for name in weight.__tensor_flatten__()[0]:
             part = getattr(weight, name)
-            yield part
-            yield from _parts_of(part)
+            if isinstance(part, Tensor):  # A DTensor has its mesh there too.
+                yield part
+                yield from _parts_of(part)
 
 
 def _num_writes(weights: Sequence[object]) -> int:

@@ -17,7 +17,7 @@ from bench.serving import MAX, MODES, ONE, PER_SAMPLE, Row, Studio, measure
 @pytest.fixture(scope="module")
 def studio():
     torch.compiler.reset()
-    return Studio(3, 4, "eager")
+    return Studio(3, 8, "eager")
 
 
 @pytest.mark.e2e

@@ -151,7 +151,9 @@ class Studio:
         told = "\n".join(map(str, (*own, *theirs)))
         assert [step.skipped for step in own] == [step.skipped for step in theirs], told
         for output, expected in zip(job.outputs, alone.outputs, strict=False):
-            torch.testing.assert_close(output, expected, rtol=within, atol=within)
+            # Lines through two steps double what another batch size rounds otherwise.
+            atol = within * float(expected.abs().max())
+            torch.testing.assert_close(output, expected, rtol=within, atol=atol)
 
 
 def stacked(steps: Sequence[Inputs]) -> Inputs:
