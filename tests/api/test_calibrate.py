@@ -187,6 +187,7 @@ def test_a_quality_is_kept_on_pictures_not_seen_before(tmp_path):
     assert np.abs(pixels - np.array([0x1A, 0x7F, 0x37]) / 255).max(-1).min() < 0.02
 
 
+@pytest.mark.slow
 def test_no_preset_mask_is_better_at_the_same_compute():
     """On the pictures that were searched on, and on others, by either predictor."""
     drawing = Drawing()

@@ -106,7 +106,7 @@ def test_decisions_and_outputs_of_any_layout(
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, broadcast], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_hits_under_inductor_with_its_checks(layout: Layout, batch: int) -> None:
     decided, actual = run_image(BareDiT, layout, batch, inductor=CHECKED, **SETTINGS)
     usual = {"inner_backend": "eager", **SETTINGS}
