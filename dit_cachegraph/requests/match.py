@@ -78,10 +78,11 @@ def _doubted(fit: _Fit, call: Fingerprint, *, is_clear: bool) -> Match:
 
 def find_partner(tracks: Sequence[Track], others: Iterable[Track]) -> Track | None:
     """The one of `tracks` that is of one request with any of `others`, which were called with the
-    same latents object, and surely their own."""
+    same latents object. All calls of either were surely of one image."""
     sure = [other for other in others if not other.is_unsure]
     companions = {id(track) for other in sure for track in other.companions}
-    return next((track for track in tracks if id(track) in companions), None)
+    own = (track for track in tracks if id(track) in companions)
+    return next((track for track in own if not track.is_unsure), None)
 
 
 def _step(track: Track, call: Fingerprint, known: Known, partner: Track | None) -> StepMatch | None:

@@ -41,11 +41,11 @@ class Track:
     with one latents object. `history` may wait for the error of the last step. `last_call` is what
     its last call showed of itself, `last_decisions` what it decided. `repeated_at` is the timestep
     at which it was called twice with the same latents, `is_shared` says that this came twice:
-    passes that nothing tells apart. `is_unsure` says that its last call may have been of another
-    image, and so says nothing of its companions. `lost` says why nothing is held any more;
-    `recording` is what a dry run saw, `agreed` a digest of all that ranks which share the sample
-    saw and decided. Calls of a model are numbered: `first_number`, `last_number`; `last_seconds` is
-    when its request was called last, on a clock that only counts on.
+    passes that nothing tells apart. `is_unsure` says that one of its calls may have been of another
+    image than those before, so that its companions may be that one's. `lost` says why nothing is
+    held any more; `recording` is what a dry run saw, `agreed` a digest of all that ranks which
+    share the sample saw and decided. Calls of a model are numbered: `first_number`, `last_number`;
+    `last_seconds` is when its request was called last, on a clock that only counts on.
     """
 
     conditioning: Conditioning["Track"]

@@ -67,7 +67,7 @@ def _advance(track: Track, step: Step, error: Later[float] | None) -> None:
     track.history = Later.known(history()) if error is None else Later(history)
     track.trajectory, track.last_decisions = match.step.trajectory, decisions
     track.repeated_at, track.is_shared = match.repeated_at, match.is_shared
-    track.is_unsure = match.may_be_of_another_image
+    track.is_unsure |= match.may_be_of_another_image
 
 
 def _state(step: Step, signature: int) -> CachedState | None:
