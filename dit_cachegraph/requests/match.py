@@ -36,8 +36,8 @@ class Match(NamedTuple):
 
     @property
     def may_be_of_another_image(self) -> bool:
-        """True where it is in doubt whose call it is, and not only which way its schedule goes."""
-        return self.step.doubt in (AMBIGUOUS, UNLIKE)
+        """True where the latents are unlike the track's: its image may have changed here."""
+        return self.step.doubt == UNLIKE
 
     def doubted(self, why: str) -> "Match":
         """The same for a call that computes."""
