@@ -12,15 +12,15 @@ EMPTY = "empty region"
 
 def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> RegionStep:
     """Decide on the next region, with what the step may use of it."""
-    i, rule, earlier = len(step.regions), step.plan.rule, step.decisions
+    i, rule, earlier, noise = len(step.regions), step.plan.rule, step.decisions, step.noise
     cached, why_nothing = _usable(step, i, probed)
-    reason = why_compute(step) or rule.why_compute(step.history, earlier, step.noise)
+    reason = why_compute(step) or rule.why_compute(step.history, earlier, noise)
     reason = reason or why_nothing
     sums = step.reading.sums
     if i > 0 and reason is None and Need.DIFF in step.plan.needs:
         sums = _further_sums(sums, cached, probed, reader)
     companions, change = step.companions(i), step.reading.change
-    seen = Observation(sums.moved, sums.size, earlier, companions, change, step.noise)
+    seen = Observation(sums.moved, sums.size, earlier, companions, change, noise)
     decision = Decision(False, reason) if reason else rule.decide(step.history, seen)
     return RegionStep(decision, seen, cached)
 

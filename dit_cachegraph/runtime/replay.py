@@ -6,7 +6,7 @@ hit        out = live_in + sum of weighted snapshots
 What is no sum with its live-in (`Effect.is_whole`) is kept, and estimated, as it is.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -106,12 +106,9 @@ def _weighted(
 
 
 def reuse(values: Values, region: Region, kept: CachedRegion, step: int) -> None:
-    """Put the estimate of a region at `step` in its place."""
-    put(values, region, estimates(region, kept, bases_of(values, region), step))
-
-
-def put(values: Values, region: Region, estimated: Iterable[Tensor]) -> None:
-    """Take the place of the region: its values, and none of those that die in it."""
+    """Take the place of a region at `step`: its values, as they are estimated, and none of those
+    that die in it."""
+    estimated = estimates(region, kept, bases_of(values, region), step)
     for effect, value in zip(region.effects, estimated, strict=True):
         values[effect.live_out] = value
     for slot in region.dead_on_hit:
