@@ -8,20 +8,18 @@ T = TypeVar("T")
 
 
 class Later(Generic[T]):
-    """What `make` gives, which is asked at most once in a thread, and gives the same in each."""
+    """What `make` gives, which is asked at most once in a thread, and gives the same in each; or a
+    `value` that is known."""
 
     __slots__ = ("_make", "_value")
 
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make: Callable[[], T] | None = make
-        self._value: T | None = None
+    def __init__(self, make: Callable[[], T] | None, value: T | None = None) -> None:
+        self._make, self._value = make, value
 
     @classmethod
     def known(cls, value: T) -> "Later[T]":
         """One that is known already."""
-        later = cls(lambda: value)
-        later.value()
-        return later
+        return cls(None, value)
 
     def value(self) -> T:
         """The value. Where `make` raises, so does this, and asks again the next time."""

@@ -39,16 +39,19 @@ def latents_sample(
 ) -> Tensor:
     """`LATENTS_SAMPLE_SIZE` elements from all over the latents, or from all over each sample of a
     batch `[B, ...]`, flat: enough to tell whether two calls are steps of one image. `places` are
-    `sample_places` of each, if these are known."""
-    rows = latents.reshape(latents.shape[0] if is_batched else 1, -1)
+    `sample_places`, if these are known."""
     if places is None:
-        places = sample_places(rows.shape[1], latents.device)
-    return rows.index_select(1, places).reshape(-1)
+        num_samples = latents.shape[0] if is_batched else 1
+        places = sample_places(num_samples, latents.numel() // num_samples, latents.device)
+    return latents.take(places)
 
 
 def clock(timestep: Tensor) -> tuple[float, float]:
     """(max, sum) over all elements of a timestep on the host, in float32. Both, because a timestep
     per token may begin with zeros for ever (the frame that image-to-video keeps)."""
+    if timestep.numel() == 1:
+        number = timestep.float().item()
+        return number, number
     flat = timestep.float().reshape(-1)
     return flat.amax().item(), flat.sum().item()
 
@@ -58,10 +61,12 @@ def spread_over(length: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) * _SPREAD % length
 
 
-def sample_places(length: int, device: torch.device) -> Tensor:
-    """Where latents of `length` elements are sampled. To be kept: it waits for the device, and is
-    then there for each of its streams."""
-    return spread_over(length, LATENTS_SAMPLE_SIZE, torch.device("cpu")).to(device)
+def sample_places(num_samples: int, length: int, device: torch.device) -> Tensor:
+    """Where latents of so many samples of `length` elements each are looked at, counted over all of
+    them. To be kept: it waits for the device, and is then there for each of its streams."""
+    each = spread_over(length, LATENTS_SAMPLE_SIZE, torch.device("cpu"))
+    begins = torch.arange(num_samples).unsqueeze(1) * length
+    return (begins + each).reshape(-1).to(device)
 
 
 def sampled(stream: Tensor, batch_dim: int | None) -> Tensor:
@@ -84,8 +89,9 @@ def content(tensor: Tensor) -> Tensor:
 
 
 class HostCopy:
-    """Numbers on their way to the host. On a GPU they go to pinned memory as soon as they exist:
-    nothing waits for them but `read`, the only place where the host waits for a device."""
+    """Numbers on their way to the host, which nobody else writes to. On a GPU they go to pinned
+    memory as soon as they exist: nothing waits for them but `read`, the only place where the host
+    waits for a device."""
 
     __slots__ = ("_arrivals", "_numbers")
 
@@ -94,9 +100,11 @@ class HostCopy:
         self._arrivals: dict[torch.device, torch.cuda.Event] = {}
         self.add(numbers)
 
-    def add(self, numbers: Sequence[Tensor]) -> None:
-        """Numbers that exist only now."""
-        # Also of what lies on the host already: its owner may write to it before it is read.
+    def add(self, numbers: Sequence[Tensor], *, are_callers: bool = False) -> None:
+        """Numbers that exist only now. The caller's may be written to before they are read."""
+        if all([n.is_cpu for n in numbers]):
+            self._numbers += [n.clone() for n in numbers] if are_callers else numbers
+            return
         self._numbers += [n.to("cpu", non_blocking=n.is_cuda, copy=True) for n in numbers]
         for device in {n.device for n in numbers if n.is_cuda}:
             self._arrivals[device] = torch.cuda.current_stream(device).record_event()

@@ -53,7 +53,7 @@ def simulate(rule: Rule, predictor: Predictor, recording: Sequence[Recorded]) ->
             computed.append(step)
         result = StepResult((decision,), seen, None if decision.hit else error)
         memory = rule.remember(history, result)
-        history = history.after((decision,))._replace(memory=memory)
+        history = history.after((decision,), memory=memory)
         decisions.append(decision)
     return Simulated(tuple(decisions), tuple(errors))
 

@@ -16,7 +16,7 @@ class Tally:
     threshold: float | None = None
     seconds: float = 0.0
 
-    def add(self, *, is_hit: bool, num_blocks: int, num_skipped: int, seconds: float) -> None:
+    def add(self, is_hit: bool, num_blocks: int, num_skipped: int, seconds: float) -> None:
         """Count a step of a trunk of so many blocks, that took the host so many seconds."""
         self.num_hits += is_hit
         self.num_computed += not is_hit

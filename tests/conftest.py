@@ -47,8 +47,8 @@ def host_copies(monkeypatch) -> list[int]:
     class Counted(ops.HostCopy):
         """One that counts if there is anything in it."""
 
-        def add(self, numbers):
-            super().add(numbers)
+        def add(self, numbers, *, are_callers=False):
+            super().add(numbers, are_callers=are_callers)
             if not numbers:
                 return
             if self not in places:

@@ -32,6 +32,13 @@ class StepPlan:
     regions: tuple[Region, ...]
     stages: tuple[Stage, ...]
 
+    @property
+    def is_counted(self) -> bool:
+        """True if within `request(key)` the number of calls says all that the rule needs."""
+        num_steps = self.settings.common.num_inference_steps
+        has_clock = Need.CLOCK not in self.needs or num_steps is not None
+        return has_clock and Need.NOISE not in self.needs and Need.DIFF not in self.needs
+
     def why_unlike(self, other: "StepPlan") -> str | None:
         """Why what is held under another plan is of no use under this one; None if it is."""
         if self is other:

@@ -92,16 +92,21 @@ class History(NamedTuple):
     largest_error: float = 0.0
     num_steps: int | None = None
 
-    def after(self, decisions: Sequence["Decision"], error: float | None = None) -> "History":
-        """The history that the next step sees, but for the rule's memory."""
+    def after(
+        self, decisions: Sequence["Decision"], error: float | None = None, memory: object = None
+    ) -> "History":
+        """The history that the next step sees, with what the rule remembers of this one."""
         recorded = [max(d.diff, 0.0) for d in decisions if d.is_recorded and d.diff is not None]
-        is_hit = any(decision.hit for decision in decisions)
-        return self._replace(
+        is_hit = any([decision.hit for decision in decisions])
+        return History(
             step=self.step + 1,
             num_hits=self.num_hits + is_hit,
             num_hits_in_a_row=self.num_hits_in_a_row + 1 if is_hit else 0,
             accumulated_diff=self.accumulated_diff + sum(recorded) / max(len(recorded), 1),
+            memory=memory,
+            owner=self.owner,
             largest_error=max(self.largest_error, error or 0.0),
+            num_steps=self.num_steps,
         )
 
     def seen_by(self, rule: "Rule", num_steps: int | None = None) -> "History":
@@ -177,6 +182,9 @@ class Need(enum.Enum):
 
     OUTPUT = "how far the model's input and output moved, at each computed step"
     """The next one reads that in the copy which it makes anyway, as `Observation.change`."""
+
+    # Asked for several times a step; `Enum` hashes names, in Python.
+    __hash__ = object.__hash__
 
 
 class Rule(abc.ABC):

@@ -41,7 +41,9 @@ def closeness(now: LatentsSample | None, before: LatentsSample | None) -> float 
         return None
     if now.shape != before.shape:
         return 0.0
-    num_each = min(len(now), LATENTS_SAMPLE_SIZE)
+    num_each = LATENTS_SAMPLE_SIZE
+    if len(now) <= num_each:
+        return _closeness(now, before)
     pairs = zip(now.reshape(-1, num_each), before.reshape(-1, num_each), strict=True)
     found = [_closeness(*pair) for pair in pairs]
     known = [close for close in found if close is not None]
@@ -59,10 +61,11 @@ def _closeness(now: LatentsSample, before: LatentsSample) -> float | None:
 
 
 def _correlation(a: LatentsSample, b: LatentsSample, count: int) -> float | None:
-    with np.errstate(invalid="ignore", over="ignore"):
-        a = a - np.add.reduce(a) / count
-        b = b - np.add.reduce(b) / count
-        spread_a, spread_b, joint = float(a.dot(a)), float(b.dot(b)), float(a.dot(b))
+    if not (math.isfinite(a.dot(a)) and math.isfinite(b.dot(b))):
+        return None
+    a = a - np.add.reduce(a) / count
+    b = b - np.add.reduce(b) / count
+    spread_a, spread_b, joint = float(a.dot(a)), float(b.dot(b)), float(a.dot(b))
     if spread_a == 0.0 or spread_b == 0.0:
         # A picture beside the latents in one pass of guidance, and zeros in its place in another.
         return 1.0 if spread_a == spread_b else 0.0
@@ -116,7 +119,7 @@ def objects_of(values: Sequence[object]) -> Objects:
 def versions_of(values: Sequence[object]) -> tuple[int, ...] | None:
     """How often each tensor was written to; None under `torch.inference_mode`, where nobody counts
     that."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if any(map(Tensor.is_inference, tensors)):
+    try:
+        return tuple([value._version for value in values if isinstance(value, Tensor)])
+    except RuntimeError:  # So it says of an inference tensor.
         return None
-    return tuple([tensor._version for tensor in tensors])

@@ -92,11 +92,11 @@ def advance(
         is_next = is_first and not known.keeps_start and moved == (direction or -1)
         return StepMatch(_go_on(before, clock, moved), known, doubt=UNLIKE) if is_next else new
     if is_first and close is not None:
-        known = known._replace(keeps_start=True)
+        known = Known(known.direction, keeps_start=True)
     if direction == 0 and moved > 0:
         return StepMatch(_go_on(before, clock, moved), known, doubt=UNKNOWN_DIRECTION)
     if moved == (direction or -1):
-        known = known if is_first else known._replace(direction=moved)
+        known = known if is_first else Known(moved, known.keeps_start)
         return StepMatch(_go_on(before, clock, moved), known)
     return new
 
@@ -148,9 +148,11 @@ class Ends:
 
 def _go_on(before: Trajectory, clock: Clock | None, direction: int) -> Trajectory:
     has_moved = clock is not None and clock != before.last
-    return before._replace(
+    return Trajectory(
+        before.first,
         last=before.last if clock is None else clock,
         before_last=before.last if has_moved else before.before_last,
+        shape=before.shape,
         num_calls=before.num_calls + 1,
         direction=direction,
     )

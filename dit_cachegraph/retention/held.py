@@ -43,6 +43,10 @@ class Held:
     def hold(self, track: Track, state: HeldState | None) -> None:
         """A track that was called holds `state` in place of what it held; nothing if it was removed
         in the meantime."""
+        with self.lock:
+            if state is not None and track.state is state:
+                self._storages[track] = self._storages.pop(track)
+                return
         found = () if state is None else (t.untyped_storage() for t in state.tensors())
         storages = {storage.data_ptr(): storage.nbytes() for storage in found}
         with self.lock:

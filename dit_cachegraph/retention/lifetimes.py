@@ -138,8 +138,8 @@ def _has_fallen_behind(companion: Track, track: Track) -> bool:
 def expire(table: RequestTable, max_idle_seconds: float | None) -> None:
     """Free what no call has come for. A step that is under way is no time of idleness, so it is
     asked when one begins."""
-    now = time.monotonic()
     if max_idle_seconds is not None:
+        now = time.monotonic()
         for track in table.held.least_recent():
             if now - track.last_seconds <= max_idle_seconds:
                 break

@@ -7,6 +7,7 @@ per region   probe [as the stream], what the next step is compared with
 per track    input and output of the model, where the rule asks for them
 """
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -70,6 +71,13 @@ class CachedState(HeldState):
     weights: WeightsNote
     regions: tuple[CachedRegion | None, ...]
     ends: InputOutput | None = None
+
+    def is_of(
+        self, plan: StepPlan, regions: tuple[CachedRegion | None, ...], ends: InputOutput | None
+    ) -> bool:
+        """True if these very things are what it holds."""
+        is_same = self.plan is plan and self.ends is ends
+        return is_same and all(map(operator.is_, self.regions, regions))
 
     def tensors(self) -> Iterator[Tensor]:
         for region in self.regions:

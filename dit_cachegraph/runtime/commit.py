@@ -62,7 +62,7 @@ def _advance(track: Track, step: Step, error: Later[float] | None) -> None:
     def history() -> History:
         known = None if error is None else error.value()
         memory = rule.remember(before, StepResult(decisions, seen, known))
-        return before.after(decisions, known)._replace(memory=memory)
+        return before.after(decisions, known, memory)
 
     track.history = Later.known(history()) if error is None else Later(history)
     track.trajectory, track.last_decisions = match.step.trajectory, decisions
@@ -71,13 +71,16 @@ def _advance(track: Track, step: Step, error: Later[float] | None) -> None:
 
 
 def _state(step: Step, signature: int) -> CachedState | None:
-    """What later steps may use; nothing of a step that is not cached."""
+    """What later steps may use: after a hit most often what it used itself. Nothing of a step that
+    is not cached."""
     plan, before = step.plan, step.state
     if not plan.settings.common.enabled or not plan.regions:
         return None
     regions = tuple([region.cached for region in step.regions])
-    weights = step.weights.note() if before is None else before.weights
     ends = _ends(step)
+    if before is not None and before.is_of(plan, regions, ends):
+        return before
+    weights = step.weights.note() if before is None else before.weights
     return CachedState(signature, plan, weights, regions, ends)
 
 
@@ -122,14 +125,9 @@ def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) 
     smallest_diff, threshold = min(diffs, default=None), step.plan.rule.threshold
     for log in logs:
         log.add(report, error)
-    for tally in (*(log.tally for log in logs), track.tally):
-        tally.add(
-            is_hit=report.hit,
-            num_blocks=num_blocks,
-            num_skipped=num_skipped,
-            seconds=step.seconds,
-        )
-        tally.note_diff(smallest_diff, threshold)
+        log.tally.add(report.hit, num_blocks, num_skipped, step.seconds)
+    track.tally.add(report.hit, num_blocks, num_skipped, step.seconds)
+    track.tally.note_diff(smallest_diff, threshold)
     return report
 
 

@@ -49,7 +49,8 @@ class Looker:
             standing = standing_of(step, latents, usable)
             step.shared = self._reader.begin_shared(step.values, step.handoff, standing)
             return
-        is_read = not step.plan.settings.common.enabled or not _does_without(step)
+        goes_without = step.request is not None and step.plan.is_counted
+        is_read = not (goes_without and step.plan.settings.common.enabled)
         step.begun = self._reader.begin(step.values, step.handoff, needs_device=is_read)
 
     def look(self, step: Step, probed: Probed | None) -> None:
@@ -151,11 +152,3 @@ class Looker:
             return None, "the weights changed"
         unlike = step.plan.why_unlike(state.plan)
         return (state, None) if unlike is None else (None, unlike)
-
-
-def _does_without(step: Step) -> bool:
-    """True for a schedule that goes without the device's timestep, within `request(key)`."""
-    needs, num_steps = step.plan.needs, step.plan.settings.common.num_inference_steps
-    is_counted = Need.CLOCK not in needs or num_steps is not None
-    is_schedule = is_counted and needs.isdisjoint({Need.NOISE, Need.DIFF})
-    return step.request is not None and is_schedule

@@ -46,7 +46,8 @@ class Probed(NamedTuple):
 
     def against(self, anchor: Tensor | None) -> "Probed":
         """With what is kept of the probe, if that can be compared."""
-        return self._replace(anchor=anchor if self.fits(anchor) else None)
+        fitting = anchor if self.fits(anchor) else None
+        return Probed(self.probe, self.hidden, self.hidden_in, fitting)
 
     def fits(self, anchor: Tensor | None) -> bool:
         """True if the probe can be compared with what is kept of it."""
@@ -116,7 +117,8 @@ class StepReader:
         were handed on by an earlier fragment. Without `needs_device` nothing that lies there."""
         host = tensors(self._host_timesteps(values)) if handoff is None or not needs_device else []
         samples, timesteps = self._shown(values, handoff) if needs_device else ([], [])
-        copy = ops.HostCopy([*samples, *timesteps])
+        copy = ops.HostCopy(samples)
+        copy.add(timesteps, are_callers=True)
         return Begun(copy, bool(samples), len(timesteps), _clocks(host))
 
     def begin_shared(
@@ -142,8 +144,8 @@ class StepReader:
     def _sample(self, given: Sequence[Tensor], is_batched: bool) -> Tensor:
         """Of several latents as of one flat tensor."""
         latents = given[0] if len(given) == 1 else torch.cat([t.reshape(-1) for t in given])
-        num_each = latents.numel() // (latents.shape[0] if is_batched else 1)
-        places = self._places(num_each, latents.device)
+        num_samples = latents.shape[0] if is_batched else 1
+        places = self._places(num_samples, latents.numel() // num_samples, latents.device)
         return ops.latents_sample(latents, places, is_batched=is_batched)
 
     def finish(self, begun: Begun, values: Values, asked: Asked) -> Reading:
@@ -228,10 +230,13 @@ def _with_sums(reading: Reading, numbers: Sequence[Tensor], asked: Asked) -> Rea
     """With what was compared, on the host: tables of sums, then what is injected."""
     num_tables = len(numbers) - (asked.injected is not None)
     sums = [sums_of(table) for table in numbers[:num_tables]]
-    return reading._replace(
+    return Reading(
+        reading.clock,
+        reading.sample,
         sums=sums[0] if sums else NO_SUMS,
         change=Change(sums[1], sums[2]) if len(sums) == 3 else None,
         injected=tuple([number for moved in numbers[num_tables:] for number in moved.tolist()]),
+        why_apart=reading.why_apart,
     )
 
 
@@ -241,5 +246,4 @@ def _clocks(timesteps: Iterable[Tensor]) -> Clock:
 
 def sums_of(table: Tensor) -> Sums:
     """Sums on the host, [B, 2]."""
-    moved, size = table.unbind(-1)
-    return Sums(tuple(moved.tolist()), tuple(size.tolist()))
+    return Sums(*zip(*table.tolist(), strict=True))

@@ -161,6 +161,18 @@ def test_under_a_bound_the_least_recently_used_request_loses_its_state(model):
     assert nbytes(model) == 0
 
 
+def test_a_hit_is_a_use_of_what_is_held(model):
+    images = [image_of(model, seed=i) for i in range(3)]
+    compiled = compile_cached(model, **{**SETTINGS, "residual_diff_threshold": 1.0})
+    for i in (0, 1):
+        run_all(compiled, images[i][:3])
+    assert run_step(compiled, images[0][3]).hit
+    dc.configure(model, max_state_bytes=nbytes(model))
+    run_all(compiled, images[2][:3])
+    assert run_step(compiled, images[0][4]).hit
+    assert "max_state_bytes" in run_step(compiled, images[1][3]).reason
+
+
 def test_two_trunks_on_the_same_latents_are_two_branches():
     """Skip-layer guidance calls a step's latents once more, with some blocks left out."""
 

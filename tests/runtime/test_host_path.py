@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from dit_cachegraph import ops
+from dit_cachegraph.models import REGISTRY
 from support.toy_dits import gated_dit
 from support.toy_runs import compile_toy, run, toy_steps
 
@@ -54,3 +56,26 @@ def test_a_hit_costs_the_same_calls_at_any_depth():
         sum(usual_step(gated_dit(n), residual_diff_threshold=1.0).values()) for n in (4, 16)
     )
     assert few == many
+
+
+def test_a_hit_goes_on_with_the_very_state_that_it_used():
+    """So that nothing is counted anew of what is held."""
+    model = gated_dit(4)
+    compiled = compile_toy(model, residual_diff_threshold=1.0)
+    states = []
+    for inputs in toy_steps(LONG):
+        run(compiled, inputs)
+        requests = REGISTRY.of_module(model).requests
+        states.append(next(requests.held.least_recent()).state)
+    first, *others = states
+    assert first is not None
+    assert all(state is first for state in others)
+
+
+def test_numbers_of_the_caller_are_read_as_they_were_when_the_copy_began():
+    timestep, own = torch.tensor([7.0]), torch.tensor([3.0])
+    copy = ops.HostCopy([own])
+    copy.add([timestep], are_callers=True)
+    timestep.fill_(1.0)
+    assert [number.item() for number in copy.read()] == [3.0, 7.0]
+    assert copy.read()[0] is own

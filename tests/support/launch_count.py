@@ -112,9 +112,9 @@ def watched_copy(counter: LaunchCounter) -> type[ops.HostCopy]:
             self._begun, self._is_waited_for = counter.counted, False
             super().__init__(numbers)
 
-        def add(self, numbers: Sequence[Tensor]) -> None:
+        def add(self, numbers: Sequence[Tensor], *, are_callers: bool = False) -> None:
             with counter.paused():
-                super().add(numbers)
+                super().add(numbers, are_callers=are_callers)
 
         def read(self) -> list[Tensor]:
             read, now = super().read(), counter.counted

@@ -6,7 +6,7 @@
 the arguments, `runtime_wrapper` is AOTAutograd's, and `call` is Inductor's own code.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -41,14 +41,10 @@ def bare(compiled: Callable[..., Any]) -> CompiledSegment:
     graph = _beneath_idle_layers(_to_be_called(getattr(wrapper, "__wrapped__", None)))
     if not is_plain or not isinstance(graph, CompiledFxGraph):
         return function
+    # The graph takes parts of its code with it when it dies: `CompiledTrunk.originals` has it.
     call = graph.current_callable
     assert call is not None, "it has been loaded"
-
-    def run(inputs: list[object], _alive: object = graph) -> Sequence[object]:
-        # The graph takes parts of its code with it when it dies.
-        return call(inputs)
-
-    return run
+    return cast(CompiledSegment, call)
 
 
 def _only_repacks(function: object) -> bool:

@@ -117,7 +117,7 @@ class BlockLists(Rule):
             return before
         seen = result.seen if self._owners[0] == k else Observation()
         memory = self._rules[k].remember(before, StepResult(decisions, seen))
-        return before.after(decisions)._replace(memory=memory)
+        return before.after(decisions, memory=memory)
 
     def _history_of(self, k: int, history: History) -> History:
         """What happened in one list so far."""
