@@ -4,9 +4,9 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import diffusers
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,10 +36,17 @@ def this_machine() -> Machine:
         cpu=_cpu_model(),
         num_cores=os.cpu_count() or 1,
         torch=torch.__version__,
-        diffusers=diffusers.__version__,
+        diffusers=_diffusers_version(),
         python=platform.python_version(),
         commit=_commit(),
     )
+
+
+def _diffusers_version() -> str:
+    try:
+        return version("diffusers")
+    except PackageNotFoundError:
+        return "none"
 
 
 def _cpu_model() -> str:

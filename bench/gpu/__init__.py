@@ -1,0 +1,1 @@
+"""What only a GPU can tell of this package, by one command."""

@@ -1,0 +1,32 @@
+"""Where a part runs, and how near its outputs have to be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.gpu.image import Sizes
+
+MAX_ERROR = 1e-3
+NEEDS_GPU: Mapping[str, object] = {"not run": "there is no GPU"}
+Found = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where, how large, and what compiles the segments."""
+
+    device: torch.device
+    sizes: Sizes
+    inner: str = "inductor"
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def worst_error(own: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest relative L1 error of any step."""
+    pairs = [(a.float(), b.float()) for a, b in zip(own, wanted, strict=True)]
+    return max(((a - b).abs().sum() / b.abs().sum()).item() for a, b in pairs)
