@@ -45,6 +45,7 @@ from dit_cachegraph.exc import (
     NotCached,
     NotCachedWarning,
     NotLoadedWarning,
+    RankLost,
     UnknownTarget,
 )
 from dit_cachegraph.explain import explain
@@ -91,6 +92,7 @@ __all__ = [
     "Pattern_5",
     "QuantizeConfig",
     "Report",
+    "RankLost",
     "RequestRecord",
     "StepRecord",
     "SupportedPipelines",

@@ -42,5 +42,10 @@ class CannotLoad(CacheGraphError):
     elsewhere, or weights that don't fit; says what was seen, and what to do."""
 
 
+class RankLost(CacheGraphError, RuntimeError):
+    """A rank that shares the sample with others is gone, or left a call that they are in; says
+    which one, what it said of itself, and what to do."""
+
+
 class NotLoadedWarning(UserWarning):
     """Something saved by `precompile` doesn't fit here, and why: the model is compiled afresh."""

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor
 
+from dit_cachegraph.ranks.together import Together
+
 
 class Ranks:
     """All ranks that share a sample with this one. Every one of them has to make each of these
@@ -22,15 +24,19 @@ class Ranks:
         found = [dist.distributed_c10d._resolve_process_group(name) for name in groups]  # type: ignore[arg-type]
         self._groups = _axes(found)
         self.rank = dist.get_rank()
+        axes = [dist.get_process_group_ranks(group) for group in self._groups]
+        self.together = Together(self.rank, others_on_axes(self.rank, axes))
 
     def gather(self, numbers: Tensor) -> Tensor:
         """The `numbers`, [n], of every rank, [ranks, n], in the same order on each. On a GPU the
         host waits for nothing."""
         rows = numbers.reshape(1, -1)
+        self.together.has_met = self.together.is_gathering = True
         for group in self._groups:
             gathered = rows.new_empty(group.size() * rows.shape[0], rows.shape[1])
             dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
             rows = gathered
+        self.together.is_gathering = False
         return rows
 
     def summed(self, sums: Tensor) -> Tensor:
@@ -52,3 +58,11 @@ def _axes(groups: Sequence[dist.ProcessGroup]) -> list[dist.ProcessGroup]:
 
 def _stride(ranks: Sequence[int]) -> tuple[int, ...]:
     return (ranks[1] - ranks[0], *ranks) if len(ranks) > 1 else (0,)
+
+
+def others_on_axes(rank: int, axes: Sequence[Sequence[int]]) -> frozenset[int]:
+    """All ranks of the even mesh that has these axes through `rank`, but for that one."""
+    found = {rank}
+    for axis in axes:
+        found |= {at + other - rank for at in found for other in axis}
+    return frozenset(found - {rank})

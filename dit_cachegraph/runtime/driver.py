@@ -89,7 +89,10 @@ class CachedModel:
 
     def run(self, values: Values, caller: Caller | None) -> tuple[object, ...]:
         """A call, by whoever calls."""
-        return self.finish(self.begin(values, caller))
+        if self._ranks is None:
+            return self.finish(self.begin(values, caller))
+        with self._ranks.together:
+            return self.finish(self.begin(values, caller))
 
     def finish(self, step: Step) -> tuple[object, ...]:
         """Run a step that has begun, and return what the call does."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dit_cachegraph.policy.rules.dbcache import DBCache
+from dit_cachegraph.ranks.group import others_on_axes
 from dit_cachegraph.ranks.standing import HEADER_SIZE, Standing, digest, header_of, why_apart
 
 OF_ONE = Standing((DBCache(),), [("image", 3)], [None], 4)
@@ -55,3 +56,15 @@ def test_digests_are_exact_as_float32() -> None:
     told = header_of(0, OF_ONE)
     assert torch.tensor(told).tolist() == told
     assert len({digest(i) for i in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("rank", "axes", "others"),
+    [
+        (1, [[0, 1, 2]], {0, 2}),
+        (5, [[4, 5], [5, 7]], {4, 6, 7}),
+        (3, [[2, 3], [1, 3], [3, 7]], {0, 1, 2, 4, 5, 6, 7}),
+    ],
+)
+def test_the_others_are_all_of_the_mesh(rank: int, axes: list[list[int]], others: set[int]) -> None:
+    assert others_on_axes(rank, axes) == others
