@@ -7,10 +7,12 @@ from ranks.launch import Seen, run_ranks
 
 DEPTH = 4
 TO_ALL = "_c10d_functional::all_to_all_single"
+TO_RING = "_c10d_functional::all_gather_into_tensor"
 REDUCE = "_c10d_functional::all_reduce"
 GATHER = "c10d::_allgather_base_"
 CASES: dict[str, Seen] = {
     "flux, tokens": {"model": "flux", "parallel": "ulysses", "is_counted": True},
+    "flux, ring": {"model": "flux", "parallel": "ring", "is_counted": True},
     "flux, weights": {"model": "flux", "parallel": "weights", "is_counted": True},
     "flux, samples": {"model": "flux", "parallel": "nothing", "is_counted": True},
     "flux, guided by error control": {
@@ -49,9 +51,11 @@ def test_ranks_decide_as_one_process(seen: dict[str, list[Seen]], case: str) -> 
 @pytest.mark.e2e
 def test_a_hit_waits_for_nobody_in_the_blocks_that_it_skips(seen: dict[str, list[Seen]]) -> None:
     """The first call compiles, and is counted by what that runs too. Attention over all tokens is
-    four exchanges a block; of the blocks, the double one has an MLP that is spread."""
+    four exchanges a block, or in a ring one gather; the output is gathered after the blocks. Of the
+    blocks, the double one has an MLP that is spread."""
     for case, name, in_block, in_all in (
         ("flux, tokens", TO_ALL, 4, 4 * DEPTH),
+        ("flux, ring", TO_RING, 1 + 1, DEPTH + 1),
         ("flux, weights", REDUCE, 1, 1),
     ):
         for rank in seen[case]:
@@ -62,7 +66,7 @@ def test_a_hit_waits_for_nobody_in_the_blocks_that_it_skips(seen: dict[str, list
 @pytest.mark.e2e
 def test_a_step_gathers_what_it_shows_and_what_it_compares(seen: dict[str, list[Seen]]) -> None:
     """The first step has nothing to compare with."""
-    for case in ("flux, tokens", "flux, weights"):
+    for case in ("flux, tokens", "flux, ring", "flux, weights"):
         for rank in seen[case]:
             gathers = [counted[GATHER] for counted in rank["collectives"]]
             assert gathers == [1] + [2] * (len(gathers) - 1), case

@@ -73,10 +73,13 @@ def test_no_rule_is_left_out() -> None:
 @pytest.mark.parametrize("name", ["wan", "qwen"])
 def test_other_models(tmp_path: Path, name: str) -> None:
     """Their hooks split what the first block is given."""
-    cases = [{"model": name, "parallel": parallel} for parallel in ("ulysses", "weights")]
+    parallels = ("ulysses", "ring", "weights")
+    cases = [{"model": name, "parallel": parallel} for parallel in parallels]
     cases += [{"model": name, "parallel": "ulysses", "settings": {"error_tolerance": 1.0}}]
     check(cases, tmp_path)
 
 
-def test_a_mesh_of_four_ranks(tmp_path: Path) -> None:
-    check([{"model": "flux", "parallel": "both"}], tmp_path, num_ranks=4)
+@pytest.mark.parametrize("name", ["flux", "wan", "qwen"])
+def test_a_mesh_of_four_ranks(tmp_path: Path, name: str) -> None:
+    cases = [{"model": name, "parallel": parallel} for parallel in ("both", "ring and ulysses")]
+    check(cases, tmp_path, num_ranks=4)

@@ -30,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dit_cachegraph as dc  # noqa: E402
+from ranks import ring_attention  # noqa: E402
 from ranks.schedules import run_schedules  # noqa: E402
 from support.running import relative_error  # noqa: E402
 from support.tiny_models import FLUX, QWEN, WAN, Inputs, TinyModel, trajectory  # noqa: E402
@@ -38,6 +39,7 @@ TIMEOUT = timedelta(seconds=60)
 MODELS = {tiny.name: tiny for tiny in (FLUX, WAN, QWEN)}
 DEPTH = 4
 NUM_STEPS = 10
+NUM_TEXT_TOKENS = 8
 BOLD = {"residual_diff_threshold": 0.3, "max_warmup_steps": 1, "Fn_compute_blocks": 1}
 MLPS = {
     "flux": ("transformer_blocks", "ff.net.0.proj", "ff.net.2"),
@@ -50,6 +52,22 @@ Seen = dict[str, object]
 def by_ulysses(model: nn.Module, name: str, inputs: Inputs) -> None:
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
     # The hooks of diffusers look at the signature once, which Dynamo doesn't trace.
+    model(**inputs)
+
+
+def by_ring(model: nn.Module, name: str, inputs: Inputs) -> None:
+    in_rings(model, inputs, ContextParallelConfig(ring_degree=dist.get_world_size()))
+
+
+def by_ring_and_ulysses(model: nn.Module, name: str, inputs: Inputs) -> None:
+    """Rings of two ranks, of pairs that exchange heads."""
+    in_rings(model, inputs, ContextParallelConfig(ring_degree=2, ulysses_degree=2))
+
+
+def in_rings(model: nn.Module, inputs: Inputs, config: ContextParallelConfig) -> None:
+    ring_attention.register()
+    model.set_attention_backend(ring_attention.NAME)
+    model.enable_parallelism(config=config)
     model(**inputs)
 
 
@@ -77,16 +95,18 @@ def by_nothing(model: nn.Module, name: str, inputs: Inputs) -> None:
 
 PARALLEL: dict[str, Callable[[nn.Module, str, Inputs], None]] = {
     "ulysses": by_ulysses,
+    "ring": by_ring,
+    "ring and ulysses": by_ring_and_ulysses,
     "weights": by_weights,
     "both": by_both,
     "nothing": by_nothing,
 }
 
 
-def steps_of(tiny: TinyModel, model: nn.Module, num_passes: int) -> list[Inputs]:
+def steps_of(tiny: TinyModel, model: nn.Module, num_passes: int = 1) -> list[Inputs]:
     """Those of an image: at each step a pass for each conditioning, with the same latents."""
     passes = [
-        tiny.make_inputs(model, batch=1, size=4, text_tokens=6, seed=seed)
+        tiny.make_inputs(model, batch=1, size=4, text_tokens=NUM_TEXT_TOKENS, seed=seed)
         for seed in range(num_passes)
     ]
     steps = []
@@ -109,7 +129,7 @@ class Compiled:
         if (name, parallel) not in self.models:
             tiny = MODELS[name]
             model = tiny.build(DEPTH)
-            inputs = steps_of(tiny, model, 1)[0]
+            inputs = steps_of(tiny, model)[0]
             PARALLEL[parallel](model, name, inputs)
             options = {"inner_backend": self.inner}
             compiled = torch.compile(model, backend="cachedit", options=options)
