@@ -83,3 +83,14 @@ def test_other_models(tmp_path: Path, name: str) -> None:
 def test_a_mesh_of_four_ranks(tmp_path: Path, name: str) -> None:
     cases = [{"model": name, "parallel": parallel} for parallel in ("both", "ring and ulysses")]
     check(cases, tmp_path, num_ranks=4)
+
+
+def test_a_plan_of_the_caller(tmp_path: Path) -> None:
+    """diffusers has none for CogVideoX."""
+    check([{"model": "cogvideox", "parallel": "a plan"}], tmp_path)
+
+
+def test_a_plan_without_an_attention_over_all_ranks_draws_something_else(tmp_path: Path) -> None:
+    """What diffusers says nothing about: each rank attends to its own tokens."""
+    (ranks,) = run_ranks([{"model": "cogvideox", "parallel": "a plan alone"}], tmp_path)
+    assert min(rank["errors"][0] for rank in ranks) > 0.01

@@ -30,13 +30,13 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dit_cachegraph as dc  # noqa: E402
-from ranks import ring_attention  # noqa: E402
+from ranks import cogvideox, ring_attention  # noqa: E402
 from ranks.schedules import run_schedules  # noqa: E402
 from support.running import relative_error  # noqa: E402
 from support.tiny_models import FLUX, QWEN, WAN, Inputs, TinyModel, trajectory  # noqa: E402
 
 TIMEOUT = timedelta(seconds=60)
-MODELS = {tiny.name: tiny for tiny in (FLUX, WAN, QWEN)}
+MODELS = {tiny.name: tiny for tiny in (FLUX, WAN, QWEN, cogvideox.COGVIDEOX)}
 DEPTH = 4
 NUM_STEPS = 10
 NUM_TEXT_TOKENS = 8
@@ -53,6 +53,19 @@ def by_ulysses(model: nn.Module, name: str, inputs: Inputs) -> None:
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
     # The hooks of diffusers look at the signature once, which Dynamo doesn't trace.
     model(**inputs)
+
+
+def by_a_plan_alone(model: nn.Module, name: str, inputs: Inputs) -> None:
+    """Of the caller's, for a model whose attention doesn't know of other ranks."""
+    config = ContextParallelConfig(ulysses_degree=dist.get_world_size())
+    model.enable_parallelism(config=config, cp_plan=cogvideox.PLAN)
+    model(**inputs)
+
+
+def by_a_plan(model: nn.Module, name: str, inputs: Inputs) -> None:
+    """And with an attention that does."""
+    model.set_attn_processor(cogvideox.SharingProcessor())
+    by_a_plan_alone(model, name, inputs)
 
 
 def by_ring(model: nn.Module, name: str, inputs: Inputs) -> None:
@@ -95,6 +108,8 @@ def by_nothing(model: nn.Module, name: str, inputs: Inputs) -> None:
 
 PARALLEL: dict[str, Callable[[nn.Module, str, Inputs], None]] = {
     "ulysses": by_ulysses,
+    "a plan": by_a_plan,
+    "a plan alone": by_a_plan_alone,
     "ring": by_ring,
     "ring and ulysses": by_ring_and_ulysses,
     "weights": by_weights,
