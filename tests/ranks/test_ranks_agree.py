@@ -52,11 +52,12 @@ def test_ranks_decide_as_one_process(seen: dict[str, list[Seen]], case: str) -> 
 def test_a_hit_waits_for_nobody_in_the_blocks_that_it_skips(seen: dict[str, list[Seen]]) -> None:
     """The first call compiles, and is counted by what that runs too. Attention over all tokens is
     four exchanges a block, or in a ring one gather; the output is gathered after the blocks. Of the
-    blocks, the double one has an MLP that is spread."""
+    blocks that are spread over weights, the first adds up attention and MLP of both streams, the
+    others once."""
     for case, name, in_block, in_all in (
         ("flux, tokens", TO_ALL, 4, 4 * DEPTH),
         ("flux, ring", TO_RING, 1 + 1, DEPTH + 1),
-        ("flux, weights", REDUCE, 1, 1),
+        ("flux, weights", REDUCE, 4, 4 + DEPTH - 1),
     ):
         for rank in seen[case]:
             for step, counted in list(zip(rank["shared"], rank["collectives"], strict=True))[1:]:

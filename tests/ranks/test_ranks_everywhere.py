@@ -73,7 +73,7 @@ def test_no_rule_is_left_out() -> None:
 @pytest.mark.parametrize("name", ["wan", "qwen"])
 def test_other_models(tmp_path: Path, name: str) -> None:
     """Their hooks split what the first block is given."""
-    parallels = ("ulysses", "ring", "weights")
+    parallels = ("ulysses", "ring", "mlps", "weights")
     cases = [{"model": name, "parallel": parallel} for parallel in parallels]
     cases += [{"model": name, "parallel": "ulysses", "settings": {"error_tolerance": 1.0}}]
     check(cases, tmp_path)
@@ -81,8 +81,8 @@ def test_other_models(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["flux", "wan", "qwen"])
 def test_a_mesh_of_four_ranks(tmp_path: Path, name: str) -> None:
-    cases = [{"model": name, "parallel": parallel} for parallel in ("both", "ring and ulysses")]
-    check(cases, tmp_path, num_ranks=4)
+    parallels = ("mlps and ulysses", "weights and ring", "ring and ulysses")
+    check([{"model": name, "parallel": each} for each in parallels], tmp_path, num_ranks=4)
 
 
 def test_a_plan_of_the_caller(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ import diffusers
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
+from diffusers.hooks.tensor_parallel import _resolve_tp_plan, _styles
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -84,22 +86,51 @@ def in_rings(model: nn.Module, inputs: Inputs, config: ContextParallelConfig) ->
     model(**inputs)
 
 
-def by_weights(model: nn.Module, name: str, inputs: Inputs) -> None:
-    blocks, up, down = MLPS[name]
+def by_mlps(model: nn.Module, name: str, inputs: Inputs) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+    split_mlps(model, name, mesh)
+
+
+def by_weights(model: nn.Module, name: str, inputs: Inputs) -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+    split_weights(model, name, mesh)
+
+
+def by_mlps_and_ulysses(model: nn.Module, name: str, inputs: Inputs) -> None:
+    """Tokens over two ranks, MLPs over two of these pairs: two heads are too few to split both
+    ways."""
+    mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("tp", "ring", "ulysses"))
+    split_mlps(model, name, mesh["tp"])
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, mesh=mesh))
+    model(**inputs)
+
+
+def by_weights_and_ring(model: nn.Module, name: str, inputs: Inputs) -> None:
+    mesh = init_device_mesh("cpu", (2, 2, 1), mesh_dim_names=("tp", "ring", "ulysses"))
+    split_weights(model, name, mesh["tp"])
+    in_rings(model, inputs, ContextParallelConfig(ring_degree=2, mesh=mesh))
+
+
+def split_mlps(model: nn.Module, name: str, mesh: DeviceMesh) -> None:
+    blocks, up, down = MLPS[name]
     for block in model.get_submodule(blocks):
         parallelize_module(block, mesh, {up: ColwiseParallel(), down: RowwiseParallel()})
 
 
-def by_both(model: nn.Module, name: str, inputs: Inputs) -> None:
-    """Tokens over two ranks, weights over two of these pairs."""
-    blocks, up, down = MLPS[name]
-    mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("tp", "ring", "ulysses"))
-    plan = {up: ColwiseParallel(), down: RowwiseParallel()}
-    for block in model.get_submodule(blocks):
-        parallelize_module(block, mesh["tp"], plan)
-    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, mesh=mesh))
-    model(**inputs)
+def split_weights(model: nn.Module, name: str, mesh: DeviceMesh) -> None:
+    """Those of attention and MLP, by diffusers' plan where it has one; that of Wan norms queries
+    over all heads, and so has them gathered."""
+    if name != "wan":
+        for block, plan in _resolve_tp_plan(model, model._tp_plan):
+            parallelize_module(block, mesh, _styles(plan))
+        return
+    whole = ColwiseParallel(output_layouts=Replicate())
+    for block in model.blocks:
+        plan = {"ffn.net.0.proj": ColwiseParallel(), "ffn.net.2": RowwiseParallel()}
+        for attn in ("attn1", "attn2"):
+            plan |= {f"{attn}.to_{which}": whole for which in ("q", "k", "v")}
+            plan[f"{attn}.to_out.0"] = RowwiseParallel(input_layouts=Replicate())
+        parallelize_module(block, mesh, plan)
 
 
 def by_nothing(model: nn.Module, name: str, inputs: Inputs) -> None:
@@ -112,8 +143,10 @@ PARALLEL: dict[str, Callable[[nn.Module, str, Inputs], None]] = {
     "a plan alone": by_a_plan_alone,
     "ring": by_ring,
     "ring and ulysses": by_ring_and_ulysses,
+    "mlps": by_mlps,
     "weights": by_weights,
-    "both": by_both,
+    "mlps and ulysses": by_mlps_and_ulysses,
+    "weights and ring": by_weights_and_ring,
     "nothing": by_nothing,
 }
 
