@@ -124,6 +124,15 @@ def _share(costs: Sequence[int], start: int, stop: int) -> float | None:
     return sum(costs[start + 1 : stop + 1]) / sum(costs) if any(costs[1:-1]) else None
 
 
+class RankGroups(NamedTuple):
+    """The process groups, by name, in which blocks wait for other ranks: those share a sample with
+    this one. `of_tokens` are those in which each may have a part of its tokens: all but those that
+    `DTensor`s are spread over by weights or channels."""
+
+    names: tuple[str, ...] = ()
+    of_tokens: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Where the samples of a batch lie. `rows`: the slots of tensors whose first dimension is the
@@ -148,8 +157,7 @@ class Trunk:
     are the size arguments that the fused diff takes first; `batch_dim` is that of the probe stream,
     None where samples are folded into another. `modulated_input` is a sentence where there is none.
     `signature` is equal for trunks that differ in sizes alone: what one keeps, the other may use.
-    `groups` are the process groups, by name, in which its blocks wait for other ranks: those share
-    a sample with this one. `weights` are the slots of all parameters and buffers.
+    `weights` are the slots of all parameters and buffers.
     """
 
     segments: tuple[Segment, ...]
@@ -168,7 +176,7 @@ class Trunk:
     modulated_input: ModulatedInput | str
     costs: Costs
     signature: int
-    groups: tuple[str, ...] = ()
+    groups: RankGroups = RankGroups()
     weights: frozenset[int] = frozenset()
 
     @property

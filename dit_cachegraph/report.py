@@ -337,7 +337,7 @@ def graph_report(
         makers=tuple(makers),
         is_linked=is_linked,
         is_loaded=is_loaded,
-        groups=trunk.groups,
+        groups=trunk.groups.names,
     )
 
 

@@ -86,7 +86,7 @@ class GraphedRunner:
         found = self._of_models.get(model)
         if found is None:
             with self._turn:
-                why_off = RANKS if self._trunk.groups else None
+                why_off = RANKS if self._trunk.groups.names else None
                 found = self._of_models.setdefault(model, ModelGraphs(self, why_off))
         return found
 

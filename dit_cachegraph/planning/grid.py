@@ -10,6 +10,11 @@ NO_GRID = (
     "seacache filters over the grid of the tokens, which this model's input doesn't show: say it "
     "as seacache_grid=(height, width), in tokens"
 )
+PARTS_OF_A_GRID = (
+    "seacache filters over the grid of all tokens, of which each rank of process group {group!r} "
+    "may have a part (Ulysses, ring): take another rule there, such as teacache, which compares "
+    "the same signal unfiltered, or split weights in place of tokens"
+)
 DIMS_WITH_A_GRID = (4, 5)
 """Of an image `[B, C, H, W]` and of a video `[B, C, F, H, W]`."""
 

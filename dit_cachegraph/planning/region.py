@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import ArgumentRoles, InjectedResidual, Trunk
-from dit_cachegraph.planning.grid import DIMS_WITH_A_GRID, NO_GRID
+from dit_cachegraph.planning.grid import DIMS_WITH_A_GRID, NO_GRID, PARTS_OF_A_GRID
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Probe, ProbeKind, Span
 
@@ -98,7 +98,7 @@ def _probe(
             raise InvalidConfig(trunk.modulated_input)
         if start > 0:
             raise InvalidConfig(f"only block 0 has a signal, and this region begins at {start}")
-        _check_grid(roles, span.probe)
+        _check_grid(trunk, roles, span.probe)
         return start, start, None, None
     if span.probe.kind is ProbeKind.HIDDEN:
         return start, start, None, _stream_at(trunk, start)
@@ -113,11 +113,15 @@ def _probe(
     return first, last, slots[first], slots[last]
 
 
-def _check_grid(roles: ArgumentRoles, probe: Probe) -> None:
+def _check_grid(trunk: Trunk, roles: ArgumentRoles, probe: Probe) -> None:
     """Raises InvalidConfig where a filter needs the tokens' grid and no step will show it. Whether
-    the tokens fill it depends on the sizes of a step."""
-    needs_grid = probe.noise_filter is not None and probe.noise_filter.grid is None
-    if needs_grid and roles.num_latent_dims not in (None, *DIMS_WITH_A_GRID):
+    the tokens fill it depends on the sizes of a step; a part of them may fill a grid of its own,
+    whose spectrum is another one."""
+    if probe.noise_filter is None:
+        return
+    if trunk.groups.of_tokens:
+        raise InvalidConfig(PARTS_OF_A_GRID.format(group=trunk.groups.of_tokens[0]))
+    if probe.noise_filter.grid is None and roles.num_latent_dims not in (None, *DIMS_WITH_A_GRID):
         raise InvalidConfig(NO_GRID)
 
 

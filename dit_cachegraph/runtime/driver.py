@@ -77,7 +77,7 @@ class CachedModel:
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._settled = gatherer(compiled.settled_conditioning)
         self._latents = gatherer(compiled.roles.latents)
-        self._ranks = ranks_of(compiled.trunk.groups)
+        self._ranks = ranks_of(compiled.trunk.groups.names)
         self.reader = StepReader(compiled, self._ranks)
         self.looker = Looker(compiled, self.reader)
         self._modulated_input = ModulatedInputReader(compiled)

@@ -104,10 +104,10 @@ def cut_module(
     cut = cut_graph(gm)
     if isinstance(cut, Uncacheable):
         raise CannotSave(f"there is nothing to export: {cut}")
-    if cut.trunk.groups:
+    if cut.trunk.groups.names:
         raise CannotSave(
-            f"ranks share its samples by the process group {cut.trunk.groups[0]!r}, which is of "
-            "this run alone: compile it in each"
+            f"ranks share its samples by the process group {cut.trunk.groups.names[0]!r}, which is "
+            "of this run alone: compile it in each"
         )
     return CutExport(program, gm, cut, given, values)
 

@@ -129,7 +129,7 @@ def groups_of(model: nn.Module, process_group: str | None = None) -> tuple[str, 
     cut = cut_of(model, process_group)
     assert isinstance(cut, Cut), cut
     assert cut.trunk.num_blocks == 4
-    return cut.trunk.groups
+    return cut.trunk.groups.names
 
 
 @pytest.mark.parametrize("write", [functional, in_place, by_name], ids=lambda f: f.__name__)
@@ -146,6 +146,21 @@ def test_the_report_says_who_decides_together() -> None:
 def test_the_group_of_a_mesh_is_found() -> None:
     model = tensor_parallel({"up": ColwiseParallel(), "down": RowwiseParallel()})
     assert groups_of(model) == (init_device_mesh("cpu", (2,)).get_group(0).group_name,)
+
+
+def test_weights_that_are_spread_leave_each_rank_all_tokens() -> None:
+    cut = cut_of(tensor_parallel({"up": ColwiseParallel(), "down": RowwiseParallel()}))
+    assert isinstance(cut, Cut)
+    assert cut.trunk.groups.names and not cut.trunk.groups.of_tokens
+
+
+@pytest.mark.parametrize("named", [None, "by the caller"])
+def test_a_collective_of_the_code_may_be_over_tokens(named: str | None) -> None:
+    group = dist.group.WORLD.group_name
+    model = writing_dit(functional) if named is None else gated_dit(4)
+    cut = cut_of(model, None if named is None else group)
+    assert isinstance(cut, Cut)
+    assert cut.trunk.groups.of_tokens == cut.trunk.groups.names == (group,)
 
 
 def test_two_groups_are_both_found() -> None:

@@ -65,6 +65,21 @@ def test_every_predictor(tmp_path: Path) -> None:
     check([one for one in cases if one["settings"]["predictor"] != "dmd"] + fitted, tmp_path)
 
 
+def test_a_spectrum_of_all_tokens(tmp_path: Path) -> None:
+    """Ranks that share weights have them; those that share tokens are refused, also with a grid
+    that the tokens of one would fill."""
+    case = {"model": "flux", "settings": {"seacache_threshold": 0.4, "seacache_grid": [4, 4]}}
+    check([{**case, "parallel": "mlps"}], tmp_path)
+    part = {"seacache_threshold": 0.4, "seacache_grid": [2, 4]}
+    refused = [
+        {**case, "parallel": parallel, "settings": settings, "is_refused": True}
+        for parallel, settings in (("ulysses", case["settings"]), ("ulysses", part), ("ring", part))
+    ]
+    for ranks in run_ranks(refused, tmp_path):
+        for rank in ranks:
+            assert "seacache filters over the grid of all tokens" in str(rank["refused"])
+
+
 def test_no_rule_is_left_out() -> None:
     named = {name.partition(",")[0] for name in RULES} - {"accumulated"}
     assert named == {*RULE_KINDS.by_name} - {"seacache", "block_lists"}

@@ -208,6 +208,18 @@ def run_image(model: nn.Module, case: Seen, steps: Sequence[Inputs]) -> tuple[li
     return list(outputs), {"steps": told, "collectives": counted}
 
 
+def run_refused(model: nn.Module, case: Seen, steps: Sequence[Inputs]) -> Seen:
+    """What a call says of settings that can't hold here, and whether the next one runs without."""
+    said = None
+    try:
+        run_image(model, case, steps)
+    except dc.InvalidConfig as error:
+        said = str(error)
+    dc.configure(model, preset="balanced")
+    model(**steps[0])
+    return {"refused": said}
+
+
 def run_case(case: Seen, compiled: Compiled) -> Seen:
     """One image by one process, and the same by all ranks; or random schedules."""
     if "schedules" in case:
@@ -215,8 +227,10 @@ def run_case(case: Seen, compiled: Compiled) -> Seen:
     name = str(case["model"])
     model, single = compiled.of(name, "nothing")
     steps = steps_of(MODELS[name], model, int(case.get("num_passes", 1)))
-    wanted, alone = run_image(single, case, steps)
     _, shared = compiled.of(name, str(case["parallel"]))
+    if case.get("is_refused"):
+        return run_refused(shared, case, steps)
+    wanted, alone = run_image(single, case, steps)
     outputs, seen = run_image(shared, case, steps)
     pairs = zip(outputs, wanted, strict=True)
     return {

@@ -38,7 +38,7 @@ def link_graph(gm: fx.GraphModule, block: nn.Module) -> LinkGraph:
     name = type(block).__name__
     assignment = _as_one_block(gm, name)
     check_effects(assignment)
-    if find_collectives(assignment):
+    if find_collectives(assignment).names:
         raise CannotCut(
             f"a block ({name}) waits for other ranks, which decide as one where the whole model is "
             "compiled, and not where its blocks are compiled one by one: compile the whole model"

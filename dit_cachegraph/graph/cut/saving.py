@@ -48,10 +48,10 @@ def trunk_to_bytes(compiled: CompiledTrunk) -> bytes:
         CannotSave: its functions weren't compiled to be saved, or by a backend that can't be.
     """
     assert compiled.stream_kind is not None, "its blocks have one graph"
-    if compiled.trunk.groups:
+    if compiled.trunk.groups.names:
         raise CannotSave(
-            f"ranks share its samples by the process group {compiled.trunk.groups[0]!r}, which is "
-            "of this run alone: compile it in each"
+            f"ranks share its samples by the process group {compiled.trunk.groups.names[0]!r}, "
+            "which is of this run alone: compile it in each"
         )
     functions = tuple(map(_saved, compiled.originals))
     saved = _SavedTrunk(

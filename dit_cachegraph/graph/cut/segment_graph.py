@@ -39,6 +39,7 @@ from dit_cachegraph.plan import (
     ArgumentRoles,
     InjectedResidual,
     ModulatedInput,
+    RankGroups,
     Samples,
     Segment,
     Stream,
@@ -102,7 +103,7 @@ class _Cutting:
 
 
 def segment_graph(
-    gm: fx.GraphModule, assignment: Assignment, pattern: Pattern, groups: tuple[str, ...]
+    gm: fx.GraphModule, assignment: Assignment, pattern: Pattern, groups: RankGroups
 ) -> Cut:
     """Cut `gm` along `assignment`. `gm` itself is left as it is. `groups`: `Trunk.groups`."""
     borders = Borders(assignment, pattern.streams)
@@ -127,7 +128,7 @@ def _trunk(
     segments: Sequence[Segment],
     modulated: ModulatedInputGraph | str,
     measure: MeasureGraph,
-    groups: tuple[str, ...],
+    groups: RankGroups,
 ) -> Trunk:
     assignment, pattern, slots = cutting.assignment, cutting.pattern, cutting.slots
     results = tuple([_result_slot(result, slots) for result in assignment.results])
@@ -143,7 +144,7 @@ def _trunk(
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
         injected=_injected(cutting),
-        samples=Samples(why_together=RANKS) if groups else _samples(cutting, segments),
+        samples=Samples(why_together=RANKS) if groups.names else _samples(cutting, segments),
         measure_sizes=tuple(slots[n] for n in measure.sizes),
         batch_dim=measure.batch_dim,
         modulated_input=_modulated_input(cutting, modulated),

@@ -13,6 +13,7 @@ What stands in the prologue or the epilogue runs at every step, and binds nobody
 import inspect
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,42 +23,53 @@ from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.fx_utils import line_of, target_name, tensors_in, value_of
 from dit_cachegraph.graph.node_effects import bodies_of, readings_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_name
+from dit_cachegraph.plan import RankGroups
 
 _GROUP_ARGUMENTS = ("group_name", "process_group", "group")
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor", "c10d", "symm_mem")
 _WAIT_FOR_NOBODY = ("wait_tensor", "check_for_nan")
 
 
-def find_collectives(assignment: Assignment, named: str | None = None) -> tuple[str, ...]:
-    """The names of the groups whose ranks share a sample; none where the blocks hold no collective.
-    `named` is what the caller says, and then all.
+def find_collectives(assignment: Assignment, named: str | None = None) -> RankGroups:
+    """The groups whose ranks share a sample; none where the blocks hold no collective. `named` is
+    what the caller says, and then all.
 
     Raises:
         CannotCut: a group can't be found.
     """
     if not dist.is_available() or named is not None:
-        return () if named is None else (named,)
-    groups: dict[str, None] = {}
+        return RankGroups() if named is None else RankGroups((named,), (named,))
+    has_tokens: dict[str, bool] = {}
     last = assignment.num_segments - 1
     for node in assignment.nodes:
         segment = assignment.segment_of.get(node, 0)
-        for caller, group in _collectives_in(node) if 0 < segment < last else ():
-            name = _known_name(group)
+        for found in _collectives_in(node) if 0 < segment < last else ():
+            name = _known_name(found.group)
             if name is None:
                 where = segment_name(segment, assignment.blocks)
-                raise CannotCut(_why_unknown(where, caller, group))
-            groups[name] = None
-    return tuple(name for name in groups if _size_of(name) > 1)
+                raise CannotCut(_why_unknown(where, found.caller, found.group))
+            has_tokens[name] = has_tokens.get(name, False) or found.may_be_of_tokens
+    names = tuple(name for name in has_tokens if _size_of(name) > 1)
+    return RankGroups(names, tuple(name for name in names if has_tokens[name]))
 
 
-def _collectives_in(node: fx.Node) -> Iterator[tuple[fx.Node, object]]:
-    """Each collective that a node is or runs, with what it says of its group."""
+class _Collective(NamedTuple):
+    """What a node that waits for other ranks says of their group, and whether each may have a part
+    of the tokens."""
+
+    caller: fx.Node
+    group: object
+    may_be_of_tokens: bool = True
+
+
+def _collectives_in(node: fx.Node) -> Iterator[_Collective]:
+    """Each collective that a node is or runs."""
     for value in (node, *node.all_input_nodes):
-        for name in _groups_of_mesh(value_of(value)):
-            yield node, name
+        for name, may_be_of_tokens in _groups_of_mesh(value_of(value)):
+            yield _Collective(node, name, may_be_of_tokens)
     told = [g for g in _told_groups(node) if _may_be_group(g)]
     if told or _is_of_torch_distributed(node):
-        yield node, told[0] if told else None
+        yield _Collective(node, told[0] if told else None)
     for body in bodies_of(node):
         for inner in body.graph.nodes:
             yield from _collectives_in(inner)
@@ -88,17 +100,22 @@ def _is_operator(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
 
 
-def _groups_of_mesh(value: object) -> Iterator[str]:
-    """Those over which `DTensor`s are spread: to work on one is to wait for the others."""
+def _groups_of_mesh(value: object) -> Iterator[tuple[str, bool]]:
+    """Those over which `DTensor`s are spread, since to work on one is to wait for the others; and
+    whether they are by tokens, which is neither by the first nor by the last dimension."""
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return
     for tensor in tensors_in(value):
         if isinstance(tensor, module.DTensor):
-            mesh = tensor.device_mesh
+            mesh, last = tensor.device_mesh, tensor.dim() - 1
             for dim, placement in enumerate(tensor.placements):
                 if mesh.size(dim) > 1 and not placement.is_replicate():
-                    yield mesh.get_group(dim).group_name
+                    is_inside = placement.is_shard() and placement.dim % tensor.dim() not in (
+                        0,
+                        last,
+                    )
+                    yield mesh.get_group(dim).group_name, is_inside
 
 
 def _known_name(group: object) -> str | None:
