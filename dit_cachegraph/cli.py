@@ -1,6 +1,7 @@
 """`python -m dit_cachegraph`: the demo, the server, and the metrics."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,27 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default=2,
         help="requests that are drawn at once, around one transformer (%(default)s)",
     )
+    serve.add_argument(
+        "--ray",
+        action="store_true",
+        help="serve on Ray, on the cluster that RAY_ADDRESS names or on this machine alone",
+    )
+    serve.add_argument(
+        "--replicas",
+        type=_range,
+        metavar="N|MIN-MAX",
+        help="with --ray: how many replicas, each with a transformer and workers of its own (1); "
+        "from MIN to MAX as requests come and go",
+    )
+
+
+def _range(text: str) -> tuple[int, int]:
+    """`2`, or `1-4`."""
+    smallest, dash, largest = text.partition("-")
+    largest = largest if dash else smallest
+    if not (smallest.isdecimal() and largest.isdecimal() and 1 <= int(smallest) <= int(largest)):
+        raise argparse.ArgumentTypeError(f"must be a number, or two as 1-4, got {text!r}")
+    return int(smallest), int(largest)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -148,18 +170,39 @@ def _demo(args: argparse.Namespace) -> str | None:
 
 def _serve(args: argparse.Namespace) -> str | None:
     """Serve until told to stop; or what is missing for it."""
-    missing = what_is_missing("server", "serve", SERVER_PACKAGES)
+    on_ray = ("ray",) if args.ray else ()
+    missing = what_is_missing("server", "ray" if on_ray else "serve", (*SERVER_PACKAGES, *on_ray))
     if missing is not None:
         return missing
+    if args.replicas is not None and not args.ray:
+        return "--replicas is for --ray: without it there is one server, with --workers"
     if args.size and args.model is None:
         return "--size is for a pipeline that --model names: the embedded model draws 64 x 64"
     if args.model is not None and not (args.model / "model_index.json").is_file():
         return f"{args.model} is no folder of a pipeline: it has no model_index.json"
+    if args.ray:
+        _serve_on_ray(args)
+        return None
     # Optional; `what_is_missing` has looked for it.
     from dit_cachegraph.serving.run import serve  # noqa: PLC0415
 
     serve(args.model, tuple(args.size), host=args.host, port=args.port, num_workers=args.workers)
     return None
+
+
+def _serve_on_ray(args: argparse.Namespace) -> None:
+    from dit_cachegraph.serving import on_ray  # noqa: PLC0415  # Optional, as above.
+
+    model, sizes = args.model and args.model.resolve(), tuple(args.size)
+    smallest, largest = args.replicas or (1, 1)
+    replicas = on_ray.Replicas(
+        smallest=smallest,
+        largest=largest,
+        num_workers=args.workers,
+        num_gpus=on_ray.num_gpus_of(model),
+    )
+    make_studio = functools.partial(on_ray.studio_of, model, sizes)
+    on_ray.serve_on_ray(make_studio, replicas, host=args.host, port=args.port)
 
 
 def _metrics(args: argparse.Namespace) -> str | None:

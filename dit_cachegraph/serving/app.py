@@ -15,6 +15,7 @@ from dit_cachegraph.api import observe
 from dit_cachegraph.observing.json_lines import JsonLines
 from dit_cachegraph.observing.prometheus import Metrics
 from dit_cachegraph.serving.limits import Limits, Refused
+from dit_cachegraph.serving.node import Node
 from dit_cachegraph.serving.pool import Pool
 from dit_cachegraph.serving.service import Service
 from dit_cachegraph.serving.studio import Studio
@@ -27,9 +28,10 @@ def create_app(
     num_workers: int = 2,
     api_key: str | None = None,
     request_log: TextIO = sys.stdout,
+    node_class: type[Node] = Node,
 ) -> FastAPI:
     """An application that draws with `studio`, which it loads when it starts. It writes a line of
-    JSON to `request_log` for each request that ends."""
+    JSON to `request_log` for each request that ends. Its `state.node` is a `node_class`."""
     registry, observing = CollectorRegistry(), contextlib.ExitStack()
 
     def observe_all(target: object) -> None:
@@ -37,16 +39,18 @@ def create_app(
         observing.enter_context(observe(JsonLines(request_log)))
 
     pool = Pool(studio, limits or Limits(), num_workers, observe_all)
+    node = node_class(pool, registry)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with observing:
-            pool.start()
+            await node.start()
             yield
             await asyncio.to_thread(pool.drain)
 
     app = FastAPI(title="dit_cachegraph", lifespan=lifespan, docs_url=None, redoc_url=None)
-    Service(pool, registry, api_key).add_to(app)
+    app.state.node = node
+    Service(node, api_key).add_to(app)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _no_such_path)
     return app

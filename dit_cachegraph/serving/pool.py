@@ -59,6 +59,17 @@ class Pool:
         """Load the model in a thread of its own, and return at once."""
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
+    def wait_until_warm(self) -> None:
+        """Return once it draws.
+
+        Raises:
+            RuntimeError: the model can't be served.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: self.stage not in (Stage.LOADING, Stage.WARMING))
+        if self.stage is Stage.FAILED:
+            raise RuntimeError(f"the model can't be served: {self.failure}")
+
     @property
     def seconds(self) -> float:
         """Since it was made."""
@@ -143,6 +154,7 @@ class Pool:
         with self._lock:
             if self.stage is not Stage.DRAINING:
                 self.stage = stage
+            self._lock.notify_all()
         log.info("%s (%.0f s since the start)", stage.value, self.seconds)
 
     def _fail(self, why: str) -> None:

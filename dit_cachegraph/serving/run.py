@@ -26,12 +26,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; then what was taken is drawn to its end. Lines of the log go
     to stderr, one of JSON a request to stdout."""
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
-    logging.getLogger("dit_cachegraph").setLevel(logging.INFO)
-    studio: Studio = EmbeddedStudio(inner_backend)
-    if model is not None:
-        studio = PipelineStudio(model, sizes, inner_backend)
-    limits = Limits()
+    log_to_stderr()
+    studio, limits = studio_of(model, sizes, inner_backend), Limits()
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     app = create_app(studio, limits=limits, num_workers=num_workers, api_key=api_key)
     logging.getLogger("dit_cachegraph.serving").info("http://%s:%d/", host, port)
@@ -45,3 +41,18 @@ def serve(
         timeout_graceful_shutdown=round(limits.drain_seconds),
         server_header=False,
     )
+
+
+def studio_of(
+    model: Path | None, sizes: tuple[Size, ...], inner_backend: str = "inductor"
+) -> Studio:
+    """What draws with the pipeline in a folder, or with the embedded model."""
+    if model is None:
+        return EmbeddedStudio(inner_backend)
+    return PipelineStudio(model, sizes, inner_backend)
+
+
+def log_to_stderr() -> None:
+    """All that the package has to say."""
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("dit_cachegraph").setLevel(logging.INFO)

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from dit_cachegraph.api import check
 from dit_cachegraph.exc import NotCached
@@ -18,8 +18,9 @@ from dit_cachegraph.serving.body import read_body
 from dit_cachegraph.serving.counts import Counts
 from dit_cachegraph.serving.job import Done, Event, Job, Step, data_url, png_of
 from dit_cachegraph.serving.limits import Refused
+from dit_cachegraph.serving.node import Node
 from dit_cachegraph.serving.page import PAGE, PAGE_HEADERS
-from dit_cachegraph.serving.pool import Pool, Stage
+from dit_cachegraph.serving.pool import Stage
 
 _TICK_SECONDS = 1.0
 
@@ -27,9 +28,9 @@ _TICK_SECONDS = 1.0
 class Service:
     """What answers. With an `api_key` all but the page and the probes ask for it."""
 
-    def __init__(self, pool: Pool, registry: CollectorRegistry, api_key: str | None) -> None:
-        self._pool, self._registry, self._api_key = pool, registry, api_key
-        self._counts = Counts(pool, registry)
+    def __init__(self, node: Node, api_key: str | None) -> None:
+        self._node, self._pool, self._api_key = node, node.pool, api_key
+        self._counts = Counts(node.pool, node.registry)
 
     def add_to(self, app: FastAPI) -> None:
         """Answer for these paths."""
@@ -68,13 +69,12 @@ class Service:
     async def metrics(self, request: Request) -> Response:
         """Prometheus' text."""
         self._check_key(request)
-        text = await asyncio.to_thread(generate_latest, self._registry)
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        return Response(await self._node.metrics(), media_type=CONTENT_TYPE_LATEST)
 
     async def cancel(self, job_id: str, request: Request) -> Response:
         """End a request that waits or is drawn."""
         self._check_key(request)
-        if not self._pool.cancel(job_id):
+        if not await self._node.cancel(job_id):
             raise Refused(404, "no request of that id is under way")
         return JSONResponse({"cancelled": job_id})
 

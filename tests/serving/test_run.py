@@ -1,10 +1,8 @@
 """`python -m dit_cachegraph serve`, as a process: what it says, and how it stops."""
 
-import contextlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -14,7 +12,7 @@ import pytest
 
 from dit_cachegraph import cli
 from dit_cachegraph.demo import needs
-from support.serving_runs import Client, until
+from support.serving_runs import Client, free_port, until
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +27,6 @@ run.EmbeddedStudio = lambda inner_backend: WatchedStudio()
 from dit_cachegraph.cli import main
 sys.exit(main(["serve", "--port", sys.argv[1], "--workers", "1"]))
 """
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def answers(client):
@@ -111,3 +103,15 @@ def test_the_page_is_in_the_wheel(tmp_path):
     subprocess.run([*command, "-w", tmp_path, sources], check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     assert "dit_cachegraph/serving/page.html" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_replicas_are_for_ray(capsys):
+    assert cli.main(["serve", "--replicas", "2"]) == 2
+    assert "--replicas is for --ray" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("replicas", ["0", "4-1", "1-", "-2", "two"])
+def test_replicas_are_a_number_or_two(capsys, replicas):
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--ray", f"--replicas={replicas}"])
+    assert "must be a number, or two as 1-4" in capsys.readouterr().err
