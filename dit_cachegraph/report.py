@@ -216,7 +216,8 @@ def _jsonable(value: object) -> object:
 def _step_line(step: StepReport) -> str:
     timestep = "" if step.timestep is None else f" t={step.timestep:<8.4g}"
     mark = "reuse  " if step.hit else "compute"
-    return f"  {step.request:>6} step {step.step:>3}{timestep} {mark} {step.reason}"
+    sample = "" if step.sample is None else f" (sample {step.sample})"
+    return f"  {step.request:>6} step {step.step:>3}{timestep} {mark} {step.reason}{sample}"
 
 
 def report_of(

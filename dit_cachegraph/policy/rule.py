@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.later import Later
+from dit_cachegraph.policy.diffs import BatchRule, worst_sample
 from dit_cachegraph.policy.predictor import Predictor
 
 
@@ -199,6 +200,13 @@ class Rule(abc.ABC):
     """The option that trades quality for speed, if there is one: more of it reuses more."""
 
     @property
+    def batch_rule(self) -> BatchRule:
+        """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
+        their average. In a batch of `requests` each decides alone, whichever this is;
+        "per_sample" takes no other batch."""
+        return "max"
+
+    @property
     def needs(self) -> frozenset[Need]:
         """What has to be read or measured for it, with these options."""
         return frozenset({Need.DIFF})
@@ -233,6 +241,16 @@ class Rule(abc.ABC):
     def decide(self, history: History, observation: Observation) -> Decision:
         """What to do with one region at this step. Asked only where something is kept of it and
         nothing says beforehand that it computes."""
+
+    @property
+    def error_batch_rule(self) -> BatchRule:
+        """The same of the errors that are measured."""
+        return "max"
+
+    def sample_of(self, history: History, observation: Observation) -> int | None:
+        """The sample of a batch by whose difference a region was decided, for the report; None
+        where that is no single one."""
+        return worst_sample(observation.moved, observation.size, self.batch_rule)
 
     def remember(self, history: History, result: StepResult) -> object:
         """The rule's memory after a step; `history` is the one that `decide` saw. Where an error

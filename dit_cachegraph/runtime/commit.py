@@ -10,7 +10,7 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.later import Later
 from dit_cachegraph.plan import Trunk
-from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.diffs import batch_diff, worst_sample
 from dit_cachegraph.policy.rule import Decision, History, Need, StepResult
 from dit_cachegraph.ranks.group import Ranks
 from dit_cachegraph.requests.track import Track
@@ -19,7 +19,7 @@ from dit_cachegraph.runtime.agree import note_agreed
 from dit_cachegraph.runtime.cached_state import CachedState, InputOutput
 from dit_cachegraph.runtime.reading import sums_of
 from dit_cachegraph.runtime.step import Step
-from dit_cachegraph.step_log import StepReport
+from dit_cachegraph.step_log import Observed, StepReport
 
 
 def commit(step: Step, trunk: Trunk, ranks: Ranks | None = None) -> StepReport:
@@ -54,13 +54,13 @@ def commit(step: Step, trunk: Trunk, ranks: Ranks | None = None) -> StepReport:
     return report
 
 
-def _advance(track: Track, step: Step, error: Later[float] | None) -> None:
+def _advance(track: Track, step: Step, error: Later[Observed] | None) -> None:
     """The track stands where this step left it."""
     match, decisions = step.match, step.decisions
     rule, before, seen = step.plan.rule, step.history, step.regions[0].seen
 
     def history() -> History:
-        known = None if error is None else error.value()
+        known = None if error is None else error.value().error
         memory = rule.remember(before, StepResult(decisions, seen, known))
         return before.after(decisions, known, memory)
 
@@ -84,7 +84,7 @@ def _state(step: Step, signature: int) -> CachedState | None:
     return CachedState(signature, plan, weights, regions, ends)
 
 
-def _error(step: Step, ranks: Ranks | None) -> Later[float] | None:
+def _error(step: Step, ranks: Ranks | None) -> Later[Observed] | None:
     """What reuse would have missed of the regions that computed, in one copy, which is waited for
     by the first to ask: the next step, or a report."""
     sums = [region.error_sums for region in step.regions if region.error_sums is not None]
@@ -92,7 +92,13 @@ def _error(step: Step, ranks: Ranks | None) -> Later[float] | None:
         return None
     total = sum(sums[1:], sums[0])
     copy = ops.HostCopy([total if ranks is None else ranks.summed(total)])
-    return Later(lambda: batch_diff(*sums_of(*copy.read()), "max"))
+    rule = step.plan.rule.error_batch_rule
+
+    def observed() -> Observed:
+        missed = sums_of(*copy.read())
+        return Observed(batch_diff(*missed, rule), worst_sample(*missed, rule))
+
+    return Later(observed)
 
 
 def _ends(step: Step) -> InputOutput | None:
@@ -117,7 +123,7 @@ def _first_floats(values: Sequence[object]) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
 
 
-def _log(step: Step, track: Track, error: Later[float] | None, num_blocks: int) -> StepReport:
+def _log(step: Step, track: Track, error: Later[Observed] | None, num_blocks: int) -> StepReport:
     logs = (step.model.log, *(() if step.request is None else step.request.logs))
     report = _report(step)
     num_skipped, step.seconds = report.num_skipped, time.perf_counter() - step.began
@@ -153,7 +159,16 @@ def _report(step: Step) -> StepReport:
         diff=sum(diffs) / len(diffs) if diffs else None,
         request=step.conditioning.label,
         skipped=tuple([(span.start, span.stop) for span, decision in spans if decision.hit]),
+        sample=_sample(step),
     )
+
+
+def _sample(step: Step) -> int | None:
+    """The sample of a batch that decided, of the first region that was looked at."""
+    for region in step.regions:
+        if region.decision.diff is not None and len(region.seen.moved) > 1:
+            return step.plan.rule.sample_of(step.history, region.seen)
+    return None
 
 
 def _reason(decisions: Sequence[Decision]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dit_cachegraph.calls import note_cached
 from dit_cachegraph.cuda_graphs.capturer import Capturer
 from dit_cachegraph.cuda_graphs.stage_graphs import GraphedRunner
+from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.planning.region import Region
@@ -142,7 +143,21 @@ class CachedModel:
         """Whose call this is, and by which settings it goes: read once a step."""
         if isinstance(caller, tuple):
             caller = together(caller, self.compiled.trunk.samples.why_together or "")
-        return self.begin_of(self.called(values), values, caller)
+        step = self.begin_of(self.called(values), values, caller)
+        if step.plan.rule.batch_rule == "per_sample":
+            self._refuse_a_batch(step)
+        return step
+
+    def _refuse_a_batch(self, step: Step) -> None:
+        """Raises InvalidConfig where the call has several samples, and none has a handle."""
+        latents = tensors(self.looker.latents_of(step))
+        num_samples = latents[0].shape[0] if latents and latents[0].dim() else 1
+        if step.plan.settings.common.enabled and num_samples > 1:
+            raise InvalidConfig(
+                f"batch_rule='per_sample': a batch of {num_samples} was called without a handle "
+                "for each sample: call it inside of dit_cachegraph.requests([...]), or let the "
+                "batch decide as one, by batch_rule 'max' or 'mean'"
+            )
 
     def called(self, values: Values) -> Called:
         """What is called, told by its weights, and what an earlier fragment handed on."""

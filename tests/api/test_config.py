@@ -59,7 +59,11 @@ OPTIONS: Mapping[str, tuple[list[object], list[object], str]] = MappingProxyType
             "one of 'dynamic', 'static'",
         ),
         "shrinks_to_fit": ([True, False], [None, 0, 1, "yes"], "True or False"),
-        "batch_rule": (["max", "mean"], NOT_CHOICES, "one of 'max', 'mean'"),
+        "batch_rule": (
+            ["max", "mean", "per_sample"],
+            NOT_CHOICES,
+            "one of 'max', 'mean', 'per_sample'",
+        ),
         "mask_over": (["steps", "noise"], NOT_CHOICES, "one of 'steps', 'noise'"),
         "warmup_noise_fraction": (
             [None, 0, 0.3, 1],

@@ -60,9 +60,9 @@ blocks x 4: 4 blocks
   the blocks are 3% of the model's weights
 5 steps: 2 reused, 3 computed, 70% of the block work run; 0.00 MiB held for 1 branches
       #1 step   0 t=90       compute new image
-      #1 step   1 t=30       reuse   hit 0.5
-      #1 step   2 t=10       compute diff 0.826 >= 0.6
-      #1 step   3 t=5        reuse   hit 0.498
+      #1 step   1 t=30       reuse   hit 0.5 (sample 0)
+      #1 step   2 t=10       compute diff 0.826 >= 0.6 (sample 0)
+      #1 step   3 t=5        reuse   hit 0.498 (sample 0)
       #1 step   0 t=90       compute new image""",
     )
 
@@ -101,6 +101,7 @@ def test_dict_is_json():
         "request": "#1",
         "skipped": [[1, 4]],
         "observed_error": None,
+        "sample": 0,
     }
     (graph,) = read["graphs"]
     (blocks,) = graph["block_lists"]

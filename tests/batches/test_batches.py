@@ -79,6 +79,11 @@ def call(model, handles, steps):
 
 
 @torch.no_grad()
+def call_plainly(model, steps):
+    return model(**stacked(steps))
+
+
+@torch.no_grad()
 def draw_alone(model, steps, **settings):
     """The outputs and decisions of a job that shares no batch."""
     handle, outputs = dc.request(object(), **settings), []
@@ -283,6 +288,19 @@ def test_passes_of_guidance_in_two_calls(is_same_text):
             with dc.requests(handles), torch.no_grad():
                 model(**batch)
     assert [hits(handle) for handle in handles] == [[False] * 2 + [True] * 6] * 2
+
+
+def test_per_sample_is_what_a_batch_of_requests_does_anyway():
+    model, handles = make(**ALWAYS), [dc.request(i) for i in range(2)]
+    dc.configure(model, batch_rule="per_sample")
+    for n in range(2):
+        call(model, handles, [job(i)[n] for i in range(2)])
+    assert [hits(handle) for handle in handles] == [[False, True]] * 2
+    assert [handle.report.steps[1].sample for handle in handles] == [None, None]
+    with pytest.raises(dc.InvalidConfig, match="a batch of 2 was called without a handle"):
+        call_plainly(model, [job(i)[2] for i in range(2)])
+    with dc.request("both"), pytest.raises(dc.InvalidConfig, match="without a handle"):
+        call_plainly(model, [job(i)[2] for i in range(2)])
 
 
 def test_a_call_that_fails_leaves_the_state_of_the_step_before():

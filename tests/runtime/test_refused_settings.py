@@ -27,7 +27,7 @@ BAD_VALUES = [
     ({"steps_computation_mask": "01"}, "sequence of 0 and 1, one a step, got '01'"),
     ({"steps_computation_policy": "dynamc"}, "one of 'dynamic', 'static', got 'dynamc'"),
     ({"num_inference_steps": 0}, "num_inference_steps must be an integer of at least 1, got 0"),
-    ({"batch_rule": "min"}, "batch_rule must be one of 'max', 'mean', got 'min'"),
+    ({"batch_rule": "min"}, "batch_rule must be one of 'max', 'mean', 'per_sample', got 'min'"),
     ({"residual_treshold": 0.1}, "unknown option residual_treshold: did you mean residual_diff_t"),
     ({"Fn": 1, "zzzz": 1}, "unknown option Fn: "),
     (

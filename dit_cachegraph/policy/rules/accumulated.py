@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dit_cachegraph.policy.checks import check_choice, check_int
-from dit_cachegraph.policy.diffs import BatchRule, batch_diff
+from dit_cachegraph.policy.diffs import BATCH_RULES, BatchRule, batch_diff
 from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, StepResult
 
 
@@ -25,11 +25,11 @@ class AddsUp(Rule):
 
     batch_rule: BatchRule = "max"
     """How the samples of a batch decide together: "max" by the one that moved most, "mean" by
-    their average, as is published."""
+    their average, as is published; "per_sample" takes batches of `requests` alone."""
 
     def __post_init__(self) -> None:
         check_int("max_warmup_steps", self.max_warmup_steps, at_least=0)
-        check_choice("batch_rule", self.batch_rule, ("max", "mean"))
+        check_choice("batch_rule", self.batch_rule, BATCH_RULES)
 
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None

@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.later import Later
+from dit_cachegraph.policy.diffs import BatchRule
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import (
     Companion,
@@ -107,6 +108,16 @@ class BlockLists(Rule):
             earlier=self._of(k, observation.earlier), companions=tuple(companions)
         )
         return self._rules[k].decide(self._history_of(k, history), own)
+
+    @property
+    def batch_rule(self) -> BatchRule:
+        """That of a list which takes batches of `requests` alone, if there is one."""
+        rules = {rule.batch_rule for rule in self._rules}
+        return "per_sample" if "per_sample" in rules else "max"
+
+    def sample_of(self, history: History, observation: Observation) -> int | None:
+        k = self._owners[len(observation.earlier)]
+        return self._rules[k].sample_of(self._history_of(k, history), observation)
 
     def remember(self, history: History, result: StepResult) -> object:
         return tuple([self._history_after(k, history, result) for k in range(len(self._rules))])

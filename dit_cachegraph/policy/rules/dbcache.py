@@ -19,7 +19,7 @@ from dit_cachegraph.policy.checks import (
     check_mask,
     check_number,
 )
-from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.diffs import BATCH_RULES, BatchRule, batch_diff, worst_sample
 from dit_cachegraph.policy.rule import (
     Decision,
     History,
@@ -91,9 +91,10 @@ class DBCache(Rule):
     force_refresh_step_policy: Literal["once", "repeat"] = "once"
     """Whether that happens once, or every so many steps."""
 
-    batch_rule: Literal["max", "mean"] = "max"
+    batch_rule: BatchRule = "max"
     """How the samples of a batch decide together: "max" reuses only if every sample may (its
-    neighbours never cost a sample quality), "mean" by their average, as cache-dit does."""
+    neighbours never cost a sample quality), "mean" by their average, as cache-dit does;
+    "per_sample" takes batches of `requests` alone."""
 
     enable_separate_cfg: bool | None = None
     """Whether guidance calls the model once for each branch. It is seen either way: each branch has
@@ -135,7 +136,7 @@ class DBCache(Rule):
         check_choice("force_refresh_step_policy", self.force_refresh_step_policy, REFRESH)
         check_choice("steps_computation_policy", self.steps_computation_policy, POLICIES)
         check_choice("mask_over", self.mask_over, ("steps", "noise"))
-        check_choice("batch_rule", self.batch_rule, ("max", "mean"))
+        check_choice("batch_rule", self.batch_rule, BATCH_RULES)
         check_int("downsample_factor", self.downsample_factor, at_least=1)
         if self.enable_separate_cfg is not None:
             check_bool("enable_separate_cfg", self.enable_separate_cfg)
@@ -282,11 +283,19 @@ class DBCache(Rule):
 
     def _diff(self, observation: Observation) -> float:
         """Measured here, or where it is shared, by the guidance branch that was called before."""
-        decided = [c.decision.diff for c in observation.companions if c.decision is not None]
-        shared = None if self.cfg_diff_compute_separate else next(iter(decided), None)
+        shared = self._shared_diff(observation)
         if shared is not None:
             return shared
         return batch_diff(observation.moved, observation.size, self.batch_rule)
+
+    def _shared_diff(self, observation: Observation) -> float | None:
+        decided = [c.decision.diff for c in observation.companions if c.decision is not None]
+        return None if self.cfg_diff_compute_separate else next(iter(decided), None)
+
+    def sample_of(self, history: History, observation: Observation) -> int | None:
+        if self._shared_diff(observation) is not None:
+            return None
+        return worst_sample(observation.moved, observation.size, self.batch_rule)
 
     def _decide_alone(self, observation: Observation) -> Decision:
         """One of the last blocks, on a hit."""

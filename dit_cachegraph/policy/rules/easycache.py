@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.policy.checks import check_number
-from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.diffs import batch_diff, worst_sample
 from dit_cachegraph.policy.rule import (
     Change,
     Decision,
@@ -83,12 +83,22 @@ class EasyCache(AddsUp):
             return None
         return Forecast(decision.diff, change)
 
+    def sample_of(self, history: History, observation: Observation) -> int | None:
+        change = self._change(history, observation)
+        return None if change is None else worst_sample(*self._moves(change, observation), "max")
+
     def _change(self, history: History, observation: Observation) -> Change | None:
         """Just measured, where the last step computed; else as it was then."""
         known = history.memory.change if isinstance(history.memory, Forecast) else None
         return observation.change or known
 
     def _forecast(self, change: Change, observation: Observation) -> float:
+        return batch_diff(*self._moves(change, observation), "max")
+
+    def _moves(
+        self, change: Change, observation: Observation
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """How far the output moves, and its size, of each sample; or of all as one."""
         (input_moved, _), (output_moved, output_size) = change
         moved = observation.moved
         if self.batch_rule == "mean" or len(moved) != len(output_moved):
@@ -96,4 +106,4 @@ class EasyCache(AddsUp):
             output_moved, output_size = (sum(output_moved),), (sum(output_size),)
         ratio = [o * m for o, m in zip(output_moved, moved, strict=True)]
         scale = [i * s for i, s in zip(input_moved, output_size, strict=True)]
-        return batch_diff(ratio, scale, "max")
+        return ratio, scale

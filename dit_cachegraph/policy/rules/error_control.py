@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dit_cachegraph.policy.checks import check_choice, check_int, check_number
+from dit_cachegraph.policy.diffs import BATCH_RULES, BatchRule
 from dit_cachegraph.policy.pace import (
     NOISE_POWER,
     NOISE_UNIT,
@@ -59,16 +60,25 @@ class ErrorControl(Rule):
     min_error_steps: int = 2
     """Steps computed at first: a first-order forecast can be judged from the third step on."""
 
+    batch_rule: BatchRule = "max"
+    """How the samples of a batch decide together: by the one that would miss most ("max"), or by
+    what they would miss on average ("mean"); "per_sample" takes batches of `requests` alone."""
+
     def __post_init__(self) -> None:
         check_number("error_tolerance", self.error_tolerance)
         check_choice("paced_over", self.paced_over, ("steps", "noise"))
         check_int("max_gap", self.max_gap, at_least=1)
         check_int("min_error_steps", self.min_error_steps, at_least=1)
+        check_choice("batch_rule", self.batch_rule, BATCH_RULES)
 
     @property
     def needs(self) -> frozenset[Need]:
         known = frozenset({Need.CLOCK, Need.ERROR})
         return known | {Need.NOISE} if self.paced_over == "noise" else known
+
+    @property
+    def error_batch_rule(self) -> BatchRule:
+        return self.batch_rule
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         return (Span(0, sum(list_sizes)),)
