@@ -82,10 +82,21 @@ def sampled(stream: Tensor, batch_dim: int | None) -> Tensor:
 def content(tensor: Tensor) -> Tensor:
     """Two numbers that tensors of equal shape and content share, [2] float64: a sum, and one in
     which each element has a weight of its own."""
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    flat = real.reshape(-1).double()
-    places = torch.arange(flat.numel(), device=flat.device, dtype=torch.float64)
-    return torch.stack([flat.sum(), flat.dot(torch.cos(places))])
+    return contents([tensor])[0]
+
+
+def contents(tensors: Sequence[Tensor]) -> Tensor:
+    """The same of tensors that are of one shape, [N, 2]. To the last bit, of each as if alone: a
+    sum over all of them at once would round as their number has it."""
+    sums, waves = [], None
+    for tensor in tensors:
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        flat = real.reshape(-1).double()
+        if waves is None:
+            places = torch.arange(flat.numel(), device=flat.device, dtype=torch.float64)
+            waves = places.cos_()
+        sums += [flat.sum(), flat.dot(waves)]
+    return torch.stack(sums).reshape(-1, 2)
 
 
 class HostCopy:

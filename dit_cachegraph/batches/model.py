@@ -4,10 +4,12 @@ requests([a, b, c])   a batch of 3: three steps, whose segments run together
 request(a), nothing   one step
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from dit_cachegraph.batches.contents import Contents
 from dit_cachegraph.batches.joint_run import JointRun
 from dit_cachegraph.batches.joint_values import JointValues, Layout
 from dit_cachegraph.batches.one_sample import of_one_sample
@@ -52,8 +54,10 @@ class BatchedModel(CachedModel):
         called = self.called(values)
         self._check_size(values, called, caller)
         if len(caller) == 1:
-            step = self.begin_of(called, values, caller[0], is_row=True)
-            return self.finish(step)
+            contents = Contents([self.conditioning_of(called, values)])
+            return self.finish(
+                self.begin_of(called, values, caller[0], functools.partial(contents.begin, 0))
+            )
         return self._run_apart(values, called, caller)
 
     def _run_apart(
@@ -61,9 +65,14 @@ class BatchedModel(CachedModel):
     ) -> tuple[object, ...]:
         """A step for each sample; nothing is written down before all have run."""
         joint, model = JointValues(self._layout, values, len(requests)), self._sample
+        calls = [_of_sample(called, k, len(requests)) for k in range(len(requests))]
+        given = [model.conditioning_of(*each) for each in zip(calls, joint.of_samples, strict=True)]
+        contents = Contents(given)
         steps = [
-            model.begin_of(_of_sample(called, k, len(requests)), own, request, is_row=True)
-            for k, (own, request) in enumerate(zip(joint.of_samples, requests, strict=True))
+            model.begin_of(of_sample, own, request, functools.partial(contents.begin, k))
+            for k, (of_sample, own, request) in enumerate(
+                zip(calls, joint.of_samples, requests, strict=True)
+            )
         ]
         walks = [model.walk(step) for step in steps]
         why_whole = self.compiled.trunk.samples.why_whole

@@ -8,7 +8,7 @@ content    sums over their elements, for callers that rebuild or write their con
 
 import math
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -27,14 +27,24 @@ def identity_of(request_key: Hashable | None, tensors: Sequence[Tensor]) -> tupl
     return (request_key, *[(id(t.untyped_storage()), t.storage_offset(), t.shape) for t in tensors])
 
 
-class Content:
-    """What conditioning says: two sums over each tensor, [2] float64, left on its device until they
-    are compared, so that a request whose conditioning lives on waits for nothing."""
+Numbers = Callable[[], Sequence[float]]
+BeginNumbers = Callable[[], Numbers]
 
-    def __init__(self, request_key: Hashable | None, tensors: Sequence[Tensor]) -> None:
+
+class Content:
+    """What conditioning says: two sums over each tensor, float64, left on its device until they are
+    compared, so that a request whose conditioning lives on waits for nothing. `begin` begins to
+    sum, where that is done with those of others, and returns what reads the sums."""
+
+    def __init__(
+        self,
+        request_key: Hashable | None,
+        tensors: Sequence[Tensor],
+        begin: BeginNumbers | None = None,
+    ) -> None:
         self.request_key = request_key
         self._kind = (request_key, [(tensor.shape, tensor.dtype) for tensor in tensors])
-        self._sums = [ops.content(tensor) for tensor in tensors]
+        self._read = _begun(tensors) if begin is None else begin()
         self._numbers: tuple[float, ...] | None = None
 
     def is_that_of(self, other: "Content") -> bool:
@@ -45,10 +55,14 @@ class Content:
     def numbers(self) -> tuple[float, ...]:
         """The sums, in one copy to the host; none where they aren't finite."""
         if self._numbers is None:
-            copy = ops.HostCopy(self._sums)
-            read = [number for sums in copy.read() for number in sums.tolist()]
+            read = self._read()
             self._numbers = tuple(read) if all(map(math.isfinite, read)) else ()
         return self._numbers
+
+
+def _begun(tensors: Sequence[Tensor]) -> Numbers:
+    sums = [ops.content(tensor) for tensor in tensors]
+    return lambda: [number for pair in ops.HostCopy(sums).read() for number in pair.tolist()]
 
 
 @dataclass(eq=False)

@@ -8,11 +8,18 @@ was written to says something else, most likely, and is treated as new objects.
 import itertools
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dit_cachegraph.requests.conditioning import Conditioning, Content, Namesakes, identity_of
+from dit_cachegraph.requests.conditioning import (
+    BeginNumbers,
+    Conditioning,
+    Content,
+    Namesakes,
+    identity_of,
+)
 from dit_cachegraph.requests.latents import Objects
 from dit_cachegraph.requests.schedule import Ends, Known
 from dit_cachegraph.requests.track import Track
@@ -22,6 +29,13 @@ from dit_cachegraph.retention.set_aside import SetAside, take
 
 OVER = "its state was freed with the rest of its request"
 REBUILT = "its conditioning was rebuilt, and its state went with the old one"
+
+
+class CalledRow(NamedTuple):
+    """The latents of a sample, and what begins to sum its conditioning (`ops.contents`)."""
+
+    latents: Objects
+    begin_content: BeginNumbers
 
 
 class RequestTable:
@@ -69,15 +83,16 @@ class RequestTable:
         request_key: Hashable,
         tensors: Sequence[Tensor],
         versions: tuple[int, ...] | None,
-        latents: Objects,
+        row: CalledRow,
     ) -> Conditioning[Track]:
         """That of a sample of a batch, whose `tensors` are rows. What was called with the very same
-        `latents` is another pass of guidance, whatever it says."""
+        latents is another pass of guidance, whatever it says."""
         identity = identity_of(request_key, tensors)
         found = self._alive.get(identity)
         if found is None or not found.is_row or found.versions != versions:
-            content = Content(request_key, tensors)
-            before = self._by_name.equal(content, besides=self.held.under_this_step(latents))
+            content = Content(request_key, tensors, row.begin_content)
+            others = self.held.under_this_step(row.latents)
+            before = self._by_name.equal(content, besides=others)
             for left in (found, before):
                 if left is not None:
                     self.set_aside.take(left)

@@ -25,11 +25,13 @@ from dit_cachegraph.planning.step_plan import PlanTable
 from dit_cachegraph.policy.rule import Decision, ProbeKind
 from dit_cachegraph.ranks.group import ranks_of
 from dit_cachegraph.records import StepRecord
+from dit_cachegraph.requests.conditioning import BeginNumbers
 from dit_cachegraph.requests.handoff import CallHandoff, current_handoff
 from dit_cachegraph.requests.latents import objects_of, versions_of
 from dit_cachegraph.requests.match import find_partner
 from dit_cachegraph.requests.request import Caller, Request, current_caller, together
 from dit_cachegraph.retention.lifetimes import expire
+from dit_cachegraph.retention.table import CalledRow
 from dit_cachegraph.runtime import replay
 from dit_cachegraph.runtime.commit import commit
 from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
@@ -171,20 +173,26 @@ class CachedModel:
         return Called(model, weights, handoff, began)
 
     def begin_of(
-        self, called: Called, values: Values, request: Request | None, *, is_row: bool = False
+        self,
+        called: Called,
+        values: Values,
+        request: Request | None,
+        begin_content: BeginNumbers | None = None,
     ) -> Step:
-        """A step of one request. `is_row`: it may be one of several in the call."""
+        """A step of one request. With `begin_content` it may be one of several in the call: that
+        begins to sum its conditioning."""
         model, weights, handoff, began = called
         plan = self.plans.plan(model.overrides, () if request is None else request.overrides)
         given = self._conditioning(values) if handoff is None else handoff.conditioning
         versions = versions_of(self._settled(values) if handoff is None else given)
         key, table = None if request is None else request.current_key, model.requests
         expire(table, plan.settings.common.max_idle_seconds)
-        if is_row:
-            taken = self._latents(values) if handoff is None else handoff.latents
-            conditioning = table.find_row(key, tensors(given), versions, objects_of(taken))
-        else:
+        if begin_content is None:
             conditioning = table.find(key, tensors(given), versions)
+        else:
+            taken = self._latents(values) if handoff is None else handoff.latents
+            row = CalledRow(objects_of(taken), begin_content)
+            conditioning = table.find_row(key, tensors(given), versions, row)
         conditioning.caller = None if request is None else weakref.ref(request)
         tracks = conditioning.tracks
         expected = tracks[-1] if tracks else None
@@ -196,6 +204,11 @@ class CachedModel:
             step.partner = find_partner(tracks, table.held.called_with(latents))
             step.expected = step.partner or expected
         return step
+
+    def conditioning_of(self, called: Called, values: Values) -> list[Tensor]:
+        """What a call is given beside latents and timestep, here or by an earlier fragment."""
+        handoff = called.handoff
+        return tensors(self._conditioning(values) if handoff is None else handoff.conditioning)
 
     def _model(self, values: Values) -> ModelState:
         """The state of the model whose weights these are; one of the graph's own without any."""
