@@ -1,5 +1,8 @@
-"""Quantised weights: tensors of another class, which hold tensors of their own. A write to one of
-those is a changed weight, also where the weight itself doesn't count it."""
+"""Quantised weights: tensors of another class, which hold tensors of their own, or bytes that a
+layer reads. A write to one of those is a changed weight, also where the weight itself doesn't count
+it. The libraries' own layers are in `test_quantised_kinds.py`."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -7,14 +10,16 @@ from torch import nn
 
 import dit_cachegraph as dc
 from links.linked import SwitchedDiT, call, compile_blocks, watch
-from support import tiny_models
 from support.halved_weight import halve
-from support.running import compile_cached, relative_error, run_all
-from support.tiny_models import FLUX, WAN, TinyModel, trajectory
-from support.toy_dits import gated_dit
-from support.toy_runs import compile_toy, run, toy_steps
-
-BOLD = {"residual_diff_threshold": 1.0, "max_warmup_steps": 2, "Fn_compute_blocks": 1}
+from support.quantised_layers import (
+    OperatorLinear,
+    PackedLinear,
+    PointerLinear,
+    RepointedLinear,
+    StatefulLinear,
+)
+from support.toy_dits import DIM, gated_dit
+from support.toy_runs import assert_refused, compile_toy, run, toy_steps
 
 
 def last_hits(model: nn.Module, number: int) -> list[bool]:
@@ -51,38 +56,69 @@ def test_where_blocks_are_compiled_one_by_one_it_computes_too():
     assert last_hits(model, 4) == [False, True, False, True]
 
 
-def quantised(tiny: TinyModel, depth: int) -> nn.Module:
-    quantization = pytest.importorskip("torchao.quantization")
-    model = tiny_models.build_flux(1, depth - 1) if tiny is FLUX else tiny.build(depth)
-    for name in tiny.block_lists:
-        quantization.quantize_(getattr(model, name), quantization.Int8WeightOnlyConfig())
-    return model
+def with_layers(make: Callable[[nn.Linear], nn.Module], num_blocks: int = 4) -> nn.Module:
+    model = gated_dit(num_blocks)
+    for block in model.blocks:
+        block.up = make(block.up)
+    return model.eval().requires_grad_(False)
 
 
-@pytest.mark.slow
-@pytest.mark.e2e
-@pytest.mark.parametrize("inner_backend", ["eager", "inductor"])
-@pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda tiny: tiny.name)
-def test_int8_weights_of_torchao(tiny, inner_backend):
+@pytest.mark.parametrize(
+    ("make", "part_of"),
+    [
+        (PackedLinear, lambda layer: layer.weight),
+        (StatefulLinear, lambda layer: layer.weight),
+        (StatefulLinear, lambda layer: layer.state.scale),
+        (OperatorLinear, lambda layer: layer.weight),
+    ],
+    ids=["packed", "scaled by an object", "the object", "by an operator that writes"],
+)
+def test_layers_of_other_kinds(make, part_of):
     num_compiled = []
-    for depth in (3, 5):
+    for num_blocks in (4, 6):
         torch._dynamo.reset()
-        model = quantised(tiny, depth)
-        inputs = tiny.make_inputs(model, batch=1, size=4, text_tokens=6, seed=0)
-        steps = list(trajectory(tiny, inputs, 8))
-        compiled = compile_cached(model, inner_backend, enabled=False)
-        with torch.no_grad():
-            expected = [model(**step)[0] for step in steps]
-        for ran, output in zip(run_all(compiled, steps), expected, strict=True):
-            assert relative_error(ran.output, output) < 1e-5
-        dc.reset(compiled)
-        dc.configure(compiled, enabled=True, **BOLD)
-        run_all(compiled, steps[:5])
-        assert last_hits(compiled, 5) == [False, False, True, True, True]
-        block = getattr(model, tiny.block_lists[-1])[1]
-        weight = next(p for p in block.parameters() if hasattr(p, "qdata"))
-        weight.qdata.copy_(weight.qdata)
-        run_all(compiled, steps[5:])
-        assert last_hits(compiled, 3) == [False, True, True]
+        model = with_layers(make, num_blocks)
+        compiled = compile_toy(model, residual_diff_threshold=1.0)
+        first, second, third, fourth = toy_steps([90.0, 80.0, 70.0, 60.0])
+        assert torch.equal(run(compiled, first), run(model, first))
+        run(compiled, second)
+        part = part_of(model.blocks[2].up)
+        before = run(model, third)
+        part.copy_(3 * part)
+        expected = run(model, third)
+        assert not torch.allclose(expected, before)
+        assert torch.equal(run(compiled, third), expected)
+        run(compiled, fourth)
+        assert last_hits(compiled, 4) == [False, True, False, True]
         num_compiled.append(dc.summary(compiled).graphs[0].num_compiled)
     assert num_compiled[0] == num_compiled[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            RepointedLinear,
+            r"writes in place \(`set_` at quantised_layers.py:\d+\) to `\w+`, an arg",
+        ),
+        (PointerLinear, r"graph break .* \(at quantised_layers.py:\d+: Unsupported method call"),
+    ],
+)
+def test_layers_that_are_refused(make, sentence):
+    torch._dynamo.reset()
+    assert_refused(with_layers(make), sentence)
+
+
+def test_layers_of_foreign_code_that_are_kept_whole():
+    torch._dynamo.reset()
+    model = with_layers(PointerLinear)
+    with dc.keep_whole(
+        PointerLinear, "forward", fake=lambda x: x.new_empty(*x.shape[:-1], 2 * DIM)
+    ):
+        compiled = compile_toy(model, residual_diff_threshold=1.0)
+        first, second, third = toy_steps([90.0, 80.0, 70.0])
+        torch.testing.assert_close(run(compiled, first), run(model, first))
+        run(compiled, second)
+        model.blocks[2].up.weight.mul_(3)
+        torch.testing.assert_close(run(compiled, third), run(model, third))
+        assert last_hits(compiled, 3) == [False, True, False]
