@@ -44,7 +44,12 @@ PACKAGE = "dit_cachegraph"
 PARTS: Mapping[str, tuple[str, ...]] = {
     "Inductor": ("/torchinductor_",),
     "around Inductor": ("/torch/_functorch/", "/torch/_inductor/", "/cut/calling.py"),
-    "driver": ("/runtime/driver.py", "/segments/segment_runner.py", "/segments/slots.py"),
+    "driver": (
+        "/runtime/driver.py",
+        "/runtime/walk.py",
+        "/segments/segment_runner.py",
+        "/segments/slots.py",
+    ),
     "weights": ("/runtime/weights.py",),
     "whose call it is": (
         f"/{PACKAGE}/requests/",

@@ -74,7 +74,7 @@ class BatchedModel(CachedModel):
                 zip(calls, joint.of_samples, requests, strict=True)
             )
         ]
-        walks = [model.walk(step) for step in steps]
+        walks = [model.walker.walk(step) for step in steps]
         why_whole = self.compiled.trunk.samples.why_whole
         run = self.runner_of(called.model)
         results = JointRun(steps, walks, joint, run, why_whole).finish()

@@ -119,7 +119,7 @@ class LinkedStep:
         for q, stream in model.chain.links[0].entries:
             values[slots[stream]] = args[q]
         self._step = model.begin(values, current_caller())
-        self._walk = model.walk(self._step)
+        self._walk = model.walker.walk(self._step)
         self._waiting = next(self._walk)
         self._advance(1)
 

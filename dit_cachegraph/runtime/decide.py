@@ -59,9 +59,9 @@ def _usable(step: Step, i: int, probed: Probed | None) -> tuple[CachedRegion | N
     cached = None if step.state is None else step.state.regions[i]
     if cached is None:
         return None, step.why_nothing or "nothing kept"
-    if probed is not None and cached.probe is None:
-        return None, "nothing kept to compare with"
     if probed is not None:
+        if cached.probe is None:
+            return None, "nothing kept to compare with"
         is_same = probed.fits(cached.probe)
     else:
         effects = step.plan.regions[i].effects

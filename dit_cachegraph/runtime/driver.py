@@ -1,6 +1,6 @@
-"""The driver: walks the stages of a step over the trunk of one Dynamo graph.
+"""The driver: whose call it is, its step, run over the trunk of one Dynamo graph, and its end.
 
-    prologue, blocks | look, decide | region or its estimate | blocks | decide | ... | epilogue
+    begin | walk: run a stage, look, decide, ... | end: commit, tell observers
 
 Straight Python over compiled functions; no FX. One driver serves all models, requests and shapes
 of its graph: what differs between them lies in their state, and weights come with each call.
@@ -8,7 +8,7 @@ of its graph: what differs between them lies in their state, and weights come wi
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -19,10 +19,7 @@ from dit_cachegraph.cuda_graphs.stage_graphs import GraphedRunner
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.plan import CompiledTrunk
-from dit_cachegraph.planning.region import Region
-from dit_cachegraph.planning.stages import Role, Stage
 from dit_cachegraph.planning.step_plan import PlanTable
-from dit_cachegraph.policy.rule import Decision, ProbeKind
 from dit_cachegraph.ranks.group import ranks_of
 from dit_cachegraph.records import StepRecord
 from dit_cachegraph.requests.conditioning import BeginNumbers
@@ -32,17 +29,14 @@ from dit_cachegraph.requests.match import find_partner
 from dit_cachegraph.requests.request import Caller, Request, current_caller, together
 from dit_cachegraph.retention.lifetimes import expire
 from dit_cachegraph.retention.table import CalledRow
-from dit_cachegraph.runtime import replay
 from dit_cachegraph.runtime.commit import commit
-from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
 from dit_cachegraph.runtime.look import Looker
-from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
-from dit_cachegraph.runtime.reading import Probed, StepReader
-from dit_cachegraph.runtime.recording import record, sampled
-from dit_cachegraph.runtime.step import RegionStep, Step
+from dit_cachegraph.runtime.reading import StepReader
+from dit_cachegraph.runtime.step import Step
+from dit_cachegraph.runtime.walk import Walker
 from dit_cachegraph.runtime.weights import Weights, WeightsReader
 from dit_cachegraph.segments.segment_runner import SegmentRunner
-from dit_cachegraph.segments.slots import Values, gatherer, tensor_at, tensors
+from dit_cachegraph.segments.slots import Values, gatherer, tensors
 from dit_cachegraph.step_log import StepReport
 
 
@@ -83,8 +77,7 @@ class CachedModel:
         self._ranks = ranks_of(compiled.trunk.groups.names)
         self.reader = StepReader(compiled, self._ranks)
         self.looker = Looker(compiled, self.reader)
-        self._modulated_input = ModulatedInputReader(compiled)
-        self._batch_dim = compiled.trunk.batch_dim
+        self.walker = Walker(compiled, self.reader, self.looker)
         self._weightless = ModelState()
 
     def __call__(self, *args: object) -> tuple[object, ...]:
@@ -100,26 +93,13 @@ class CachedModel:
     def finish(self, step: Step) -> tuple[object, ...]:
         """Run a step that has begun, and return what the call does."""
         run = self.runner_of(step.model)
-        for start, stop in self.walk(step):
+        for start, stop in self.walker.walk(step):
             run(step.values, start, stop)
         return self.end(step)
 
     def runner_of(self, model: ModelState) -> Callable[[Values, int, int], None]:
         """What runs segments `start..stop-1` of a model on some values."""
         return self.segments.run if self.graphed is None else self.graphed.of(model).run
-
-    def walk(self, step: Step) -> Iterator[tuple[int, int]]:
-        """What is to run of a step: segments `start..stop-1`, which have run when it is asked for
-        the next. For a region that is reused there is nothing: its estimate is put."""
-        self.looker.begin(step)
-        if step.plan.settings.common.enabled:
-            for stage in step.plan.stages:
-                yield from self._run_stage(step, stage)
-            return
-        self.looker.look_no_further(step)
-        yield 0, len(self.compiled.trunk.segments)
-        why = None if step.request is None else step.request.why_whole
-        step.regions.append(RegionStep(Decision(False, why or "disabled")))
 
     def end(self, step: Step) -> tuple[object, ...]:
         """All has run: write it down."""
@@ -147,19 +127,8 @@ class CachedModel:
             caller = together(caller, self.compiled.trunk.samples.why_together or "")
         step = self.begin_of(self.called(values), values, caller)
         if step.plan.rule.batch_rule == "per_sample":
-            self._refuse_a_batch(step)
+            _refuse_a_batch(step, tensors(self.looker.latents_of(step)))
         return step
-
-    def _refuse_a_batch(self, step: Step) -> None:
-        """Raises InvalidConfig where the call has several samples, and none has a handle."""
-        latents = tensors(self.looker.latents_of(step))
-        num_samples = latents[0].shape[0] if latents and latents[0].dim() else 1
-        if step.plan.settings.common.enabled and num_samples > 1:
-            raise InvalidConfig(
-                f"batch_rule='per_sample': a batch of {num_samples} was called without a handle "
-                "for each sample: call it inside of dit_cachegraph.requests([...]), or let the "
-                "batch decide as one, by batch_rule 'max' or 'mean'"
-            )
 
     def called(self, values: Values) -> Called:
         """What is called, told by its weights, and what an earlier fragment handed on."""
@@ -217,65 +186,13 @@ class CachedModel:
         found = REGISTRY.by_weight(values[self._first_weight])
         return found or REGISTRY.of_weights(self._trunk_weights(values))
 
-    def _run_stage(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
-        if stage.role is Role.RUNS:
-            yield stage.start, stage.stop
-        elif stage.role is Role.PROBED:
-            yield from self._decide(step, stage)
-        elif step.regions[-1].decision.hit:
-            _reuse(step, step.plan.regions[len(step.regions) - 1])
-        else:
-            yield from self._compute(step, stage)
 
-    def _decide(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
-        """Run up to where a region's probe is complete; look, if it is the first; and decide."""
-        if stage.region is None:
-            self.looker.look(step, None)
-            step.regions.append(RegionStep(Decision(False, EMPTY)))
-            return
-        region = step.plan.regions[stage.region]
-        hidden_in = None if region.probe_in is None else tensor_at(step.values, region.probe_in)
-        yield stage.start, stage.stop
-        probed = self._probed(step, region, hidden_in)
-        if stage.region == 0:
-            self.looker.look(step, probed)
-        step.regions.append(decide_region(step, probed, self.reader))
-        yield stage.stop, stage.stop  # Samples that can't run alone decide as one.
-        keep_probe(step.regions[-1], probed)
-
-    def _probed(self, step: Step, region: Region, hidden_in: Tensor | None) -> Probed | None:
-        probe = region.probe
-        if probe is not None and probe.kind is ProbeKind.MODULATED_INPUT:
-            return Probed(probe, self._modulated_input.read(step, probe.noise_filter), hidden_in)
-        if probe is None or region.probe_out is None:
-            return None
-        return Probed(probe, tensor_at(step.values, region.probe_out), hidden_in)
-
-    def _compute(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
-        """Run a region, and hold what it did."""
-        i, done, values = len(step.regions) - 1, step.regions[-1], step.values
-        region, batch_dim, number = step.plan.regions[i], self._batch_dim, step.history.step
-        bases = replay.bases_of(values, region)
-        yield stage.start, stage.stop
-        if done.cached is not None and step.plan.settings.observes_error:
-            snapshots, done.error_sums = replay.judged_snapshots(
-                values, region, done.cached, bases, number, batch_dim
-            )
-        else:
-            snapshots = replay.snapshots_of(values, region, bases)
-        if step.plan.settings.common.dry_run is not None:
-            probe = None if done.probe is None else sampled(done.probe, batch_dim)
-            recorded = record(values, region, bases, batch_dim)
-            done.recorded = recorded._replace(probe=probe, noise=step.noise)
-        assert step.injected is not None
-        held = replay.joined(region, done.cached, snapshots, number)
-        done.cached = held._replace(probe=done.probe, injected=step.injected.of(region))
-
-
-def _reuse(step: Step, region: Region) -> None:
-    """Put the estimate of a region in its place."""
-    done = step.regions[-1]
-    assert done.cached is not None
-    replay.reuse(step.values, region, done.cached, step.history.step)
-    if done.probe is not None:
-        done.cached = done.cached._replace(probe=done.probe)
+def _refuse_a_batch(step: Step, latents: Sequence[Tensor]) -> None:
+    """Raises InvalidConfig where the call has several samples, none of which has a handle."""
+    num_samples = latents[0].shape[0] if latents and latents[0].dim() > 0 else 1
+    if step.plan.settings.common.enabled and num_samples > 1:
+        raise InvalidConfig(
+            f"batch_rule='per_sample': a batch of {num_samples} was called without a handle for "
+            "each sample: call it inside of dit_cachegraph.requests([...]), or let the batch "
+            "decide as one, by batch_rule 'max' or 'mean'"
+        )
