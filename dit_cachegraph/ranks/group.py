@@ -34,7 +34,7 @@ class Ranks:
         self.together.has_met = self.together.is_gathering = True
         for group in self._groups:
             gathered = rows.new_empty(group.size() * rows.shape[0], rows.shape[1])
-            dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
+            _all_gather(gathered, rows.contiguous(), group)
             rows = gathered
         self.together.is_gathering = False
         return rows
@@ -42,6 +42,14 @@ class Ranks:
     def summed(self, sums: Tensor) -> Tensor:
         """The sums of all ranks, added up."""
         return self.gather(sums.reshape(-1)).sum(0).reshape(sums.shape)
+
+
+def _all_gather(gathered: Tensor, rows: Tensor, group: dist.ProcessGroup) -> None:
+    """By the name that it has in this torch: 2.13 warns of the older one."""
+    if hasattr(dist, "all_gather_single"):
+        dist.all_gather_single(gathered, rows, group=group)
+    else:
+        dist.all_gather_into_tensor(gathered, rows, group=group)
 
 
 def ranks_of(groups: Sequence[str]) -> Ranks | None:

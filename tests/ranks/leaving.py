@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -123,6 +124,7 @@ def main(folder: Path, cases: list[str]) -> None:
         timeout=timedelta(seconds=60),
     )
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", message=".*all_gather_into_tensor.*is deprecated")
     run_case = {
         "alike": alike,
         "alone": alone,
