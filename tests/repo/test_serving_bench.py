@@ -11,7 +11,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import serving
-from bench.serving import MAX, MODES, ONE, PER_SAMPLE, Row, Studio, measure
+from bench.common.spread import Spread
+from bench.serving import MAX, MODES, ONE, PER_SAMPLE, Row, Studio, check, measure
+
+TIMES = Spread(1.0, 1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +25,29 @@ def studio():
 
 @pytest.mark.e2e
 def test_each_way_draws_the_pictures_that_were_asked_for(studio):
-    one, as_one, per_sample = rows = measure(studio, (1.0,), num_rounds=1)
-    assert [row.mode for row in rows] == list(MODES)
-    assert one.hit_rate > 0
-    assert per_sample.hit_rate == pytest.approx(one.hit_rate)
-    assert per_sample.worst_difference < 1e-4
-    assert one.worst_difference is as_one.worst_difference is None
-    assert all(row.pictures_a_second > 0 for row in rows)
+    assert check(studio, (1.0,)) < 1e-4
+    rows = measure(studio, (1.0,), num_rounds=1)
+    assert [row.mode for row in rows] == [*MODES, *MODES]
+    assert [row.traffic for row in rows] == ["alike"] * 3 + ["mixed"] * 3
+    for one, _, per_sample in (rows[:3], rows[3:]):
+        assert one.hit_rate > 0
+        assert per_sample.hit_rate == pytest.approx(one.hit_rate)
+        assert per_sample.to_it.median == per_sample.cpu_to_it.median == 1
+    assert all(row.pictures_a_second.median > 0 for row in rows)
+
+
+@pytest.mark.e2e
+def test_pictures_that_differ_end_it(studio, monkeypatch):
+    monkeypatch.setattr(serving, "MAY_DIFFER", -1.0)
+    with pytest.raises(SystemExit, match="not what is drawn alone at error_tolerance=1: differs"):
+        check(studio, (1.0,))
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_pictures_that_wait_join_as_others_are_finished(studio, monkeypatch):
     monkeypatch.setattr(serving, "BATCH", 2)
+    studio.ask_for((0.5, 1.0, 1.5))
     with torch.no_grad():
         alone = serving.draw_one_at_a_time(studio)
         drawn = serving.draw_per_sample(studio)
@@ -42,24 +55,24 @@ def test_pictures_that_wait_join_as_others_are_finished(studio, monkeypatch):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_ratio_is_of_the_same_setting():
-    rows = tuple(
-        Row(mode, tolerance, 0.5, speed * (1 + tolerance), 1e-6 if mode == PER_SAMPLE else None)
-        for tolerance in (0.0, 1.0)
-        for mode, speed in ((ONE, 1.0), (MAX, 2.0), (PER_SAMPLE, 3.0))
-    )
-    results = serving.Results(serving.this_machine(), 3, 5, "eager", rows)
-    lines = [line.split() for line in serving.as_text(results).splitlines()]
-    assert [line[-1] for line in lines if line[1:2] == ["one"]] == ["3.00", "3.00"]
-    assert [line[-1] for line in lines if line[1:2] == ["max"]] == ["1.50", "1.50"]
+def row(mode, ratio):
+    return Row("alike", mode, 0.5, 0.25, TIMES, TIMES, Spread(ratio, ratio, ratio), TIMES)
+
+
+def test_a_ratio_is_to_each_of_the_others():
+    rows = (row(ONE, 3.0), row(MAX, 1.5), row(PER_SAMPLE, 1.0))
+    results = serving.Results(serving.this_machine(), 3, 5, 1, "eager", 1e-6, rows)
+    one, as_one, own = serving.as_text(results).splitlines()[1:4]
+    assert "3.00 (3.00 to 3.00)" in one and "1.50 (1.50 to 1.50)" in as_one
+    assert own.split()[-1] == "1000"
 
 
 def test_figures_are_kept_where_that_is_asked_for(tmp_path, monkeypatch):
-    measured = (Row(ONE, 0.5, 0.25, 2.0, None), Row(PER_SAMPLE, 0.5, 0.25, 3.0, 1e-6))
     monkeypatch.setattr(serving, "Studio", lambda *_: None)
-    monkeypatch.setattr(serving, "measure", lambda *_: measured)
+    monkeypatch.setattr(serving, "check", lambda *_: 1e-6)
+    monkeypatch.setattr(serving, "measure", lambda *_: (row(ONE, 2.0), row(PER_SAMPLE, 1.0)))
     kept = tmp_path / "serving.json"
     serving.main(["--pictures", "2", "--json", str(kept)])
     results = json.loads(kept.read_text())
     assert [row["mode"] for row in results["rows"]] == [ONE, PER_SAMPLE]
-    assert results["num_pictures"] == 2
+    assert (results["num_pictures"], results["worst_difference"]) == (2, 1e-6)
