@@ -32,8 +32,10 @@ def linked_model(
     return model, plain
 
 
-def steps_of(tiny: TinyModel, model: nn.Module, seed: int = 0) -> list[dict[str, object]]:
-    inputs = tiny.make_inputs(model, batch=2, size=3, text_tokens=5, seed=seed)
+def steps_of(
+    tiny: TinyModel, model: nn.Module, seed: int = 0, batch: int = 2
+) -> list[dict[str, object]]:
+    inputs = tiny.make_inputs(model, batch=batch, size=3, text_tokens=5, seed=seed)
     return list(trajectory(tiny, inputs, NUM_STEPS, seed=seed))
 
 
@@ -50,6 +52,17 @@ def test_exact_at_threshold_0(tiny):
         assert not ran.hit
         assert torch.equal(ran.output, expected)
     dc.check(model)
+
+
+@MODELS
+def test_one_picture_alone_is_reused(tiny):
+    """Dynamo guards the stride of its batch, which FLUX's blocks leave as they find it."""
+    model = tiny.build(DEPTH)
+    model.compile_repeated_blocks(backend="cachedit", options={"inner_backend": "eager"})
+    dc.configure(model, **{**SETTINGS, "residual_diff_threshold": 1.0})
+    run_plain(model, steps_of(tiny, model, seed=9, batch=1)[:4])
+    ran = run_all(model, steps_of(tiny, model, batch=1)[:5])
+    assert [step.hit for step in ran] == [False, False, True, True, True]
 
 
 @MODELS
