@@ -51,8 +51,7 @@ def summary(target: object, details: bool = False, logging: bool = False) -> Rep
     notes = [
         note
         for one, status in zip(asked, statuses, strict=True)
-        if status.needs_help
-        for note in one.notes
+        for note in (one.notes if status.needs_help else one.asides)
     ]
     report = report_of(states, notes, statuses)
     if logging:

@@ -58,6 +58,17 @@ class Hooks:
             "`torch._dynamo.reset()`, since Dynamo goes on with what it compiled under them"
         )
 
+    def while_cached(self) -> str | None:
+        """The sentence for a model that is cached under them, where that costs something."""
+        if not any("group_offloading" in name for name in self.names):
+            return None
+        return (
+            f"diffusers' group offloading moves the weights of each block of {self.model} at every "
+            "step, also of those that a hit skips, which saves their work alone: call "
+            "`pipe.enable_model_cpu_offload()` in its place, which moves the whole model once an "
+            "image, if the device has room for it"
+        )
+
     def _where(self) -> str:
         modules = "module" if self.num_modules == 1 else "modules"
         return f"{self.num_modules} {modules} ({', '.join(self.names)})"

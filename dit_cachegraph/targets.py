@@ -113,6 +113,7 @@ def asked_about(target: object) -> list[Asked]:
             codes=tuple(codes_of(module.forward if compiled is None else compiled)),
             is_compiled=compiled is not None or module in wrapped or is_compiled(module),
             notes=tuple(notes_on(module)),
+            asides=tuple(asides_on(module)),
             is_exported=isinstance(module, Exported),
         )
         for module in modules
@@ -131,6 +132,13 @@ def notes_on(module: nn.Module) -> list[str]:
     hooked = None if hooks is None or hooks.are_around_blocks else hooks.while_on()
     notes = (_block_by_block_note(module), foreign, hooked, _offload_note(module))
     return [note for note in notes if note is not None]
+
+
+def asides_on(module: nn.Module) -> list[str]:
+    """What `summary` says of a module that is cached."""
+    hooks = hooks_on(module)
+    aside = None if hooks is None else hooks.while_cached()
+    return [] if aside is None else [aside]
 
 
 def foreign_cache_note(module: nn.Module) -> str | None:
