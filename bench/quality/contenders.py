@@ -15,6 +15,8 @@ from dit_cachegraph.policy.presets import PRESETS
 
 OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER = "ours", "cache-dit", "diffusers", "fewer steps"
 UNCACHED = "uncached"
+# The uncached model beside itself: what these move was never settled.
+NEIGHBOURS: Mapping[str, int] = {"one step less": -1, "one step more": 1}
 SHARES_OF_STEPS = (0.75, 0.6, 0.5, 0.45, 0.36, 0.3)
 # cache-dit's masks and DBCache with its Taylor calibrator of order 1, as it recommends, and an even
 # mask, the best that was found for it on even levels.
@@ -33,6 +35,8 @@ OF_DIFFUSERS: Mapping[str, Sequence[float]] = {
     "MagCache": (0.06, 0.12),
 }
 LINE, CURVE = forecast(1), forecast(2)
+# A line that rises half as fast: under high guidance paths bend, and a whole one overshoots.
+HALF_LINE: Settings = {"predictor": "hicache", "hicache_order": 1, "hicache_sigma": 0.5}
 OVER_NOISE: Settings = {"rule": "error_control", "paced_over": "noise"}
 # Between the presets and around them, and what the presets were until they were paced over noise.
 MORE_OF_OURS: Mapping[str, Settings] = {
@@ -42,6 +46,24 @@ MORE_OF_OURS: Mapping[str, Settings] = {
     "W6 every 2": {"rule": "even", "every": 2, "max_warmup_steps": 6, **LINE},
     "every 3, order 2": {"rule": "even", "every": 3, "max_warmup_steps": 1, **CURVE},
     "every 4": {"rule": "even", "every": 4, "max_warmup_steps": 1, **LINE},
+    "W4 every 2": {"rule": "even", "every": 2, "max_warmup_steps": 4, **LINE},
+    "W6 every 3": {"rule": "even", "every": 3, "max_warmup_steps": 6, **LINE},
+    "every 3, half a line": {"rule": "even", "every": 3, "max_warmup_steps": 1, **HALF_LINE},
+    "every 4, half a line": {"rule": "even", "every": 4, "max_warmup_steps": 1, **HALF_LINE},
+    "E0.12 over noise, half a line": {**OVER_NOISE, "error_tolerance": 0.12, **HALF_LINE},
+    "E0.3 over noise, half a line": {**OVER_NOISE, "error_tolerance": 0.3, **HALF_LINE},
+}
+
+
+def every_fourth_to_the_last(num_steps: int) -> tuple[int, ...]:
+    """A mask of the first step and of one in four, the last one among them: on a shifted schedule
+    that takes most of the noise away."""
+    return tuple(int(i == 0 or (num_steps - 1 - i) % 4 == 0) for i in range(num_steps))
+
+
+MASKED: Mapping[str, Settings] = {
+    "every 4 to the last": LINE,
+    "every 4 to the last, half a line": HALF_LINE,
 }
 
 
@@ -64,6 +86,13 @@ def _uncached() -> Contender:
     return Contender(UNCACHED, UNCACHED, draw, is_quick=True)
 
 
+def _neighbour(name: str, num_more: int) -> Contender:
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        return by_solver(artist, artist.model.solver(), num_steps + num_more, num_steps)
+
+    return Contender(name, UNCACHED, draw)
+
+
 def _fewer(share: float) -> Contender:
     def draw(artist: Artist, num_steps: int) -> Drawn:
         solver = artist.model.solver()
@@ -82,11 +111,21 @@ def ours(name: str, settings: Settings, *, is_quick: bool = False) -> Contender:
     return Contender(f"ours {name}", OURS, draw, options, is_quick)
 
 
+def _masked(name: str, predictor: Settings) -> Contender:
+    def draw(artist: Artist, num_steps: int) -> Drawn:
+        mask = every_fourth_to_the_last(num_steps)
+        return by_ours(artist, {"rule": "fixed", "compute_mask": mask, **predictor}, num_steps)
+
+    return Contender(f"ours {name}", OURS, draw, repr(sorted(predictor.items())))
+
+
 def _all_of_ours() -> Iterator[Contender]:
     for name, options in PRESETS.items():
         yield ours(f'"{name}"', options, is_quick=True)
     for name, options in MORE_OF_OURS.items():
         yield ours(name, options)
+    for name, predictor in MASKED.items():
+        yield _masked(name, predictor)
 
 
 def _of_cache_dit(pair: Pair) -> Contender:
@@ -107,6 +146,7 @@ def all_contenders() -> Iterator[Contender]:
     yield _uncached()
     yield from _all_of_ours()
     yield from map(_fewer, SHARES_OF_STEPS)
+    yield from (_neighbour(*one) for one in NEIGHBOURS.items())
     if importlib.util.find_spec("cache_dit") is not None:
         yield from (_of_cache_dit(pair) for pair in pairs() if pair.full_name in PAIR_NAMES)
     for name, make, _, _ in DIFFUSERS:

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.common.machine import ROOT
+from bench.quality import overview_texts as texts
 from bench.quality.contenders import (
     CACHE_DIT,
     DIFFUSERS_CAMP,
     FEWER,
+    NEIGHBOURS,
     OURS,
     UNCACHED,
     all_contenders,
@@ -33,6 +35,11 @@ SLACK = 0.015  # Less than half a step of 28: shares are of whole steps.
 BETTER_PRESETS, LEAST_DB = ("quality", "balanced"), 26
 NOTHING = "–"
 BEFORE = f"{OURS} E0.1 over steps"
+# Presets, and the same with half a line.
+HALVED = {
+    "draft": f"{OURS} every 3, half a line",
+    "fast": f"{OURS} E0.12 over noise, half a line",
+}
 CAMPS = frozenset({OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER})
 
 
@@ -155,16 +162,39 @@ def _beside(ours: SettingRow, other: SettingRow) -> str:
 
 
 def lost_pictures(settings: Sequence[Measured]) -> str:
-    """Where the two better presets have a picture that is another one."""
-    found = [
-        f'{measured.setting}: "{name}" ({row.worst_db:.1f} dB)'
-        for measured in settings
-        for name in BETTER_PRESETS
-        if (row := measured.preset(name)) is not None and row.worst_db < LEAST_DB
-    ]
+    """Where the two better presets have a picture that is another one, and whether it is another
+    one in one step more or less of the uncached model as well."""
+    found = [_lost(measured, name) for measured in settings for name in BETTER_PRESETS]
+    lines = [f"- {line}" for line in found if line is not None]
     which = " or ".join(f'"{name}"' for name in BETTER_PRESETS)
-    where = "; ".join(found) if found else "none"
-    return f"Settings with a picture under {LEAST_DB:g} dB at {which}: {where}."
+    begin = f"Settings with a picture under {LEAST_DB:g} dB at {which}:"
+    return "\n\n".join([begin, "\n".join(lines)]) if lines else f"{begin} none."
+
+
+def _lost(measured: Measured, preset: str) -> str | None:
+    row = measured.preset(preset)
+    if row is None or row.worst_db >= LEAST_DB:
+        return None
+    which = [i for i, db in enumerate(row.psnr_db) if db < LEAST_DB]
+    begin = f'{measured.setting}: "{preset}", {len(which)} of {len(row.psnr_db)} pictures'
+    begin += f" ({_decibels(row, which)})"
+    beside = [(name, measured.named(name)) for name in NEIGHBOURS]
+    known = [f"{_decibels(one, which)} in {name}" for name, one in beside if one is not None]
+    return f"{begin}; uncached, the same move to {', '.join(known)}" if known else begin
+
+
+def _decibels(row: SettingRow, which: Sequence[int]) -> str:
+    return " and ".join(f"{row.psnr_db[i]:.1f}" for i in which) + " dB"
+
+
+def settled_table(settings: Sequence[Measured]) -> str:
+    """How far the uncached pictures are from those of one step less and one more."""
+    lines = []
+    for measured in settings:
+        found = [measured.named(name) for name in NEIGHBOURS]
+        if None not in found:
+            lines.append([str(measured.setting), *(_spread(row) for row in found if row)])
+    return markdown(["", *NEIGHBOURS], lines)
 
 
 def before_table(settings: Sequence[Measured]) -> str:
@@ -175,6 +205,21 @@ def before_table(settings: Sequence[Measured]) -> str:
         if now is not None and before is not None:
             lines.append([str(measured.setting), _spread(now), _spread(before)])
     return markdown(["", f'"{DEFAULT_PRESET}"', BEFORE.removeprefix(f"{OURS} ")], lines)
+
+
+def halved_table(settings: Sequence[Measured]) -> str:
+    """Presets beside themselves with half a line."""
+    lines = []
+    for measured in settings:
+        found = [
+            row
+            for preset, halved in HALVED.items()
+            for row in (measured.preset(preset), measured.named(halved))
+        ]
+        if None not in found:
+            lines.append([str(measured.setting), *(_spread(row) for row in found if row)])
+    header = [cell for preset in HALVED for cell in (f'"{preset}"', "half a line")]
+    return markdown(["", *header], lines)
 
 
 def shortfalls(settings: Sequence[Measured]) -> Iterator[str]:
@@ -191,52 +236,6 @@ def shortfalls(settings: Sequence[Measured]) -> Iterator[str]:
                 yield f"{where}, and none of ours runs so little"
             else:
                 yield f"{where}, {other.mean_db - ours.mean_db:.1f} more than {_named(ours)}"
-
-
-INTRODUCTION = """# Quality against work
-
-    python -m bench.quality_settings --quick    # some settings, 4 pictures: minutes
-    python -m bench.quality_settings --pictures {num} --out bench/results/quality    # resumes
-    python -m bench.quality_overview            # writes this page
-
-How near pictures stay to the uncached ones when less of the transformer runs, on two small models \
-([evaluation.md](evaluation.md)), sampled as people do. *Work* is the share of block computations \
-that ran; figures are PSNR in dB to the uncached pictures of as many steps by the same solver, \
-means over {num} pictures of prompts that nothing was chosen on. 3 dB are half the squared error; \
-under a guidance of 7 a reader of the drawings loses words below about 32 dB. \
-[quality-even.md](quality-even.md) has 159 methods on even levels."""
-
-BEST = """## Best at so much work
-
-Ours / the best of all others (cache-dit, diffusers' caches, fewer steps by the same solver), and \
-the difference. "Ours" are presets and settings of `configure`; the last table names all of them."""
-
-NAMES = """## Which they are
-
-Ours first, with their shares."""
-
-SPREADS = """## The presets
-
-Share: mean / tenth percentile / worst picture, in dB."""
-
-LEADS = """## "{preset}" beside the others
-
-The best other method of no more work, and fewer steps by the same solver, with the difference."""
-
-CHANGED = """## Why "balanced" is paced over noise
-
-It was error control over steps at a tolerance of 0.1, chosen on even levels. On shifted schedules \
-the last steps take most of the noise away, and over steps the longest reuses came there."""
-
-BEHIND = """## Where others are ahead"""
-
-HARM = """## Where there is little to gain
-
-    python -m bench.quality_harm --out bench/results/quality
-
-Share and mean PSNR of each preset, and in brackets what fewer steps of no more work have. Few \
-steps are without guidance, all others under a guidance of 3.5; the drawings that a picture begins \
-with are of other prompts, and the two experts have the same weights in two modules."""
 
 
 def harm_table(rows: Sequence[SettingRow]) -> str:
@@ -263,24 +262,25 @@ def page_of(settings: Sequence[Measured], harm: Sequence[SettingRow]) -> str:
     """The whole page, as Markdown."""
     rows = [row for measured in settings for row in measured.rows]
     parts = [
-        INTRODUCTION.format(num=len(rows[0].psnr_db)),
-        BEST,
+        texts.INTRODUCTION.format(num=len(rows[0].psnr_db)),
+        texts.BEST,
         overview_table(settings),
-        SPREADS,
+        texts.SPREADS,
         presets_table(settings),
         lost_pictures(settings),
     ]
     for preset in (DEFAULT_PRESET, CHEAPEST_PRESET):
-        parts += [LEADS.format(preset=preset), lead_table(settings, preset)]
-    parts += [CHANGED, before_table(settings)]
+        parts += [texts.LEADS.format(preset=preset), lead_table(settings, preset)]
+    parts += [texts.HALF, halved_table(settings), texts.SETTLED, settled_table(settings)]
+    parts += [texts.CHANGED, before_table(settings)]
     measured = {str(one.setting) for one in settings}
     missing = [str(one) for one in all_settings() if str(one) not in measured]
     if missing:
         parts.append(f"Not measured yet, by the same command: {'; '.join(missing)}.")
     behind = list(shortfalls(settings))
-    parts += [BEHIND, "\n".join(behind) if behind else "Nowhere among these."]
-    parts += [HARM, harm_table(harm)] if harm else []
-    parts += [NAMES, names_table(settings)]
+    parts += [texts.BEHIND, "\n".join(behind) if behind else "Nowhere among these."]
+    parts += [texts.HARM, harm_table(harm)] if harm else []
+    parts += [texts.NAMES, names_table(settings)]
     parts.append(f"Machines: {'; '.join(dict.fromkeys(row.machine for row in rows))}.")
     return "\n\n".join(parts) + "\n"
 

@@ -21,10 +21,12 @@ from bench.quality.contenders import (
 from bench.quality.overview import (
     Measured,
     before_table,
+    halved_table,
     lead_table,
     lost_pictures,
     overview_table,
     presets_table,
+    settled_table,
     shortfalls,
 )
 from bench.quality.setting_rows import SettingRow, append_setting_row
@@ -79,10 +81,26 @@ def test_presets_tell_of_their_worst_pictures():
     assert by_name['"fast"'] == "–"
 
 
-def test_pictures_that_are_lost_are_told():
+def test_pictures_that_are_lost_are_told_beside_one_step_less_and_more():
     assert lost_pictures([Measured(SETTING, ROWS)]).endswith('"quality" or "balanced": none.')
-    lost = Measured(SETTING, [row(PRESET, OURS, 0.5, 25.9, 50.0)])
-    assert lost_pictures([lost]).endswith(f'{SETTING}: "balanced" (25.9 dB).')
+    lost = row(PRESET, OURS, 0.5, 25.9, 50.0, 20.0)
+    begin = f'- {SETTING}: "balanced", 2 of 3 pictures (25.9 and 20.0 dB)'
+    assert lost_pictures([Measured(SETTING, [lost])]).endswith(begin)
+    less = row("one step less", UNCACHED, 0.96, 41.0, 42.0, 18.0)
+    told = f"{begin}; uncached, the same move to 41.0 and 18.0 dB in one step less"
+    assert lost_pictures([Measured(SETTING, [lost, less])]).endswith(told)
+
+
+def test_one_step_less_and_more_stand_beside_no_method():
+    less, more = (
+        row(name, UNCACHED, share, 60.0, 60.0)
+        for name, share in (("one step less", 0.96), ("one step more", 1.04))
+    )
+    (line,) = lines_of(settled_table([Measured(SETTING, [*ROWS, less, more])]))[2:]
+    assert line[1:] == ["0.96: 60.0 / 60.0 / 60.0", "1.04: 60.0 / 60.0 / 60.0"]
+    assert lines_of(settled_table([Measured(SETTING, [*ROWS, less])]))[2:] == []
+    best = Measured(SETTING, [*ROWS, less, more]).best(1.1, is_ours=False)
+    assert best is not None and best.camp == CACHE_DIT
 
 
 def test_the_default_stands_beside_what_it_was():
@@ -91,6 +109,16 @@ def test_the_default_stands_beside_what_it_was():
     assert header[1:] == ['"balanced"', "E0.1 over steps"]
     assert line[1:] == ["0.50: 45.0 / 41.0 / 40.0", "0.60: 30.0 / 30.0 / 30.0"]
     assert lines_of(before_table([Measured(SETTING, ROWS)]))[2:] == []
+
+
+def test_presets_stand_beside_themselves_with_half_a_line():
+    names = ['ours "draft"', overview.HALVED["draft"], 'ours "fast"', overview.HALVED["fast"]]
+    rows = [row(name, OURS, 0.4, 30.0 + i, 30.0 + i) for i, name in enumerate(names)]
+    header, _, line = lines_of(halved_table([Measured(SETTING, rows)]))
+    assert header[1:] == ['"draft"', "half a line", '"fast"', "half a line"]
+    assert [cell.split()[1] for cell in line[1:]] == ["30.0", "31.0", "32.0", "33.0"]
+    assert lines_of(halved_table([Measured(SETTING, rows[:3])]))[2:] == []
+    assert set(names) <= set(OPTIONS)
 
 
 def test_a_preset_stands_beside_those_of_no_more_work():

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.quality import contenders, measure_settings
-from bench.quality.contenders import all_contenders, ours
+from bench.quality.contenders import all_contenders, every_fourth_to_the_last, ours
 from bench.quality.draw import artist_for, by_solver
 from bench.quality.measure_settings import HALVES, MOST_PICTURES, parse_arguments
 from bench.quality.models import NUM_PICTURES
@@ -127,6 +127,20 @@ def test_fewer_steps_are_by_the_solver_of_the_setting(tmp_path):
     drawn = fewer.draw(artist, 4)
     wanted = by_solver(artist, setting.model.solver(), 2, 4)
     assert drawn.share == 0.5 and torch.equal(drawn.pictures, wanted.pictures)
+
+
+def test_one_in_four_steps_is_computed_and_the_first_and_last_among_them():
+    assert every_fourth_to_the_last(9) == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert every_fourth_to_the_last(8) == (1, 0, 0, 1, 0, 0, 0, 1)
+
+
+@pytest.mark.e2e
+def test_the_uncached_model_is_drawn_in_one_step_more_and_less(tmp_path):
+    setting = setting_named("flux-scenes, DPM++ 2M, shift by size, guidance 3.5, 28 steps")
+    artist = artist_for(setting.model, 1, 1, tmp_path)
+    found = {contender.name: contender for contender in all_contenders()}
+    shares = [found[name].draw(artist, 4).share for name in ("one step less", "one step more")]
+    assert shares == [0.75, 1.25]
 
 
 @pytest.mark.e2e

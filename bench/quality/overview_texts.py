@@ -1,0 +1,59 @@
+"""What the page of `bench.quality.overview` says around its tables."""
+
+INTRODUCTION = """# Quality against work
+
+    python -m bench.quality_settings --quick    # some settings, 4 pictures: minutes
+    python -m bench.quality_settings --pictures {num} --out bench/results/quality    # resumes
+    python -m bench.quality_overview            # writes this page
+
+How near pictures stay to the uncached ones when less of the transformer runs, on two small models \
+([evaluation.md](evaluation.md)), sampled as people do. *Work* is the share of block computations \
+that ran; figures are PSNR in dB to the uncached pictures of as many steps by the same solver, \
+means over {num} pictures of prompts that nothing was chosen on. 3 dB are half the squared error; \
+under a guidance of 7 a reader of the drawings loses words below about 32 dB. \
+[quality-even.md](quality-even.md) has 159 methods on even levels."""
+
+BEST = """## Best at so much work
+
+Ours / the best of all others (cache-dit, diffusers' caches, fewer steps by the same solver), and \
+the difference. "Ours" are presets and settings of `configure`; the last table names all of them."""
+
+NAMES = """## Which they are
+
+Ours first, with their shares."""
+
+SPREADS = """## The presets
+
+Share: mean / tenth percentile / worst picture, in dB."""
+
+LEADS = """## "{preset}" beside the others
+
+The best other method of no more work, and fewer steps by the same solver, with the difference."""
+
+CHANGED = """## Why "balanced" is paced over noise
+
+It was error control over steps at a tolerance of 0.1, chosen on even levels. On shifted schedules \
+the last steps take most of the noise away, and over steps the longest reuses came there."""
+
+HALF = """## Half a line under high guidance
+
+A guidance of 7 multiplies by six or seven what a pass misses, and over long gaps the line through \
+the last two computed steps overshoots. `configure(pipe, preset="draft", predictor="hicache", \
+hicache_order=1)` goes half as far along it: better for "draft" under a guidance of 7, worse under \
+3.5 and without any. "fast", whose gaps are shorter, is better with the whole line."""
+
+SETTLED = """## What is settled without a cache
+
+The uncached model against itself, in one step less or more: share, mean, tenth percentile and \
+worst. A picture that is another one there isn't settled by so many steps of its solver, and no \
+cache that errs by as much holds it."""
+
+BEHIND = """## Where others are ahead"""
+
+HARM = """## Where there is little to gain
+
+    python -m bench.quality_harm --out bench/results/quality
+
+Share and mean PSNR of each preset, and in brackets what fewer steps of no more work have. Few \
+steps are without guidance, all others under a guidance of 3.5; the drawings that a picture begins \
+with are of other prompts, and the two experts have the same weights in two modules."""
