@@ -52,8 +52,8 @@ class Status:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is asked about: a model, the code of its forward, whether what it is given as has a
-    compiled call, and its notes; `asides` are those of one that is cached. `is_exported`: Dynamo has
-    no part in its calls."""
+    compiled call, and its notes; `asides` are those of one that is cached. `is_exported`: Dynamo
+    has no part in its calls."""
 
     name: str
     module: nn.Module | None

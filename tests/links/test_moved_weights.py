@@ -22,7 +22,7 @@ def nbytes(module: nn.Module) -> int:
 
 
 def moved_by(model: nn.Module, call: Callable[[], Tensor]) -> int:
-    """Bytes of the weights that lie elsewhere after the call: they were read from the disk again."""
+    """Bytes of the weights that lie elsewhere after the call: they were read from disk again."""
     before = [(weight, weight.data) for weight in model.parameters()]
     call()
     return sum(w.nbytes for w, data in before if w.data_ptr() != data.data_ptr())
@@ -69,8 +69,8 @@ def test_group_offloading_moves_what_a_hit_skips_and_that_is_told(tmp_path: Path
     assert note == (
         "diffusers' group offloading moves the weights of each block of ToyDiT at every step, also "
         "of those that a hit skips, which saves their work alone: call "
-        "`pipe.enable_model_cpu_offload()` in its place, which moves the whole model once an image, "
-        "if the device has room for it"
+        "`pipe.enable_model_cpu_offload()` in its place, which moves the whole model once an "
+        "image, if the device has room for it"
     )
     assert note in str(report)
     dc.check(model)

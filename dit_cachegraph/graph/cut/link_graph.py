@@ -82,8 +82,9 @@ def _make_contiguous(gm: fx.GraphModule) -> None:
         # Dynamo guards the stride of a batch of one too, which `contiguous` leaves as it is.
         if str(value.stride()) != str(fake.stride()):
             with gm.graph.inserting_before(output):
-                layout = {"memory_format": torch.contiguous_format}
-                copy = gm.graph.call_method("clone", (result,), layout)
+                copy = gm.graph.call_method(
+                    "clone", (result,), {"memory_format": torch.contiguous_format}
+                )
             copy.meta["example_value"] = fake
             output.replace_input_with(result, copy)
     gm.recompile()
