@@ -20,6 +20,10 @@ from dit_cachegraph.ranks.roll import Ended, Roll
 PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _WHAT_TO_DO = "End all ranks, see the log of the one that is named, and start them anew"
+_NO_STORE = (
+    "rank 0 is gone, or torchrun where that started it: the store of torch.distributed, which it "
+    "keeps, doesn't answer"
+)
 
 
 class Together:
@@ -66,7 +70,7 @@ class Together:
             self._roll.say_ended(Ended(self._call, said, is_own))
             missing = None if is_own else self._who_is_missing()
         except RuntimeError:
-            missing = "the store of torch.distributed is gone too, which is rank 0's or torchrun's"
+            missing = _NO_STORE
         if not is_own:
             where = "where they gather" if self.is_gathering else "in the model"
             self._why_lost = (

@@ -4,6 +4,7 @@ alike       all raise in the middle of a step, and go on
 alone       rank 1 raises and stays alive: the others wait for it until the group's timeout
 killed      the last rank is killed in the middle of a step
 stopped     the last rank is stopped there, and neither ends nor answers
+without 0   the first rank is killed, and with it the store, where that is its own
 """
 
 import json
@@ -108,17 +109,16 @@ def alone() -> list[Seen]:
     return [try_step(model, 2, does), try_step(model, 3, "nothing")]
 
 
-def leave(does: str, seconds: int) -> list[Seen]:
+def leave(who: int, does: str, seconds: int) -> list[Seen]:
     model = compiled(seconds)
-    is_last = dist.get_rank() == dist.get_world_size() - 1
-    return [try_step(model, 2, does if is_last else "nothing")]
+    return [try_step(model, 2, does if dist.get_rank() == who else "nothing")]
 
 
-def main(folder: Path, cases: list[str]) -> None:
+def main(folder: Path, cases: list[str], store: str) -> None:
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{folder / 'store'}",
+        init_method=store,
         rank=rank,
         world_size=num_ranks,
         timeout=timedelta(seconds=60),
@@ -128,8 +128,9 @@ def main(folder: Path, cases: list[str]) -> None:
     run_case = {
         "alike": alike,
         "alone": alone,
-        "killed": lambda: leave("die", 60),
-        "stopped": lambda: leave("stop", SOON_SECONDS),
+        "killed": lambda: leave(num_ranks - 1, "die", 60),
+        "stopped": lambda: leave(num_ranks - 1, "stop", SOON_SECONDS),
+        "without 0": lambda: leave(0, "die", 60),
     }
     seen = {}
     with torch.no_grad():
@@ -143,4 +144,4 @@ def main(folder: Path, cases: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2].split(","))
+    main(Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3])

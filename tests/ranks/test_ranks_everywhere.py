@@ -57,9 +57,10 @@ def test_every_rule(tmp_path: Path, num_passes: int) -> None:
     check([{**case, "settings": settings} for settings in RULES.values()], tmp_path)
 
 
-def test_every_predictor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_every_predictor(tmp_path: Path, num_passes: int) -> None:
     """DMD fits what each rank has of a sample by itself."""
-    case = {"model": "flux", "parallel": "ulysses"}
+    case = {"model": "flux", "parallel": "ulysses", "num_passes": num_passes}
     cases = [{**case, "settings": settings} for settings in PREDICTORS.values()]
     fitted = [{**one, "tolerance": 0.05} for one in cases if one["settings"]["predictor"] == "dmd"]
     check([one for one in cases if one["settings"]["predictor"] != "dmd"] + fitted, tmp_path)
@@ -78,6 +79,11 @@ def test_a_spectrum_of_all_tokens(tmp_path: Path) -> None:
     for ranks in run_ranks(refused, tmp_path):
         for rank in ranks:
             assert "seacache filters over the grid of all tokens" in str(rank["refused"])
+
+
+def test_what_inductor_makes_of_it(tmp_path: Path) -> None:
+    case = {"model": "flux", "inner": "inductor"}
+    check([{**case, "parallel": parallel} for parallel in ("ulysses", "weights")], tmp_path)
 
 
 def test_no_rule_is_left_out() -> None:

@@ -3,6 +3,7 @@ within the group's timeout, and nobody waits for ever. The processes are real.""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,25 +19,36 @@ SECONDS = 150
 PATIENCE_SECONDS = 10
 
 
-def run_leaving(cases: str, folder: Path) -> list[dict[str, list[Seen]]]:
-    """What each rank saw of each case. Nobody ends those that are left, as torchrun would."""
+def run_leaving(
+    cases: str, folder: Path, lost: int = NUM_RANKS - 1, store: str | None = None
+) -> list[dict[str, list[Seen]]]:
+    """What each rank saw of each case, but for the one that is `lost` at last. Nobody ends those
+    that are left, as torchrun would."""
+    left = [rank for rank in range(NUM_RANKS) if rank != lost]
     env = os.environ | {"WORLD_SIZE": str(NUM_RANKS)}
-    command = [sys.executable, str(WORKER), str(folder), cases]
+    command = [
+        sys.executable,
+        str(WORKER),
+        str(folder),
+        cases,
+        store or f"file://{folder / 'store'}",
+    ]
     ranks = [
         subprocess.Popen(command, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(NUM_RANKS)
     ]
-    until = time.monotonic() + SECONDS
+    until, codes = time.monotonic() + SECONDS, [None] * NUM_RANKS
     try:
         # To ask is to let go of one that was killed.
-        while None in [rank.poll() for rank in ranks][:-1] and time.monotonic() < until:
+        while None in [codes[k] for k in left] and time.monotonic() < until:
             time.sleep(0.05)
-        assert [rank.poll() for rank in ranks[:-1]] == [0] * (NUM_RANKS - 1), "nobody hangs"
+            codes = [rank.poll() for rank in ranks]
+        assert [codes[k] for k in left] == [0] * len(left), "nobody hangs"
     finally:
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    return [json.loads((folder / f"rank{k}.json").read_text()) for k in range(NUM_RANKS - 1)]
+    return [json.loads((folder / f"rank{k}.json").read_text()) for k in left]
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +97,14 @@ def test_a_rank_that_is_stopped_is_named_after_the_timeout(tmp_path: Path) -> No
         assert f"rank {NUM_RANKS - 1} doesn't answer (process " in step["said"]
         others = [f"rank {k} doesn't answer" for k in range(NUM_RANKS - 1)]
         assert not any(other in step["said"] for other in others)
+
+
+@pytest.mark.slow
+def test_rank_0_may_take_the_store_with_it(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        store = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    for rank in run_leaving("without 0", tmp_path, lost=0, store=store):
+        (step,) = rank["without 0"]
+        assert step["kind"] == "RankLost"
+        assert "rank 0 is gone, or torchrun" in step["said"]

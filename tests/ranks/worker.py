@@ -166,23 +166,22 @@ def steps_of(tiny: TinyModel, model: nn.Module, num_passes: int = 1) -> list[Inp
 
 @dataclass
 class Compiled:
-    """What is compiled once, and called by all cases that take it: by model, and how its ranks work
-    together."""
+    """What is compiled once, and called by all cases that take it: by model, how its ranks work
+    together, and by whom it is compiled."""
 
-    inner: str
-    models: dict[tuple[str, str], tuple[nn.Module, nn.Module]] = field(default_factory=dict)
+    models: dict[tuple[str, str, str], tuple[nn.Module, nn.Module]] = field(default_factory=dict)
 
-    def of(self, name: str, parallel: str) -> tuple[nn.Module, nn.Module]:
+    def of(self, name: str, parallel: str, inner: str) -> tuple[nn.Module, nn.Module]:
         """A model, and the same compiled."""
-        if (name, parallel) not in self.models:
+        if (name, parallel, inner) not in self.models:
             tiny = MODELS[name]
             model = tiny.build(DEPTH)
             inputs = steps_of(tiny, model)[0]
             PARALLEL[parallel](model, name, inputs)
-            options = {"inner_backend": self.inner}
+            options = {"inner_backend": inner}
             compiled = torch.compile(model, backend="cachedit", options=options)
-            self.models[name, parallel] = model, compiled
-        return self.models[name, parallel]
+            self.models[name, parallel, inner] = model, compiled
+        return self.models[name, parallel, inner]
 
 
 def run_counted(model: nn.Module, inputs: Inputs) -> tuple[Tensor, dict[str, int]]:
@@ -224,10 +223,10 @@ def run_case(case: Seen, compiled: Compiled) -> Seen:
     """One image by one process, and the same by all ranks; or random schedules."""
     if "schedules" in case:
         return run_schedules(case["schedules"])
-    name = str(case["model"])
-    model, single = compiled.of(name, "nothing")
+    name, inner = str(case["model"]), str(case.get("inner", "eager"))
+    model, single = compiled.of(name, "nothing", inner)
     steps = steps_of(MODELS[name], model, int(case.get("num_passes", 1)))
-    _, shared = compiled.of(name, str(case["parallel"]))
+    _, shared = compiled.of(name, str(case["parallel"]), inner)
     if case.get("is_refused"):
         return run_refused(shared, case, steps)
     wanted, alone = run_image(single, case, steps)
@@ -251,7 +250,7 @@ def main(folder: Path) -> None:
     torch.accelerator.device_count = lambda: 1
     cases: Sequence[Seen] = json.loads((folder / "cases.json").read_text())
     with torch.no_grad():
-        compiled = Compiled("eager")
+        compiled = Compiled()
         seen = [run_case(case, compiled) for case in cases]
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
