@@ -20,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from dit_cachegraph.serving import on_ray
 from dit_cachegraph.serving.ask import Ask
+from dit_cachegraph.serving.run import API_KEY_VARIABLE
 from support.serving_runs import PROMPT, Client, WatchedStudio, free_port, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -147,3 +148,17 @@ def test_the_configurations_of_the_page_are_those_that_ray_takes():
 def test_an_argument_that_nobody_knows_is_refused():
     with pytest.raises(ValueError, match="wokers"):
         on_ray.Arguments.model_validate({"wokers": 2})
+
+
+def test_replicas_come_and_go_by_rays_own_rule(monkeypatch):
+    monkeypatch.setenv(API_KEY_VARIABLE, "a key")
+    scaled = on_ray.Replicas(smallest=1, largest=4, num_workers=2).options()
+    fixed = on_ray.Replicas(smallest=2, largest=2, num_workers=1, num_gpus=1).options()
+    scaling = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 2}
+    assert scaled["autoscaling_config"] == scaling and "num_replicas" not in scaled
+    assert fixed["num_replicas"] == 2 and "autoscaling_config" not in fixed
+    for options, needs in ((scaled, (2, 0)), (fixed, (1, 1))):
+        deployment = on_ray.DEPLOYMENT.options(**options)  # Refuses what it doesn't know.
+        actor = deployment.ray_actor_options
+        assert (actor["num_cpus"], actor["num_gpus"]) == needs
+        assert actor["runtime_env"]["env_vars"] == {API_KEY_VARIABLE: "a key"}
