@@ -88,27 +88,57 @@ def test_a_hundred_schedules(family):
     assert_says_much(explore(family, 100, number=FROZEN), 100)
 
 
+def follow(family, script):
+    """One schedule, as it is written: what it tallies. `script` is given the explorer, after an
+    image of two passes has begun."""
+    tally = Counter()
+
+    @settings(max_examples=1)
+    @given(st.none())  # The explorer takes notes, which belong to an example.
+    def run(_):
+        explorer = StateExplorer([ExploredDiT(seed) for seed in range(2)], tally, family, {})
+        ask = Ask(passes=("cond", "uncond"))
+        explorer.start(ascends=False, rebuilds="text", settings={}, ask=ask)
+        script(explorer)
+
+    run()
+    return tally
+
+
+def one_more(explorer, skips=0):
+    """Another image of the request, beside the one that is under way."""
+    explorer.again(
+        which=0, aborts=False, skips=skips, has_same_noise=False, has_other_guidance=False
+    )
+
+
 @pytest.mark.parametrize("order", [(0, 0, 1, 1, 0, 0), (0, 1, 1, 0, 0, 0)], ids=str)
 def test_a_pass_that_may_be_of_another_image_says_nothing_of_its_companions(order):
     """Two images of one request in turn. The first one's cond is taken for the second one's next
     step, and computes; its uncond, with the same latents object, must not replay what the second
     one's uncond left, neither then nor later."""
 
-    @settings(max_examples=1)
-    @given(st.none())  # The explorer takes notes, which belong to an example.
-    def run(_):
-        tally = Counter()
-        explorer = StateExplorer([ExploredDiT(seed) for seed in range(2)], tally, STATIC_MASK, {})
-        ask = Ask(passes=("cond", "uncond"))
-        explorer.start(ascends=False, rebuilds="text", settings={}, ask=ask)
-        explorer.again(
-            which=0, aborts=False, skips=0, has_same_noise=False, has_other_guidance=False
-        )
+    def script(explorer):
+        one_more(explorer)
         explorer.turns(list(order))
         explorer.turns([0, 0, 0, 0])
-        assert tally["hit, anything"] > 0
 
-    run()
+    assert follow(STATIC_MASK, script)["hit, anything"] > 0
+
+
+def test_an_image_that_stood_near_its_end_when_the_next_began_may_have_ended_there():
+    """The next one may then be taken for ended at as many calls, and computes its last step."""
+
+    def script(explorer):
+        one_more(explorer, skips=1)
+        one_more(explorer, skips=1)
+        explorer.finish(which=0)
+        explorer.reset(index=0)
+        explorer.go_on(which=0, times=7)
+        explorer.go_on(which=1, times=8)
+        explorer.go_on(which=1, times=1)
+
+    assert follow(DBCACHE, script)["computed, may compute"] == 1
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ class _Past:
 @dataclass
 class _Model:
     """What a model can know from the calls that it had. `last_bounded` is its last call under a
-    bound in bytes; `ends`, where images were left so late that they look whole; `begun`, the seeds
+    bound in bytes; `ends`, where images stood so late that they looked whole; `begun`, the seeds
     of images that were left after their first step; `firsts`, the images with one step; and
     `keeps_start`, that the latents of a first step were near those of the second."""
 
@@ -133,9 +133,10 @@ class Excuses:
         followed = [
             f for f in model.firsts if f.may_be_followed_by(image, call, self._ascends, model)
         ]
-        for other in others:
-            is_lone = other is not image and other.request.ask.latents == "copied"
-            if is_lone and image.is_called_as(other, call.branch):
+        for other in [o for o in others if o is not image and image.is_called_as(o, call.branch)]:
+            # It may have ended, for all that can be told.
+            self._note_end(other, call.model)
+            if other.request.ask.latents == "copied":
                 self._past(other).followed_at.add(place)
         if followed:
             past.counts_on_at.add(place)
@@ -203,12 +204,17 @@ class Excuses:
 
     def leave(self, image: Image) -> None:
         """An image is aborted."""
-        last_timesteps = {timestep for timestep, _ in image.points[-NUM_NEAR_END:]}
         for (on, _), stand in self._past(image).stands_at.items():
-            if stand[1] in last_timesteps:
-                self._models[on].ends.add(stand)
             if stand[0] == 1:
                 self._models[on].begun.add(image.seed)
+            self._note_end(image, on)
+
+    def _note_end(self, image: Image, on: int) -> None:
+        """Where an image stands on a model may be taken for the end of all like it."""
+        last_timesteps = {timestep for timestep, _ in image.points[-NUM_NEAR_END:]}
+        for (other, _), stand in self._past(image).stands_at.items():
+            if other == on and stand[1] in last_timesteps:
+                self._models[on].ends.add(stand)
 
     def lose(self, image: Image, index: int) -> None:
         """What is kept of an image on a model was dropped."""
