@@ -11,14 +11,16 @@ SECONDS = 240
 Seen = dict[str, object]
 
 
-def run_ranks(cases: Sequence[Seen], folder: Path, num_ranks: int = 2) -> list[list[Seen]]:
+def run_ranks(
+    cases: Sequence[Seen], folder: Path, num_ranks: int = 2, seconds: int = SECONDS
+) -> list[list[Seen]]:
     """What each rank saw of each case, `[case][rank]`. All ranks are gone when this returns, also
     where they wait for each other."""
     (folder / "cases.json").write_text(json.dumps(cases))
     ranks = f"--nproc-per-node={num_ranks}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks]
     done = subprocess.run(
-        [*command, str(WORKER), str(folder)], capture_output=True, text=True, timeout=SECONDS
+        [*command, str(WORKER), str(folder)], capture_output=True, text=True, timeout=seconds
     )
     assert done.returncode == 0, done.stderr[-6000:]
     seen = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_ranks)]
