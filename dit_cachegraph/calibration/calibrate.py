@@ -6,6 +6,7 @@ try       real runs: bisection in each family for the boldest that holds the tar
 check     the best of all on the holdout, and beside it fewer steps of no more work
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -16,10 +17,13 @@ from dit_cachegraph.calibration.families import Proposals
 from dit_cachegraph.calibration.goal import Goal
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.calibration.rival import RunWithSteps, num_steps_for
+from dit_cachegraph.calibration.rounding import below_noise, rounding_noise
 from dit_cachegraph.calibration.search import Search
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.targets import modules_in
+
+log = logging.getLogger("dit_cachegraph")
 
 UNCACHED = MappingProxyType(
     {"rule": "fixed", "compute_mask": (1,), "fixed_region": None, "predictor": "replay"}
@@ -67,10 +71,15 @@ def calibrate(
             num_steps = num_steps_for(checked.share, proposals.num_steps)
             fewer = bench.try_fewer_steps(holdout, run_with_steps, num_steps, proposals.num_steps)
         configure(target, **best.settings, enabled=True)
+    noise = rounding_noise(proposals.recordings)
+    warning = below_noise(best.settings, noise)
+    if warning is not None:
+        log.warning("calibrate: %s", warning)
     return CalibratedConfig(
         best, checked, search.points, str(goal), goal.quality_name,
         is_found=goal.holds(best), is_reached=goal.holds(checked),
         num_runs=bench.num_runs, run_cost=bench.run_cost, fewer_steps=fewer,
+        rounding_noise=noise,
     )  # fmt: skip
 
 

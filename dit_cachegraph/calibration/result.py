@@ -9,6 +9,7 @@ from types import MappingProxyType
 from dit_cachegraph.calibration.plot_frontier import plot_frontier
 from dit_cachegraph.calibration.points import Point, Quality, Search
 from dit_cachegraph.calibration.rival import FewerSteps
+from dit_cachegraph.calibration.rounding import below_noise
 
 
 class CalibratedConfig(Mapping[str, object]):
@@ -17,7 +18,9 @@ class CalibratedConfig(Mapping[str, object]):
     `best` is what was measured where the search went, `holdout` on pictures that it has not seen,
     `tried` every candidate. `promise` is what was asked for, `is_found` whether `best` holds it,
     `is_reached` whether the holdout does. `fewer_steps` is what fewer uncached steps gave there,
-    None where `calibrate` couldn't draw them. The search took `num_runs` runs, and the time of
+    None where `calibrate` couldn't draw them. `rounding_noise` is how far two computed steps are
+    apart whose streams differ by a rounding, as a share of them, None where none was computed
+    twice. The search took `num_runs` runs, and the time of
     `run_cost` uncached ones.
     """
 
@@ -34,6 +37,7 @@ class CalibratedConfig(Mapping[str, object]):
         num_runs: int,
         run_cost: float,
         fewer_steps: FewerSteps | None = None,
+        rounding_noise: float | None = None,
     ) -> None:
         self._settings = MappingProxyType(dict(best.settings))
         self.best, self.holdout, self.tried = best, holdout, tuple(tried)
@@ -41,6 +45,7 @@ class CalibratedConfig(Mapping[str, object]):
         self._search = Search(best, holdout, self.tried, quality, promise)
         self.is_found, self.is_reached = is_found, is_reached
         self.num_runs, self.run_cost, self.fewer_steps = num_runs, run_cost, fewer_steps
+        self.rounding_noise = rounding_noise
 
     def __getitem__(self, name: str) -> object:
         return self._settings[name]
@@ -64,7 +69,8 @@ class CalibratedConfig(Mapping[str, object]):
         elif not self.is_reached:
             met = f"reached where it was searched ({self.best}), NOT on other pictures"
         told = f"{self.promise}: {met}. On pictures not seen before: {self.holdout}"
-        return f"{told}. {self._beside_fewer_steps}"
+        noise = below_noise(self._settings, self.rounding_noise)
+        return ". ".join(filter(None, [told, noise, self._beside_fewer_steps]))
 
     @property
     def _beside_fewer_steps(self) -> str:
@@ -95,6 +101,7 @@ class CalibratedConfig(Mapping[str, object]):
                 "is_reached": self.is_reached,
                 "num_runs": self.num_runs,
                 "run_cost": self.run_cost,
+                "rounding_noise": self.rounding_noise,
                 "fewer_steps": None if self.fewer_steps is None else asdict(self.fewer_steps),
                 "best": points[0],
                 "holdout": points[1],
@@ -110,9 +117,10 @@ class CalibratedConfig(Mapping[str, object]):
             Point(**point) for point in (read["best"], read["holdout"], *read["tried"])
         )
         said = ("is_found", "is_reached", "num_runs", "run_cost")
-        # Not told by versions that did not try fewer steps.
-        fewer = read.get("fewer_steps")
+        # Not told by versions that did not try fewer steps, or compute any twice.
+        fewer, noise = read.get("fewer_steps"), read.get("rounding_noise")
         return cls(
             best, holdout, tried, read["promise"], read["quality"], **{n: read[n] for n in said},
+            rounding_noise=noise,
             fewer_steps=None if fewer is None else FewerSteps(**fewer),
         )  # fmt: skip

@@ -93,6 +93,7 @@ class CachedModel:
     def finish(self, step: Step) -> tuple[object, ...]:
         """Run a step that has begun, and return what the call does."""
         run = self.runner_of(step.model)
+        step.rerun = self.segments.run if self._ranks is None else None
         for start, stop in self.walker.walk(step):
             run(step.values, start, stop)
         return self.end(step)

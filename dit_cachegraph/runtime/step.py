@@ -9,6 +9,7 @@ commit    all of it becomes the track's; before that nothing that outlives the s
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
@@ -29,6 +30,12 @@ from dit_cachegraph.runtime.injected import Injected
 from dit_cachegraph.runtime.reading import Begun, Reading
 from dit_cachegraph.runtime.weights import Weights
 from dit_cachegraph.segments.slots import Values
+
+
+class Rerun(Protocol):
+    """`SegmentRunner.run`."""
+
+    def __call__(self, values: Values, start: int, stop: int) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -52,7 +59,9 @@ class Step:
     them; `begun` is what is being read since before anything ran; `passes` are its track's
     companions at this step, True for those that made it; `shared` is what is being read where ranks
     share the sample, and then nothing is `begun`; `state` is what the step may use of its track,
-    None with `why_nothing` to say why. It `began` on the host's clock and took `seconds`."""
+    None with `why_nothing` to say why; `rerun` runs segments on other values, None where that takes
+    more than this call: ranks, a batch of requests, blocks compiled one by one. It `began` on the
+    host's clock and took `seconds`."""
 
     values: Values
     request: Request | None
@@ -74,6 +83,7 @@ class Step:
     history: History = field(init=False)
     state: CachedState | None = None
     why_nothing: str | None = None
+    rerun: Rerun | None = None
     injected: Injected | None = None
 
     regions: list[RegionStep] = field(default_factory=list)

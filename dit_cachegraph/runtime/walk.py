@@ -1,6 +1,7 @@
 """A step, stage by stage: what is to run of it, elsewhere, and what is done between."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from torch import Tensor
 
@@ -13,9 +14,11 @@ from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
 from dit_cachegraph.runtime.look import Looker
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
 from dit_cachegraph.runtime.reading import Probed, StepReader
-from dit_cachegraph.runtime.recording import record, sampled
+from dit_cachegraph.runtime.recording import record, rerounded, sampled
 from dit_cachegraph.runtime.step import RegionStep, Step
 from dit_cachegraph.segments.slots import tensor_at
+
+REROUNDED_EVERY = 8  # steps of a dry run
 
 
 class Walker:
@@ -78,7 +81,7 @@ class Walker:
         """Run a region, and hold what it did."""
         i, done, values = len(step.regions) - 1, step.regions[-1], step.values
         region, batch_dim, number = step.plan.regions[i], self._batch_dim, step.history.step
-        bases = replay.bases_of(values, region)
+        bases, nearby = replay.bases_of(values, region), self._rerounded(step, region, stage)
         yield stage.start, stage.stop
         if done.cached is not None and step.plan.settings.observes_error:
             snapshots, done.error_sums = replay.judged_snapshots(
@@ -89,10 +92,18 @@ class Walker:
         if step.plan.settings.common.dry_run is not None:
             probe = None if done.probe is None else sampled(done.probe, batch_dim)
             recorded = record(values, region, bases, batch_dim)
-            done.recorded = recorded._replace(probe=probe, noise=step.noise)
+            done.recorded = recorded._replace(probe=probe, noise=step.noise, rerounded=nearby)
         assert step.injected is not None
         held = replay.joined(region, done.cached, snapshots, number)
         done.cached = held._replace(probe=done.probe, injected=step.injected.of(region))
+
+    def _rerounded(self, step: Step, region: Region, stage: Stage) -> tuple[Tensor, ...] | None:
+        """Samples of a region that is computed twice, at one in so many steps of a dry run."""
+        is_dry_run = step.plan.settings.common.dry_run is not None
+        if step.rerun is None or not is_dry_run or step.history.step % REROUNDED_EVERY != 1:
+            return None
+        run = partial(step.rerun, start=stage.start, stop=stage.stop)
+        return rerounded(step.values, region, run, self._batch_dim)
 
 
 def _reuse(step: Step, region: Region) -> None:

@@ -3,6 +3,7 @@ search has not seen."""
 
 import itertools
 import json
+import logging
 import math
 
 import matplotlib.image
@@ -17,11 +18,16 @@ from dit_cachegraph.calibration.pictures import as_array, psnr_db, ssim
 from dit_cachegraph.calibration.points import Point
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.calibration.rival import FewerSteps, num_steps_for
+from dit_cachegraph.calibration.rounding import below_noise, rounding_noise
+from dit_cachegraph.config import resolve
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.recorded import Recorded
-from support.toy_dits import CrossDiT, toy_inputs
+from links.linked import SwitchedDiT, call, compile_blocks, watch
+from support.logged import logged
+from support.toy_dits import CrossDiT, gated_dit, toy_inputs
+from support.toy_runs import compile_toy, run, toy_steps
 
 ORDER_1 = TaylorSeer(taylorseer_order=1)
 
@@ -180,6 +186,7 @@ def test_a_quality_is_kept_on_pictures_not_seen_before(tmp_path):
     heights = [point.psnr_db for point in found.frontier]
     assert shares == sorted(set(shares)) and heights == sorted(set(heights))
     assert found.best in found.frontier
+    assert 0 < found.rounding_noise < 1e-6 and again.rounding_noise == found.rounding_noise
     found.plot(tmp_path / "frontier.png")
     pixels = matplotlib.image.imread(tmp_path / "frontier.png")[..., :3]
     assert pixels.shape[:2] == (450, 700)
@@ -302,6 +309,66 @@ def test_who_wins(psnr, ssim, wins):
 )
 def test_fewer_steps_cost_no_more(share, num_steps):
     assert num_steps_for(share, 28) == num_steps
+
+
+class Noisy(torch.nn.Module):
+    """A last digit of what it is given is a leading one of what it returns, as may be where layers
+    round to few levels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.frac(2**14 * x)
+
+
+@pytest.mark.parametrize("is_noisy", [False, True])
+def test_the_noise_of_a_model_is_measured(is_noisy):
+    """And told where a setting is below it. What is computed a second time changes no output."""
+    model = gated_dit(4)
+    if is_noisy:
+        for block in model.blocks:
+            block.up = torch.nn.Sequential(block.up, Noisy())
+    compiled = compile_toy(model, dry_run=(0.1,))
+    for inputs in toy_steps([90.0 - 4 * i for i in range(18)]):
+        assert torch.equal(run(compiled, inputs), run(model, inputs))
+    (recorded,) = REGISTRY.of_module(model).recordings
+    twice = [i for i, step in enumerate(recorded) if step.rerounded is not None]
+    assert twice == [1, 9, 17]
+    noise = rounding_noise([recorded])
+    assert (noise > 1e-4) if is_noisy else (0 < noise < 1e-6)
+    settings = {"rule": "error_control", "error_tolerance": 2e-5}
+    told = below_noise(settings, noise)
+    assert is_noisy == (told is not None)
+    if is_noisy:
+        assert told.startswith("error_tolerance=2e-05 is below the noise of the model: two comp")
+        point = Point(0.5, 40.0, None, 1, settings)
+        found = CalibratedConfig(
+            point, point, [point], "a goal", "psnr_db", is_found=True, is_reached=True, num_runs=4,
+            run_cost=4.0, rounding_noise=noise,
+        )  # fmt: skip
+        assert f". {told}. Fewer steps" in str(found)
+        assert CalibratedConfig.from_json(found.to_json()).rounding_noise == noise
+
+
+def test_blocks_compiled_one_by_one_compute_once():
+    model = SwitchedDiT()
+    compile_blocks(model, dry_run=(0.1,))
+    watch(model)
+    for inputs in toy_steps([60.0, 50.0, 40.0]):
+        call(model, inputs)
+    (recorded,) = REGISTRY.of_module(model).recordings
+    assert len(recorded) == 3 and rounding_noise([recorded]) is None
+    assert below_noise({"rule": "error_control", "error_tolerance": 0.01}, None) is None
+
+
+def test_a_setting_below_the_noise_is_logged():
+    failing = Failing(0, MemoryError)
+    for block in failing.compiled._orig_mod.blocks:
+        block.down = torch.nn.Sequential(block.down, Noisy())
+    with logged(logging.WARNING) as lines:
+        found = dc.calibrate(failing.compiled, failing.run, target_psnr=99.0)
+    option = resolve(found).rule.threshold_option
+    is_below = option is not None and found[option] < found.rounding_noise
+    assert found.rounding_noise > 0
+    assert any("is below the noise of the model" in line for line in lines) == is_below
 
 
 @pytest.mark.slow
