@@ -55,15 +55,17 @@ MORE_OF_OURS: Mapping[str, Settings] = {
 }
 
 
-def every_fourth_to_the_last(num_steps: int) -> tuple[int, ...]:
-    """A mask of the first step and of one in four, the last one among them: on a shifted schedule
-    that takes most of the noise away."""
-    return tuple(int(i == 0 or (num_steps - 1 - i) % 4 == 0) for i in range(num_steps))
+def to_the_last(every: int, num_steps: int) -> tuple[int, ...]:
+    """A mask of the first step and of one in `every`, the last one among them: on a shifted
+    schedule that takes most of the noise away."""
+    return tuple(int(i == 0 or (num_steps - 1 - i) % every == 0) for i in range(num_steps))
 
 
-MASKED: Mapping[str, Settings] = {
-    "every 4 to the last": LINE,
-    "every 4 to the last, half a line": HALF_LINE,
+# Masks to the last step, by what they compute one of.
+MASKED: Mapping[str, tuple[int, Settings]] = {
+    "every 3 to the last": (3, LINE),
+    "every 4 to the last": (4, LINE),
+    "every 4 to the last, half a line": (4, HALF_LINE),
 }
 
 
@@ -111,9 +113,9 @@ def ours(name: str, settings: Settings, *, is_quick: bool = False) -> Contender:
     return Contender(f"ours {name}", OURS, draw, options, is_quick)
 
 
-def _masked(name: str, predictor: Settings) -> Contender:
+def _masked(name: str, every: int, predictor: Settings) -> Contender:
     def draw(artist: Artist, num_steps: int) -> Drawn:
-        mask = every_fourth_to_the_last(num_steps)
+        mask = to_the_last(every, num_steps)
         return by_ours(artist, {"rule": "fixed", "compute_mask": mask, **predictor}, num_steps)
 
     return Contender(f"ours {name}", OURS, draw, repr(sorted(predictor.items())))
@@ -124,8 +126,8 @@ def _all_of_ours() -> Iterator[Contender]:
         yield ours(f'"{name}"', options, is_quick=True)
     for name, options in MORE_OF_OURS.items():
         yield ours(name, options)
-    for name, predictor in MASKED.items():
-        yield _masked(name, predictor)
+    for name, (every, predictor) in MASKED.items():
+        yield _masked(name, every, predictor)
 
 
 def _of_cache_dit(pair: Pair) -> Contender:

@@ -216,8 +216,9 @@ def halved_table(settings: Sequence[Measured]) -> str:
             for preset, halved in HALVED.items()
             for row in (measured.preset(preset), measured.named(halved))
         ]
-        if None not in found:
-            lines.append([str(measured.setting), *(_spread(row) for row in found if row)])
+        if any(found[1::2]):
+            cells = [NOTHING if row is None else _spread(row) for row in found]
+            lines.append([str(measured.setting), *cells])
     header = [cell for preset in HALVED for cell in (f'"{preset}"', "half a line")]
     return markdown(["", *header], lines)
 

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.quality import contenders, measure_settings
-from bench.quality.contenders import all_contenders, every_fourth_to_the_last, ours
+from bench.quality.contenders import all_contenders, ours, to_the_last
 from bench.quality.draw import artist_for, by_solver
 from bench.quality.measure_settings import HALVES, MOST_PICTURES, parse_arguments
 from bench.quality.models import NUM_PICTURES
@@ -129,9 +129,10 @@ def test_fewer_steps_are_by_the_solver_of_the_setting(tmp_path):
     assert drawn.share == 0.5 and torch.equal(drawn.pictures, wanted.pictures)
 
 
-def test_one_in_four_steps_is_computed_and_the_first_and_last_among_them():
-    assert every_fourth_to_the_last(9) == (1, 0, 0, 0, 1, 0, 0, 0, 1)
-    assert every_fourth_to_the_last(8) == (1, 0, 0, 1, 0, 0, 0, 1)
+def test_a_mask_to_the_last_computes_one_in_so_many_steps_and_both_ends():
+    assert to_the_last(4, 9) == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert to_the_last(4, 8) == (1, 0, 0, 1, 0, 0, 0, 1)
+    assert to_the_last(3, 5) == (1, 1, 0, 0, 1)
 
 
 @pytest.mark.e2e
