@@ -9,12 +9,12 @@ from dit_cachegraph.plan import CompiledTrunk
 from dit_cachegraph.planning.region import Region
 from dit_cachegraph.planning.stages import Role, Stage
 from dit_cachegraph.policy.rule import Decision, ProbeKind
+from dit_cachegraph.recording import record, rerounded, sampled
 from dit_cachegraph.runtime import replay
 from dit_cachegraph.runtime.decide import EMPTY, decide_region, keep_probe
 from dit_cachegraph.runtime.look import Looker
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
 from dit_cachegraph.runtime.reading import Probed, StepReader
-from dit_cachegraph.runtime.recording import record, rerounded, sampled
 from dit_cachegraph.runtime.step import RegionStep, Step
 from dit_cachegraph.segments.slots import tensor_at
 

@@ -20,8 +20,9 @@ from bench.speed.rivals import FLOOR, MASK, PEER
 ONES = tuple(np.ones(4, np.float32) for _ in MASK)
 
 
-def drawn(scale=1.0, hits=HITS):
-    return passes._Drawn(tuple(step * np.float32(scale) for step in ONES), hits)
+def drawn(scale=1.0, hits=HITS, last=1.0):
+    *steps, end = (step * np.float32(scale) for step in ONES)
+    return passes._Drawn((*steps, end * np.float32(last)), hits)
 
 
 def test_eighteen_of_28_steps_are_reused():
@@ -38,7 +39,11 @@ def test_who_caches_is_compared_with_ours_and_the_rest_with_plain():
 
 @pytest.mark.parametrize(
     ("of_peer", "reason"),
-    [(drawn(2.01), "cache-dit is 0.005 off cachedit"), (drawn(2, HITS[1:]), "was to reuse steps")],
+    [
+        (drawn(2.01), "cache-dit is 0.005 off cachedit"),
+        (drawn(2, HITS[1:]), "was to reuse steps"),
+        (drawn(2, last=np.nan), "cache-dit is nan off cachedit"),
+    ],
 )
 def test_other_pictures_and_other_decisions_end_it(of_peer, reason):
     with pytest.raises(RuntimeError, match=reason):

@@ -28,7 +28,7 @@ ORDER = (
     ("retention",),
     ("call_log",),
     ("models",),
-    ("calls", "cuda_graphs"),
+    ("calls", "cuda_graphs", "recording"),
     ("graph", "runtime"),
     ("links", "batches"),
     ("simulate", "freeze"),

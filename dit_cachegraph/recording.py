@@ -6,7 +6,7 @@ type has: how far the two are apart is the noise of the model, below which no to
 anything. A model that rounds to few levels, as quantised ones do, makes much of a last bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from torch import Tensor
 from dit_cachegraph import ops
 from dit_cachegraph.planning.region import Region
 from dit_cachegraph.policy.recorded import Recorded
-from dit_cachegraph.runtime.replay import Bases
 from dit_cachegraph.segments.slots import Values
 
 
-def record(values: Values, region: Region, bases: Bases, batch_dim: int | None) -> Recorded:
+def record(
+    values: Values, region: Region, bases: Sequence[Tensor | None], batch_dim: int | None
+) -> Recorded:
     """Sample what a region that has computed did."""
     effects, outs = [], []
     for effect, base in zip(region.effects, bases, strict=True):
