@@ -163,6 +163,7 @@ def test_each_number_is_compiled_for_itself():
         torch.testing.assert_close(compiled(hidden_in, factors, k), wanted)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_same_without_triton():
     code = "import sys; sys.modules['triton'] = None; import pytest; sys.exit(pytest.main({!r}))"

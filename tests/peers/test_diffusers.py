@@ -26,7 +26,9 @@ MAX_ERROR = 1e-4
 NUM_STEPS, NUM_PICTURES = 10, 2
 
 
-@pytest.fixture(scope="module", params=["flux-scenes", "wan-clips-guided"])
+@pytest.fixture(
+    scope="module", params=["flux-scenes", pytest.param("wan-clips-guided", marks=pytest.mark.slow)]
+)
 def artist(request, tmp_path_factory) -> Artist:
     folder = tmp_path_factory.mktemp("uncached")
     return artist_for(MODELS[request.param], NUM_PICTURES, NUM_PICTURES, folder)

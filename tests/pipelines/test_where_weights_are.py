@@ -126,7 +126,10 @@ def test_a_pipeline_moved_between_two_images():
 
 @pytest.mark.parametrize(
     ("tiny", "memory_format"),
-    [(SD3, torch.channels_last), (WAN, torch.channels_last_3d)],
+    [
+        pytest.param(SD3, torch.channels_last, marks=pytest.mark.slow),
+        (WAN, torch.channels_last_3d),
+    ],
     ids=["sd3", "wan"],
 )
 def test_channels_last(tiny: TinyPipeline, memory_format: torch.memory_format):

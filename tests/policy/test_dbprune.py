@@ -17,7 +17,7 @@ from support.running import compile_cached, relative_error
 from support.tiny_models import FLUX, SD3, WAN, trajectory
 
 DEPTH, NUM_STEPS = 6, 9
-SOME = [FLUX, WAN, pytest.param(SD3, marks=pytest.mark.slow)]
+SOME = [FLUX, *(pytest.param(tiny, marks=pytest.mark.slow) for tiny in (WAN, SD3))]
 
 
 def random_settings(rng: random.Random) -> dict[str, object]:

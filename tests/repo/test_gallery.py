@@ -156,6 +156,7 @@ def test_of_each_kind_the_nearest_to_the_share_is_shown():
     assert [method.name for method in chosen] == ["ours F1B0 R0.2"]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_methods_are_drawn_prompt_by_prompt():
     methods = {method.name: method for method in all_methods()}

@@ -203,6 +203,7 @@ def test_other_caches_skip_blocks(artist):
         assert 0.3 < by_pipeline(artist, pipe, NUM_STEPS).share < 1
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_published_rules_are_told_what_they_need(artist):
     methods = {method.name: method for method in all_methods()}

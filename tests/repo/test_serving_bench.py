@@ -36,6 +36,7 @@ def test_each_way_draws_the_pictures_that_were_asked_for(studio):
     assert all(row.pictures_a_second.median > 0 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_pictures_that_differ_end_it(studio, monkeypatch):
     monkeypatch.setattr(serving, "MAY_DIFFER", -1.0)

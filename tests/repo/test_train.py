@@ -294,7 +294,7 @@ def test_a_checkpoint_that_names_no_seed_is_refused(tmp_path):
         trainer.load(path)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["flux", pytest.param("wan", marks=pytest.mark.slow)])
 def test_the_check_prints_and_keeps_its_figures(name, tmp_path, capsys):
     recipe = small_recipe(name)
     folder = tmp_path / recipe.folder

@@ -446,7 +446,11 @@ def num_calls_of_python(function):
     return count[0]
 
 
-@pytest.mark.parametrize("is_bounded", [True, False], ids=["max_state_bytes", "no bound"])
+@pytest.mark.parametrize(
+    "is_bounded",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["max_state_bytes", "no bound"],
+)
 def test_idle_requests_cost_a_step_nothing(model, is_bounded):
     """First steps and later ones, with 5 and with 200 that were given up under texts that live."""
     if is_bounded:

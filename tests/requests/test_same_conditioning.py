@@ -111,7 +111,9 @@ def test_at_once_with_names_hits_are_as_alone(model, images):
         assert_same_run(ran[i], oracle_of(model), images[i])
 
 
-@pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "tiny", [FLUX, pytest.param(WAN, marks=pytest.mark.slow)], ids=lambda t: t.name
+)
 def test_a_negative_prompt_that_requests_share(tiny):
     """Both passes of a step take the same latents object, as in the pipelines."""
     for num_requests, is_cond_first in itertools.product((2, 5), (True, False)):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 import dit_cachegraph.runtime.commit as commit
-import dit_cachegraph.runtime.driver as driver
+import dit_cachegraph.runtime.walk as walk
 from dit_cachegraph import backend
 from dit_cachegraph.cuda_graphs.static_buffers import Buffer
 from dit_cachegraph.later import Later
@@ -219,7 +219,7 @@ def no_check_of_the_region(monkeypatch):
 
 def state_committed_early(monkeypatch):
     """A step is counted when it is decided on, before its blocks have run."""
-    decide = driver.decide_region
+    decide = walk.decide_region
 
     def decide_and_count(step, *others):
         decided = decide(step, *others)
@@ -228,7 +228,7 @@ def state_committed_early(monkeypatch):
             step.match.track.history = Later.known(counted)
         return decided
 
-    monkeypatch.setattr(driver, "decide_region", decide_and_count)
+    monkeypatch.setattr(walk, "decide_region", decide_and_count)
 
 
 def repeated_first_timestep_as_heun(monkeypatch):

@@ -17,6 +17,7 @@ from dit_cachegraph.cuda_graphs.captured_values import why_not_static
 from dit_cachegraph.cuda_graphs.cuda_capturer import cuda_capturer
 from dit_cachegraph.cuda_graphs.stage_graphs import GraphedRunner
 from dit_cachegraph.cuda_graphs.static_buffers import StaticBuffers, fill
+from dit_cachegraph.plan import RankGroups
 from dit_cachegraph.savable import SavableModel
 from dit_cachegraph.segments.segment_runner import SegmentRunner
 from support.recorded_graphs import RecordingCapturer
@@ -648,7 +649,9 @@ def test_ranks_that_share_a_sample_have_none(stand_in):
     compiled = with_graphs(model)
     run(compiled, inputs)
     driver, _ = _driver_and_state(model)
-    shared = replace(driver.compiled, trunk=replace(driver.compiled.trunk, groups=("ring",)))
+    shared = replace(
+        driver.compiled, trunk=replace(driver.compiled.trunk, groups=RankGroups(("ring",)))
+    )
     stand_in.recordings.clear()
     driver.graphed = GraphedRunner(shared, driver.segments, stand_in)
     torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
