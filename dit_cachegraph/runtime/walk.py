@@ -34,24 +34,21 @@ class Walker:
         """What is to run of a step: segments `start..stop-1`, which have run when it is asked for
         the next. For a region that is reused there is nothing: its estimate is put."""
         self._looker.begin(step)
-        if step.plan.settings.common.enabled:
-            for stage in step.plan.stages:
-                yield from self._run_stage(step, stage)
+        if not step.plan.settings.common.enabled:
+            self._looker.look_no_further(step)
+            yield 0, self._num_segments
+            why = None if step.request is None else step.request.why_whole
+            step.regions.append(RegionStep(Decision(False, why or "disabled")))
             return
-        self._looker.look_no_further(step)
-        yield 0, self._num_segments
-        why = None if step.request is None else step.request.why_whole
-        step.regions.append(RegionStep(Decision(False, why or "disabled")))
-
-    def _run_stage(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
-        if stage.role is Role.RUNS:
-            yield stage.start, stage.stop
-        elif stage.role is Role.PROBED:
-            yield from self._decide(step, stage)
-        elif step.regions[-1].decision.hit:
-            _reuse(step, step.plan.regions[len(step.regions) - 1])
-        else:
-            yield from self._compute(step, stage)
+        for stage in step.plan.stages:
+            if stage.role is Role.RUNS:
+                yield stage.start, stage.stop
+            elif stage.role is Role.PROBED:
+                yield from self._decide(step, stage)
+            elif step.regions[-1].decision.hit:
+                _reuse(step, step.plan.regions[len(step.regions) - 1])
+            else:
+                yield from self._compute(step, stage)
 
     def _decide(self, step: Step, stage: Stage) -> Iterator[tuple[int, int]]:
         """Run up to where a region's probe is complete; look, if it is the first; and decide."""
