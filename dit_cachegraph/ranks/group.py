@@ -17,14 +17,18 @@ from dit_cachegraph.ranks.together import Together
 
 class Ranks:
     """All ranks that share a sample with this one. Every one of them has to make each of these
-    calls, with tensors of the same size."""
+    calls, with tensors of the same size.
+
+    Groups are held by their names: one that lives on after `destroy_process_group` has threads that
+    may still wait for the interpreter when that ends, which ends the process by SIGABRT.
+    """
 
     def __init__(self, groups: Sequence[str]) -> None:
         """`groups` by their names in torch.distributed, of which this rank is in each."""
-        found = [dist.distributed_c10d._resolve_process_group(name) for name in groups]  # type: ignore[arg-type]
-        self._groups = _axes(found)
+        found = _axes([_group(name) for name in groups])
+        self._groups = tuple([group.group_name for group in found])
         self.rank = dist.get_rank()
-        axes = [dist.get_process_group_ranks(group) for group in self._groups]
+        axes = [dist.get_process_group_ranks(group) for group in found]
         self.together = Together(self.rank, others_on_axes(self.rank, axes))
 
     def gather(self, numbers: Tensor) -> Tensor:
@@ -32,7 +36,7 @@ class Ranks:
         host waits for nothing."""
         rows = numbers.reshape(1, -1)
         self.together.has_met = self.together.is_gathering = True
-        for group in self._groups:
+        for group in map(_group, self._groups):
             gathered = rows.new_empty(group.size() * rows.shape[0], rows.shape[1])
             _all_gather(gathered, rows.contiguous(), group)
             rows = gathered
@@ -42,6 +46,10 @@ class Ranks:
     def summed(self, sums: Tensor) -> Tensor:
         """The sums of all ranks, added up."""
         return self.gather(sums.reshape(-1)).sum(0).reshape(sums.shape)
+
+
+def _group(name: str) -> dist.ProcessGroup:
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def _all_gather(gathered: Tensor, rows: Tensor, group: dist.ProcessGroup) -> None:
