@@ -1,6 +1,7 @@
 """`bench.gpu` on the CPU: what it compares, what it refuses, and that a part that fails is told."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from bench.gpu import quick, right
 from bench.gpu.image import NUM_STEPS, ON_CPU
 from bench.gpu.modes import MASK, MODES
 from bench.gpu.profiled import profiled
-from bench.gpu.run import NEEDS_GPU, Run
+from bench.gpu.run import NEEDS_GPU, Run, worst_error
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Run(torch.device("cpu"), ON_CPU, inner="eager")
@@ -45,6 +46,14 @@ def test_two_threads_draw_as_one():
 def test_outputs_that_differ_are_refused(monkeypatch):
     monkeypatch.setattr(right, "worst_error", lambda own, wanted: 0.5)
     with pytest.raises(RuntimeError, match=r"two images at once are off by \[0.5, 0.5\]"):
+        right.two_threads(HERE)
+
+
+def test_a_step_that_is_not_a_number_is_refused(monkeypatch):
+    good, broken = torch.ones(3), torch.full((3,), torch.nan)
+    assert math.isnan(worst_error([good, broken], [good, good]))
+    monkeypatch.setattr(right, "worst_error", lambda own, wanted: math.nan)
+    with pytest.raises(RuntimeError, match=r"are off by \[nan, nan\]"):
         right.two_threads(HERE)
 
 
