@@ -14,7 +14,6 @@ import contextlib
 import gc
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from bench.speed.flux import (
     make_image,
     parse_depth,
 )
+from bench.speed.host_parts import microseconds_of
 from dit_cachegraph.backend import cachedit
 
 MAY_COST = 0.02
@@ -85,7 +85,7 @@ def _pairs(
         for is_other in (False, True) if i % 2 == 0 else (True, False):
             observing = dit_cachegraph.observe(_nothing) if is_other and is_observed else None
             with observing or contextlib.nullcontext():
-                taken[is_other] = _microseconds(call, next(steps))
+                taken[is_other] = microseconds_of(call, next(steps))
         plain.append(taken[False])
         added.append(taken[True] - taken[False])
     return plain, added
@@ -93,12 +93,6 @@ def _pairs(
 
 def _nothing(_: object) -> None:
     pass
-
-
-def _microseconds(call: Model, inputs: Inputs) -> float:
-    start = time.thread_time_ns()
-    call(**inputs)
-    return (time.thread_time_ns() - start) / 1e3
 
 
 def told(result: ObserveResult) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from bench.common.arguments import some_of
 from bench.common.machine import this_machine
 from bench.common.table import table
 from bench.gpu.image import ON_CPU, ON_GPU
@@ -31,7 +32,9 @@ MAX_TOLD = 2000  # characters of what a part that failed has said
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=_title())
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--parts", type=_parts, default=tuple(PARTS), help=",".join(PARTS))
+    parser.add_argument(
+        "--parts", type=some_of(tuple(PARTS)), default=tuple(PARTS), help=",".join(PARTS)
+    )
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     parser.add_argument("--inner", choices=("inductor", "eager"), default="inductor")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -51,14 +54,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def _title() -> str:
     return (__doc__ or "").partition("\n")[0]
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    chosen = text.split(",")
-    for name in chosen:
-        if name not in PARTS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PARTS)}")
-    return tuple(name for name in PARTS if name in chosen)
 
 
 def _run_apart(name: str, arguments: Sequence[str], parsed: argparse.Namespace) -> list[str]:

@@ -6,6 +6,7 @@ machine with a GPU there may be no diffusers.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -137,7 +138,8 @@ class _Double(nn.Module):
 
     def __init__(self, sizes: FluxSizes) -> None:
         super().__init__()
-        self.image, self.text = _Half(sizes), _Half(sizes)
+        width, num_heads = sizes.width, sizes.num_heads
+        self.image, self.text = _Half(width, num_heads), _Half(width, num_heads)
 
     def forward(
         self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]
@@ -152,15 +154,16 @@ class _Double(nn.Module):
 
 
 class _Half(nn.Module):
-    """One stream of a double block."""
+    """What a block does to one stream: before the attention, and after it."""
 
-    def __init__(self, sizes: FluxSizes) -> None:
+    def __init__(
+        self, width: int, num_heads: int, head_norm: Callable[[int], nn.Module] = nn.RMSNorm
+    ) -> None:
         super().__init__()
-        width = sizes.width
-        self.num_heads = sizes.num_heads
+        self.num_heads = num_heads
         self.modulate = nn.Linear(width, 6 * width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm_q, self.norm_k = nn.RMSNorm(sizes.head_dim), nn.RMSNorm(sizes.head_dim)
+        self.norm_q, self.norm_k = head_norm(width // num_heads), head_norm(width // num_heads)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def modulation(self, temb: Tensor) -> tuple[Tensor, ...]:
@@ -205,18 +208,12 @@ class _Plain(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.modulate = nn.Linear(width, 6 * width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.stream = _Half(width, num_heads, head_norm=nn.Identity)
 
     def forward(self, hidden: Tensor, temb: Tensor) -> Tensor:
-        parts = self.modulate(F.silu(temb)).unsqueeze(1).chunk(6, dim=-1)
-        qkv = self.qkv(_modulated(hidden, parts[0], parts[1]))
-        query, key, value = (_as_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
-        hidden = hidden + parts[2] * self.out(_attention(query, key, value, None))
-        inner = F.gelu(self.up(_modulated(hidden, parts[3], parts[4])), approximate="tanh")
-        return hidden + parts[5] * self.down(inner)
+        parts = self.stream.modulation(temb)
+        mixed = _attention(*self.stream.heads(hidden, parts), None)
+        return self.stream.finish(hidden, mixed, parts)
 
 
 def _modulated(stream: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ sizes and in CPU time with one thread. Each form is checked against float64 befo
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import dit_cachegraph_kernels
+from bench.common.arguments import some_of
 from bench.common.machine import Machine, this_machine
 from bench.kernels.cases import (
     DTYPES,
@@ -53,11 +54,11 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=_title())
     orders = tuple(str(order) for order in range(MAX_ORDER + 1))
-    parser.add_argument("--ops", type=_one_of(OPS), default=OPS)
-    parser.add_argument("--models", type=_one_of(tuple(MODELS)), default=())
+    parser.add_argument("--ops", type=some_of(OPS), default=OPS)
+    parser.add_argument("--models", type=some_of(tuple(MODELS)), default=())
     parser.add_argument("--batches", type=_counts, default=(), help="1,2,8")
-    parser.add_argument("--dtypes", type=_one_of(tuple(DTYPES)), default=())
-    parser.add_argument("--orders", type=_one_of(orders), default=(), help="of Taylor series")
+    parser.add_argument("--dtypes", type=some_of(tuple(DTYPES)), default=())
+    parser.add_argument("--orders", type=some_of(orders), default=(), help="of Taylor series")
     parser.add_argument("--device", type=torch.device, default=None, help="cuda if there is one")
     parser.add_argument("--full-size", action="store_true", help="the GPU's sizes on a CPU too")
     parser.add_argument("--rounds", type=int, default=None, help="20, on a CPU 5")
@@ -78,17 +79,6 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
 
 def _title() -> str:
     return (__doc__ or "").partition("\n")[0]
-
-
-def _one_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    def choose(text: str) -> tuple[str, ...]:
-        chosen = text.split(",")
-        for name in chosen:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return tuple(name for name in known if name in chosen)
-
-    return choose
 
 
 def _counts(text: str) -> tuple[int, ...]:

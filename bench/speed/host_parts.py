@@ -131,7 +131,7 @@ def measure_host(
         for name, is_hit in kinds.items():
             force_decision(model, hit=is_hit)
             call(**next(steps))
-            whole[name].append(_microseconds(call, next(steps)))
+            whole[name].append(microseconds_of(call, next(steps)))
             driver[name].append(backend.nanoseconds[-1] / 1e3)
     guards = _guards(model, image[0], num_rounds)
     results = {}
@@ -143,7 +143,8 @@ def measure_host(
     return guards, results
 
 
-def _microseconds(call: Model, inputs: Inputs) -> float:
+def microseconds_of(call: Model, inputs: Inputs) -> float:
+    """CPU time of this thread for one call."""
     start = time.thread_time_ns()
     call(**inputs)
     return (time.thread_time_ns() - start) / 1e3
