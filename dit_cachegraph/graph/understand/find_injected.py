@@ -11,7 +11,7 @@ no control.
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import is_parameter, is_weight, value_of
+from dit_cachegraph.graph.fx_utils import is_parameter, is_weight, size_hints, value_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment
 from dit_cachegraph.graph.understand.find_roles import Behind
 from dit_cachegraph.graph.understand.match_pattern import Pattern
@@ -57,8 +57,9 @@ def _entering(assignment: Assignment, pattern: Pattern) -> list[fx.Node]:
     ]
 
 
-def _shape_of(node: fx.Node) -> tuple[str, ...] | None:
+def _shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """As it was traced: sizes that are always equal may be written in different symbols."""
     value = value_of(node)
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return None
-    return tuple(map(str, value.shape))
+    return size_hints(value)
