@@ -108,9 +108,18 @@ def test_a_mesh_of_four_ranks(tmp_path: Path, name: str) -> None:
     check([{"model": name, "parallel": each} for each in parallels], tmp_path, num_ranks=4)
 
 
-def test_a_plan_of_the_caller(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["flux", "wan", "qwen"])
+def test_heads_over_weights_and_over_tokens(tmp_path: Path, name: str) -> None:
+    """All weights of attention and MLP over two ranks, and Ulysses over two of these pairs."""
+    case = {"model": f"{name} of four heads", "parallel": "weights and ulysses"}
+    check([case, {**case, "settings": {"error_tolerance": 1.0}}], tmp_path, num_ranks=4)
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "cogvideox, rotary"])
+def test_a_plan_of_the_caller(tmp_path: Path, name: str) -> None:
     """diffusers has none for CogVideoX."""
-    check([{"model": "cogvideox", "parallel": "a plan"}], tmp_path)
+    parallels = ("a plan", "a plan in a ring")
+    check([{"model": name, "parallel": parallel} for parallel in parallels], tmp_path)
 
 
 def test_a_plan_without_an_attention_over_all_ranks_draws_something_else(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,10 +35,31 @@ import dit_cachegraph as dc  # noqa: E402
 from ranks import cogvideox, ring_attention  # noqa: E402
 from ranks.schedules import run_schedules  # noqa: E402
 from support.running import relative_error  # noqa: E402
-from support.tiny_models import FLUX, QWEN, WAN, Inputs, TinyModel, trajectory  # noqa: E402
+from support.tiny_models import (  # noqa: E402
+    FLUX,
+    QWEN,
+    WAN,
+    Inputs,
+    TinyModel,
+    finish,
+    trajectory,
+)
 
 TIMEOUT = timedelta(seconds=180)  # One may compile for long while the others wait.
-MODELS = {tiny.name: tiny for tiny in (FLUX, WAN, QWEN, cogvideox.COGVIDEOX)}
+
+
+def with_four_heads(tiny: TinyModel) -> TinyModel:
+    """Enough to split them over weights, and what a rank has left over tokens."""
+
+    def build(depth: int) -> nn.Module:
+        model = tiny.build(depth)
+        return finish(type(model).from_config(model.config, num_attention_heads=4), 0)
+
+    return replace(tiny, name=f"{tiny.name} of four heads", build=build)
+
+
+TINY = (FLUX, WAN, QWEN, cogvideox.COGVIDEOX, cogvideox.ROTARY)
+MODELS = {tiny.name: tiny for tiny in (*TINY, *map(with_four_heads, (FLUX, WAN, QWEN)))}
 DEPTH = 4
 NUM_STEPS = 10
 NUM_TEXT_TOKENS = 8
@@ -70,6 +91,15 @@ def by_a_plan(model: nn.Module, name: str, inputs: Inputs) -> None:
     by_a_plan_alone(model, name, inputs)
 
 
+def by_a_plan_in_a_ring(model: nn.Module, name: str, inputs: Inputs) -> None:
+    ring_attention.register()
+    model.set_attn_processor(cogvideox.SharingProcessor())
+    model.set_attention_backend(ring_attention.NAME)
+    config = ContextParallelConfig(ring_degree=dist.get_world_size())
+    model.enable_parallelism(config=config, cp_plan=cogvideox.PLAN)
+    model(**inputs)
+
+
 def by_ring(model: nn.Module, name: str, inputs: Inputs) -> None:
     in_rings(model, inputs, ContextParallelConfig(ring_degree=dist.get_world_size()))
 
@@ -93,12 +123,11 @@ def by_mlps(model: nn.Module, name: str, inputs: Inputs) -> None:
 
 def by_weights(model: nn.Module, name: str, inputs: Inputs) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
-    split_weights(model, name, mesh)
+    split_weights(model, mesh)
 
 
 def by_mlps_and_ulysses(model: nn.Module, name: str, inputs: Inputs) -> None:
-    """Tokens over two ranks, MLPs over two of these pairs: two heads are too few to split both
-    ways."""
+    """Tokens over two ranks, MLPs over two of these pairs: two heads can't be split both ways."""
     mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("tp", "ring", "ulysses"))
     split_mlps(model, name, mesh["tp"])
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, mesh=mesh))
@@ -107,8 +136,16 @@ def by_mlps_and_ulysses(model: nn.Module, name: str, inputs: Inputs) -> None:
 
 def by_weights_and_ring(model: nn.Module, name: str, inputs: Inputs) -> None:
     mesh = init_device_mesh("cpu", (2, 2, 1), mesh_dim_names=("tp", "ring", "ulysses"))
-    split_weights(model, name, mesh["tp"])
+    split_weights(model, mesh["tp"])
     in_rings(model, inputs, ContextParallelConfig(ring_degree=2, mesh=mesh))
+
+
+def by_weights_and_ulysses(model: nn.Module, name: str, inputs: Inputs) -> None:
+    """Heads over two ranks, and those of each over the two that have other tokens."""
+    mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("tp", "ring", "ulysses"))
+    split_weights(model, mesh["tp"])
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, mesh=mesh))
+    model(**inputs)
 
 
 def split_mlps(model: nn.Module, name: str, mesh: DeviceMesh) -> None:
@@ -117,10 +154,10 @@ def split_mlps(model: nn.Module, name: str, mesh: DeviceMesh) -> None:
         parallelize_module(block, mesh, {up: ColwiseParallel(), down: RowwiseParallel()})
 
 
-def split_weights(model: nn.Module, name: str, mesh: DeviceMesh) -> None:
+def split_weights(model: nn.Module, mesh: DeviceMesh) -> None:
     """Those of attention and MLP, by diffusers' plan where it has one; that of Wan norms queries
     over all heads, and so has them gathered."""
-    if name != "wan":
+    if model._tp_plan is not None:
         for block, plan in _resolve_tp_plan(model, model._tp_plan):
             parallelize_module(block, mesh, _styles(plan))
         return
@@ -141,12 +178,14 @@ PARALLEL: dict[str, Callable[[nn.Module, str, Inputs], None]] = {
     "ulysses": by_ulysses,
     "a plan": by_a_plan,
     "a plan alone": by_a_plan_alone,
+    "a plan in a ring": by_a_plan_in_a_ring,
     "ring": by_ring,
     "ring and ulysses": by_ring_and_ulysses,
     "mlps": by_mlps,
     "weights": by_weights,
     "mlps and ulysses": by_mlps_and_ulysses,
     "weights and ring": by_weights_and_ring,
+    "weights and ulysses": by_weights_and_ulysses,
     "nothing": by_nothing,
 }
 
