@@ -7,11 +7,13 @@ gather goes along one after the other:
           2 3                              rank 2: 2 3                                  0 1 2 3
 """
 
+import weakref
 from collections.abc import Sequence
 
 import torch.distributed as dist
 from torch import Tensor
 
+from dit_cachegraph.exc import RankLost
 from dit_cachegraph.ranks.together import Together
 
 
@@ -20,27 +22,46 @@ class Ranks:
     calls, with tensors of the same size.
 
     Groups are held by their names: one that lives on after `destroy_process_group` has threads that
-    may still wait for the interpreter when that ends, which ends the process by SIGABRT.
+    may still wait for the interpreter when that ends, which ends the process by SIGABRT. So a group
+    that is made anew by the same name is taken, as the collectives of the blocks take it.
     """
 
     def __init__(self, groups: Sequence[str]) -> None:
         """`groups` by their names in torch.distributed, of which this rank is in each."""
         found = _axes([_group(name) for name in groups])
         self._groups = tuple([group.group_name for group in found])
-        self.rank = dist.get_rank()
-        axes = [dist.get_process_group_ranks(group) for group in found]
-        self.together = Together(self.rank, others_on_axes(self.rank, axes))
+        self.rank, self._axes = dist.get_rank(), [dist.get_process_group_ranks(g) for g in found]
+        self._meet(found)
+
+    def _meet(self, groups: Sequence[dist.ProcessGroup]) -> None:
+        self._met = [weakref.ref(group) for group in groups]
+        self._together = Together(self.rank, others_on_axes(self.rank, self._axes))
+
+    @property
+    def together(self) -> Together:
+        """What a call of these ranks is made in.
+
+        Raises:
+            RankLost: a group was destroyed, or made anew of other ranks.
+        """
+        groups = [_group(name) for name in self._groups]
+        if any(met() is not group for met, group in zip(self._met, groups, strict=True)):
+            axes = [dist.get_process_group_ranks(group) for group in groups]
+            if (dist.get_rank(), axes) != (self.rank, self._axes):
+                raise RankLost(_why_others(self.rank, self._axes, axes))
+            self._meet(groups)
+        return self._together
 
     def gather(self, numbers: Tensor) -> Tensor:
         """The `numbers`, [n], of every rank, [ranks, n], in the same order on each. On a GPU the
         host waits for nothing."""
         rows = numbers.reshape(1, -1)
-        self.together.has_met = self.together.is_gathering = True
+        self._together.has_met = self._together.is_gathering = True
         for group in map(_group, self._groups):
             gathered = rows.new_empty(group.size() * rows.shape[0], rows.shape[1])
             _all_gather(gathered, rows.contiguous(), group)
             rows = gathered
-        self.together.is_gathering = False
+        self._together.is_gathering = False
         return rows
 
     def summed(self, sums: Tensor) -> Tensor:
@@ -49,7 +70,25 @@ class Ranks:
 
 
 def _group(name: str) -> dist.ProcessGroup:
-    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+    try:
+        return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise RankLost(
+            f"the blocks wait for the ranks of process group {name!r}, which was destroyed: make "
+            "it anew on all of them, of the same ranks, before the model is called"
+        ) from error
+
+
+def _why_others(rank: int, before: Sequence[object], now: Sequence[object]) -> str:
+    return (
+        f"the process groups in which the blocks wait were made anew: this was rank {rank} of "
+        f"{_listed(before)}, and is rank {dist.get_rank()} of {_listed(now)}. What was compiled is "
+        "of the ranks before: call torch._dynamo.reset() on all of them, and compile the model anew"
+    )
+
+
+def _listed(axes: Sequence[object]) -> str:
+    return ", ".join(map(str, axes))
 
 
 def _all_gather(gathered: Tensor, rows: Tensor, group: dist.ProcessGroup) -> None:

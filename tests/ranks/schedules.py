@@ -32,25 +32,28 @@ Seen = dict[str, object]
 
 
 class SharingBlock(nn.Module):
-    """Looks at the tokens of all ranks."""
+    """Looks at the tokens of all ranks of a group, which it knows by name as a mesh does."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: str) -> None:
         super().__init__()
-        self.block = GatedBlock()
+        self.block, self.group = GatedBlock(), group
 
     def forward(self, h: Tensor, temb: Tensor) -> Tensor:
-        mean = funcol.all_reduce(h.mean(1, keepdim=True), "avg", dist.group.WORLD)
+        mean = funcol.all_reduce(h.mean(1, keepdim=True), "avg", self.group)
         return self.block(h + 0.1 * mean, temb)
 
 
 class SharingDiT(ToyDiT):
-    """Each rank has its part of the tokens, from before the blocks until after them. A control is
-    added at each block."""
+    """Each rank of a group has its part of the tokens, from before the blocks until after them. A
+    control is added at each block."""
 
-    def __init__(self, num_blocks: int = 4) -> None:
+    def __init__(self, num_blocks: int = 4, group: dist.ProcessGroup | None = None) -> None:
+        """None: the group of all ranks."""
         torch.manual_seed(0)
-        super().__init__([SharingBlock() for _ in range(num_blocks)])
-        self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
+        group = dist.group.WORLD if group is None else group
+        super().__init__([SharingBlock(group.group_name) for _ in range(num_blocks)])
+        self.group = group.group_name
+        self.rank, self.num_ranks = group.rank(), group.size()
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, control: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ class SharingDiT(ToyDiT):
         h, added = (self.own(tokens) for tokens in (self.proj_in(latents), control[..., :DIM]))
         for block in self.blocks:
             h = block(h + 0.1 * added, temb)
-        whole = funcol.all_gather_tensor(h.contiguous(), 1, dist.group.WORLD)
+        whole = funcol.all_gather_tensor(h.contiguous(), 1, self.group)
         return self.proj_out(whole)
 
     def own(self, tokens: Tensor) -> Tensor:
@@ -86,7 +89,7 @@ class Schedule:
     def begin(self) -> None:
         self.image, self.step, self.size = self.rng.random(), 0, self.rng.choice(SIZES)
         # Neither has ever the shape of the latents, which it would be taken for.
-        self.text, self.control = _normal(self.image + 2, 5), _normal(5, self.size, 2 * DIM)
+        self.text, self.control = normal(self.image + 2, 5), normal(5, self.size, 2 * DIM)
 
     def run(self) -> None:
         for _ in range(NUM_STEPS):
@@ -110,7 +113,7 @@ class Schedule:
         if event == "written" or (self.is_alone and event == "control"):
             self.control.mul_(1.0)
         name = dc.request("alone") if self.is_alone and event == "name" else nullcontext()
-        latents = torch.lerp(_normal(image, self.size), _normal(-1, self.size), self.step / 40)
+        latents = torch.lerp(normal(image, self.size), normal(-1, self.size), self.step / 40)
         with name:
             self.model(latents, torch.full((1,), timestep), self.text, self.control)
         self.step += 1
@@ -132,7 +135,7 @@ class Schedule:
         dc.configure(self.model, **own)
 
 
-def _normal(seed: float, num_tokens: int, width: int = DIM) -> Tensor:
+def normal(seed: float, num_tokens: int, width: int = DIM) -> Tensor:
     generator = torch.Generator().manual_seed(int(seed * 1000) + 10_000)
     return torch.randn(1, num_tokens, width, generator=generator)
 

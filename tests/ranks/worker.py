@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import dit_cachegraph as dc  # noqa: E402
 from ranks import cogvideox, ring_attention  # noqa: E402
 from ranks.schedules import run_schedules  # noqa: E402
+from ranks.unusual import run_unusual  # noqa: E402
 from support.running import relative_error  # noqa: E402
 from support.tiny_models import (  # noqa: E402
     FLUX,
@@ -259,7 +260,10 @@ def run_refused(model: nn.Module, case: Seen, steps: Sequence[Inputs]) -> Seen:
 
 
 def run_case(case: Seen, compiled: Compiled) -> Seen:
-    """One image by one process, and the same by all ranks; or random schedules."""
+    """One image by one process, and the same by all ranks; or random schedules; or what ranks may
+    also meet."""
+    if "unusual" in case:
+        return run_unusual(Path(str(case["unusual"])))
     if "schedules" in case:
         return run_schedules(case["schedules"])
     name, inner = str(case["model"]), str(case.get("inner", "eager"))
