@@ -19,9 +19,14 @@ def run_ranks(
     (folder / "cases.json").write_text(json.dumps(cases))
     ranks = f"--nproc-per-node={num_ranks}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks]
-    done = subprocess.run(
-        [*command, str(WORKER), str(folder)], capture_output=True, text=True, timeout=seconds
+    torchrun = subprocess.Popen(
+        [*command, str(WORKER), str(folder)], stderr=subprocess.PIPE, text=True
     )
-    assert done.returncode == 0, done.stderr[-6000:]
+    try:
+        _, said = torchrun.communicate(timeout=seconds)
+    finally:
+        torchrun.terminate()  # It ends its ranks, which SIGKILL would leave behind.
+        torchrun.communicate()
+    assert torchrun.returncode == 0, said[-6000:]
     seen = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(num_ranks)]
     return [list(of_case) for of_case in zip(*seen, strict=True)]
