@@ -39,7 +39,8 @@ class CannotSave(CacheGraphError):
 
 class CannotLoad(CacheGraphError):
     """`load_exported` was given a file that isn't whole, isn't one of `export` or was made
-    elsewhere, or weights that don't fit; says what was seen, and what to do."""
+    elsewhere, or weights that don't fit; says what was seen, and what to do. In `load`, which
+    compiles afresh then, it becomes a `NotLoadedWarning`."""
 
 
 class RankLost(CacheGraphError, RuntimeError):

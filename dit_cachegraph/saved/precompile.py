@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import torch
 from torch import nn
 
-from dit_cachegraph.exc import CannotSave, InvalidConfig, NotLoadedWarning
+from dit_cachegraph.exc import CannotLoad, CannotSave, InvalidConfig, NotLoadedWarning
 from dit_cachegraph.saved.forward import SavedForward, check_plain
 from dit_cachegraph.saved.manifest import folder_for, read_programs, write_programs
 from dit_cachegraph.saved.record_calls import RecordedCall, record_calls, with_open_sizes
@@ -115,7 +115,10 @@ def _loaded(part: _Part, folder: Path, options: Options) -> "list[Program] | str
     saved = read_programs(folder_for(folder, part.name), part.module)
     if isinstance(saved, str):
         return saved
-    programs = [program_from_bytes(data, part.module) for data in saved]
+    try:
+        programs = [program_from_bytes(data, part.module) for data in saved]
+    except CannotLoad as error:
+        return str(error)
     for program in programs:
         if program.options != options:
             return f"it was saved with the options {dict(program.options)}, not {dict(options)}"

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.aot_compile import AOTCompiledFunction
 from torch._dynamo.exc import Unsupported
+from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
 from dit_cachegraph.backend import cachedit
-from dit_cachegraph.exc import CannotSave
+from dit_cachegraph.exc import CannotLoad, CannotSave
 from dit_cachegraph.runtime.uncached import UncachedModel
 from dit_cachegraph.saved.call_kind import CallKind
 
@@ -54,10 +55,17 @@ class Program:
 
 
 def program_from_bytes(data: bytes, module: nn.Module) -> Program:
-    """The program of a model like `module`. It runs code that is in `data`."""
+    """The program of a model like `module`. It runs code that is in `data`.
+
+    Raises:
+        CannotLoad: a kernel of it has to be built anew here, and can't be.
+    """
     kind, options, function = pickle.loads(data)
     names = _function_of(module).__globals__
-    loaded = AOTCompiledFunction.deserialize(function, names, _functions_around(module))
+    try:
+        loaded = AOTCompiledFunction.deserialize(function, names, _functions_around(module))
+    except (InvalidCxxCompiler, CppCompileError) as error:
+        raise CannotLoad(f"its kernels have to be built anew here, which fails: {error}") from error
     return Program(kind, options, loaded)
 
 

@@ -1,19 +1,26 @@
 """What one process compiled and another loads: the same pictures and decisions without a trace, and
 every call or folder that doesn't fit is compiled afresh, with the reason."""
 
+import hashlib
 import json
 import logging
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import config
+from torch._inductor.utils import fresh_cache
 
 import dit_cachegraph as dc
+from dit_cachegraph.graph.cut.cpp_kernels import cpu_features
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.savable import SavableModel
 from support.logged import logged
@@ -350,8 +357,11 @@ def test_a_pipeline_is_loaded_with_its_transformer(tmp_path):
     dc.check(pipe)
 
 
+OF_INDUCTOR = {"predictor": "taylorseer", "rule": "dbcache", "max_warmup_steps": 2}
 ONE_PROCESS = """
 import json, sys
+started = []
+sys.addaudithook(lambda event, given: started.append(given) if event == "subprocess.Popen" else 0)
 import torch
 from torch._dynamo.utils import counters
 from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
@@ -366,42 +376,86 @@ def draw(model):
 
 torch.manual_seed(0)
 model = ReadingDiT([GatedBlock() for _ in range(3)]).eval()
-options = {"predictor": "taylorseer", "rule": "dbcache", "max_warmup_steps": 2}
+options = json.loads(sys.argv[4])
 if sys.argv[1] == "save":
     model = dc.precompile(model, draw, save=sys.argv[2], options=options)
 else:
     model = dc.load(model, sys.argv[2], options)
 torch.save(draw(model), sys.argv[3])
 told = {name: dict(counters[name]) for name in ("stats", "inductor")}
-print(json.dumps({**told, "hits": [step.hit for step in dc.summary(model).steps]}))
+report = dc.summary(model)
+told |= {"hits": [s.hit for s in report.steps], "diffs": [s.diff for s in report.steps]}
+told["started"] = len(started)
+print(json.dumps(told))
 """
 
 
-def run_alone(what: str, folder: Path, cache: Path) -> dict[str, object]:
+def run_alone(what: str, folder: Path, cache: Path, **environment: str) -> dict[str, object]:
     """Save or load in a process of its own, with Inductor, whose cache is in `cache`."""
     tests = Path(__file__).resolve().parents[1]
     paths = [str(tests), str(tests.parent), str(tests.parent / "kernels")]
     own = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
-        [sys.executable, "-c", ONE_PROCESS, what, str(folder), str(cache / "outputs.pt")],
+        [sys.executable, "-c", ONE_PROCESS, what, str(folder), str(cache / "outputs.pt")]
+        + [json.dumps(OF_INDUCTOR)],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, **own},
+        env={**os.environ, **own, **environment},
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
+class SavedAlone(NamedTuple):
+    folder: Path
+    told: dict[str, object]
+    outputs: Path
+
+
+@pytest.fixture(scope="module")
+def saved_alone(tmp_path_factory) -> SavedAlone:
+    """What a process of its own has saved, with an empty cache."""
+    folder, cache = tmp_path_factory.mktemp("folder"), tmp_path_factory.mktemp("cache")
+    return SavedAlone(folder, run_alone("save", folder, cache), cache / "outputs.pt")
+
+
 @pytest.mark.slow
-def test_a_new_process_neither_traces_nor_compiles(tmp_path):
-    caches = [tmp_path / "first", tmp_path / "second"]
-    for cache in caches:
-        cache.mkdir()
-    saved = run_alone("save", tmp_path / "saved", caches[0])
-    loaded = run_alone("load", tmp_path / "saved", caches[1])
+def test_a_new_process_neither_traces_nor_compiles(saved_alone, tmp_path):
+    saved = saved_alone.told
+    loaded = run_alone("load", saved_alone.folder, tmp_path, CXX="/bin/false")
     assert saved["stats"], "a trace would be seen"
     assert "pattern_matcher_count" in saved["inductor"], "and so would a compilation"
+    assert saved["started"] > 0, "and so would a compiler"
     assert loaded["stats"] == {} and "pattern_matcher_count" not in loaded["inductor"]
-    assert loaded["hits"] == saved["hits"] and any(loaded["hits"])
-    first, second = (torch.load(cache / "outputs.pt") for cache in caches)
+    assert loaded["started"] == 0
+    for told in ("hits", "diffs"):
+        assert loaded[told] == saved[told]
+    assert any(loaded["hits"])
+    first, second = torch.load(saved_alone.outputs), torch.load(tmp_path / "outputs.pt")
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def built_for_another_cpu(folder: Path) -> None:
+    """Give one of the instruction sets that were noted another name, and sign it."""
+    path, noted = folder / "model" / "manifest.json", sorted(cpu_features())[0].encode()
+    program = path.with_name("program_0.bin")
+    as_pickled = pickle.SHORT_BINUNICODE + bytes([len(noted)])
+    assert as_pickled + noted in program.read_bytes()
+    another = program.read_bytes().replace(as_pickled + noted, as_pickled + noted[:-1] + b"?")
+    program.write_bytes(another)
+    manifest = json.loads(path.read_text())
+    manifest["programs"][program.name] = hashlib.sha256(another).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.slow
+def test_on_another_cpu_the_kernels_are_built_anew_or_it_is_said_why_not(saved_alone, tmp_path):
+    folder = shutil.copytree(saved_alone.folder, tmp_path / "copy")
+    built_for_another_cpu(folder)
+    with logged(logging.WARNING) as lines, fresh_cache():
+        model = dc.load(toy(), folder, OF_INDUCTOR)
+    assert ["which this one lacks: a compiler builds them anew" in line for line in lines] == [True]
+    torch.testing.assert_close(draw(model, (2,)), torch.load(saved_alone.outputs), rtol=0, atol=0)
+    said = pytest.warns(dc.NotLoadedWarning, match=r"built anew here, which fails: No .* C\+\+")
+    with config.patch({"cpp.cxx": ("/bin/false",)}), fresh_cache(), said:
+        dc.load(toy(), folder, OF_INDUCTOR)

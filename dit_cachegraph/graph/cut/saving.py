@@ -2,6 +2,7 @@
 
     Inductor's functions, as AOTAutograd bundles them    bytes of each
     plain graphs: the modulated input, inner "eager"     bytes of each
+    their C++ kernels                                    shared objects
     trunk, roles, what kernels are built for             as they are
 
 Needs torch 2.13: that of before can't save the functions one by one.
@@ -9,8 +10,8 @@ Needs torch 2.13: that of before can't save the functions one by one.
 
 import pickle
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import fx
 from torch._dynamo.aot_compile_types import (
@@ -24,19 +25,27 @@ from dit_cachegraph.exc import CannotSave
 from dit_cachegraph.graph.cut.calling import as_called
 from dit_cachegraph.plan import ArgumentRoles, CompiledTrunk, Original, StreamKind, Trunk
 
+if TYPE_CHECKING:
+    from dit_cachegraph.graph.cut.cpp_kernels import CppKernels
+
 
 class _SavedFunction(NamedTuple):
     of: type[SerializableCallable]
     data: bytes
     makes_only_new_tensors: bool
 
+    @property
+    def is_of_inductor(self) -> bool:
+        return self.of is BundledAOTAutogradSerializableCallable
+
 
 class _SavedTrunk(NamedTuple):
-    """What is written of a `CompiledTrunk`."""
+    """What is written of a `CompiledTrunk`; `kernels` where Inductor has compiled it."""
 
     trunk: Trunk
     roles: ArgumentRoles
     functions: tuple[_SavedFunction, ...]
+    kernels: "CppKernels | None"
     stream_kind: StreamKind
     allows_batch: Callable[[int], bool]
 
@@ -55,7 +64,12 @@ def trunk_to_bytes(compiled: CompiledTrunk) -> bytes:
         )
     functions = tuple(map(_saved, compiled.originals))
     saved = _SavedTrunk(
-        compiled.trunk, compiled.roles, functions, compiled.stream_kind, compiled.allows_batch
+        trunk=compiled.trunk,
+        roles=compiled.roles,
+        functions=functions,
+        kernels=_kernels_of(functions),
+        stream_kind=compiled.stream_kind,
+        allows_batch=compiled.allows_batch,
     )
     return pickle.dumps(saved)
 
@@ -64,7 +78,7 @@ def trunk_from_bytes(data: bytes) -> CompiledTrunk:
     """The trunk, ready to run. It runs code that is in `data`."""
     start = time.perf_counter()
     saved: _SavedTrunk = pickle.loads(data)
-    originals = tuple(map(_loaded, saved.functions))
+    originals = tuple(map(_loaded, _with_kernels(saved.functions, saved.kernels)))
     num_functions = 1 + max(segment.kind for segment in saved.trunk.segments)
     functions = [as_called(original) for original in originals]
     ops.load_kernels()
@@ -104,6 +118,31 @@ def _as_savable(function: Callable[..., Any]) -> SerializableCallable:
         "`precompile` or torch's `aot_compile`; with another `inner_backend`, compile it in each "
         "process"
     )
+
+
+def _kernels_of(functions: Sequence[_SavedFunction]) -> "CppKernels | None":
+    """What a compiler has built for what Inductor has compiled."""
+    of_inductor = [function.data for function in functions if function.is_of_inductor]
+    if not of_inductor:
+        return None
+    # Importing Inductor takes seconds, and other backends do without it.
+    from dit_cachegraph.graph.cut.cpp_kernels import kernels_of  # noqa: PLC0415
+
+    return kernels_of(of_inductor)
+
+
+def _with_kernels(
+    functions: Sequence[_SavedFunction], kernels: "CppKernels | None"
+) -> Sequence[_SavedFunction]:
+    """The functions, which load the kernels in the place of having them built, if they run here."""
+    if kernels is None:
+        return functions
+    from dit_cachegraph.graph.cut.cpp_kernels import put_down, with_kernels  # noqa: PLC0415
+
+    paths = put_down(kernels)
+    return [
+        f._replace(data=with_kernels(f.data, paths)) if f.is_of_inductor else f for f in functions
+    ]
 
 
 def _loaded(saved: _SavedFunction) -> Original:
