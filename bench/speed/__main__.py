@@ -21,12 +21,14 @@ from bench.common.machine import Machine, this_machine
 from bench.common.table import table
 from bench.common.threads import use_one_thread
 from bench.speed.cold import ColdResult, measure_cold
-from bench.speed.engines import CACHEDIT, EAGER, ENGINES, LOADED, PLAIN
+from bench.speed.engines import CACHEDIT, EAGER, ENGINES, LOADED, PEER_COMPILED, PLAIN
 from bench.speed.flux import COLD, PRESETS, Depth, Preset, parse_depth
 from bench.speed.state import StateResult, measure_state
 from bench.speed.steps import StepResult, measure_steps
 
 DEFAULT_DEPTH = Depth(6, 12)
+# The peer's steps are measured by `bench.speed.passes`, its cold compile beside the others.
+STARTED = (*ENGINES, PEER_COMPILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.models", description=_title())
     parser.add_argument("--preset", choices=PRESETS, default="host", help="sizes of the steps")
-    parser.add_argument("--engines", type=_engines, default=ENGINES, help=",".join(ENGINES))
+    parser.add_argument("--engines", type=_engines, default=ENGINES, help=",".join(STARTED))
     parser.add_argument(
         "--depth",
         type=parse_depth,
@@ -106,23 +108,23 @@ def _title() -> str:
 def _engines(text: str) -> tuple[str, ...]:
     chosen = text.split(",")
     for name in chosen:
-        if name not in ENGINES:
-            raise argparse.ArgumentTypeError(f"an engine is one of {', '.join(ENGINES)}: {name!r}")
-    return tuple(engine for engine in ENGINES if engine in chosen)
+        if name not in STARTED:
+            raise argparse.ArgumentTypeError(f"an engine is one of {', '.join(STARTED)}: {name!r}")
+    return tuple(engine for engine in STARTED if engine in chosen)
 
 
 def cold_table(results: Sequence[ColdResult]) -> str:
     """One row a run, then ours to plain by the run."""
-    header = ["engine", "CPU-s", "Python", "C++", "trace", "wall"]
+    header = ["engine", "CPU-s", "Python", "C++", "trace", "wall", "4 calls more"]
     rows = [[*header, "graphs", "breaks", "recompiles", "distinct segments"]]
     for r in results:
         seconds = (r.cpu_seconds, r.python_seconds, r.children_seconds, r.trace_seconds)
         segments = "-" if r.num_distinct_segments is None else str(r.num_distinct_segments)
         counts = (r.num_graphs, r.num_breaks, r.num_recompiles)
-        times = [f"{s:.1f}" for s in (*seconds, r.wall_seconds)]
+        times = [f"{s:.1f}" for s in (*seconds, r.wall_seconds, r.later_seconds)]
         rows.append([r.engine, *times, *map(str, counts), segments])
     lines = [table(rows)]
-    for over, under in ((CACHEDIT, PLAIN), (LOADED, CACHEDIT)):
+    for over, under in ((CACHEDIT, PLAIN), (CACHEDIT, PEER_COMPILED), (LOADED, CACHEDIT)):
         lines += [
             f"{over} to {under}: {r.cpu_seconds:.2f}x CPU-seconds, {r.python_seconds:.2f}x Python "
             "alone"
@@ -187,7 +189,8 @@ def measure(arguments: Arguments) -> Results:
     steps, state = None, None
     if arguments.measures_steps:
         print(f"\n{preset}, {depth} blocks, F1B0, {arguments.num_rounds} rounds", flush=True)
-        steps = measure_steps(preset, depth, arguments.engines, arguments.num_rounds)
+        engines = tuple(engine for engine in arguments.engines if engine in ENGINES)
+        steps = measure_steps(preset, depth, engines, arguments.num_rounds)
         print(steps_table(steps))
     if arguments.measures_state:
         print(f"\n{preset}, {depth} blocks, F1B0, {arguments.num_rounds} rounds", flush=True)

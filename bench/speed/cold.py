@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from bench.speed.engines import (
     ENGINES,
     LOADED,
     OURS,
+    PEER_COMPILED,
+    Model,
     compile_for,
     dynamo_counts,
     load_for,
@@ -47,13 +50,15 @@ NUM_LATER_STEPS = 4
 class ColdResult:
     """What one engine's first call cost. `python_seconds` is CPU time of the process itself,
     `children_seconds` that of the C++ compilers; `trace_seconds` is the wall time of Dynamo
-    without its backend."""
+    without its backend. `later_seconds`: the CPU time of the four calls after it, by process and
+    compilers, with what they compile."""
 
     engine: str
     python_seconds: float
     children_seconds: float
     wall_seconds: float
     trace_seconds: float
+    later_seconds: float
     num_graphs: int
     num_breaks: int
     num_recompiles: int
@@ -116,26 +121,55 @@ def _usage() -> _Usage:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A model that no call has compiled yet. `start` returns what is called for a step; an image is
+    drawn `inside` of a context. `num_segments`: how many of ours were compiled."""
+
+    start: Callable[[], Model]
+    inside: Callable[[], AbstractContextManager[object]] = nullcontext
+    num_segments: Callable[[], int | None] = lambda: None
+
+
+def _subject(engine: str, depth: Depth, saved: Path) -> _Subject:
+    if engine == PEER_COMPILED:
+        # Who measures without the peer needn't have it.
+        from bench.speed.rivals import DRAWERS  # noqa: PLC0415
+
+        drawer = DRAWERS[engine](COLD, depth)
+        return _Subject(lambda: drawer.call, drawer.inside)
+    model = build_model(COLD, depth)
+    if engine not in OURS:
+        return _Subject(lambda: compile_for(engine, model))
+    return _Subject(
+        lambda: load_for(model, saved) if engine == LOADED else compile_for(engine, model),
+        num_segments=lambda: num_distinct_segments(model),
+    )
+
+
 def _measure_here(engine: str, depth: Depth, saved: Path) -> ColdResult:
-    model, image = build_model(COLD, depth), make_image(COLD)
+    subject, image = _subject(engine, depth, saved), make_image(COLD)
     _pay_fixed_part()
-    trace_before, before, counts_before = _trace_seconds(), _usage(), dynamo_counts()
-    call = load_for(model, saved) if engine == LOADED else compile_for(engine, model)
-    call(**image[0])
-    after, counts = _usage(), dynamo_counts()
-    trace_seconds = _trace_seconds() - trace_before
-    for inputs in image[1 : 1 + NUM_LATER_STEPS]:
-        call(**inputs)
+    with subject.inside():
+        trace_before, before, counts_before = _trace_seconds(), _usage(), dynamo_counts()
+        call = subject.start()
+        call(**image[0])
+        after, counts = _usage(), dynamo_counts()
+        trace_seconds = _trace_seconds() - trace_before
+        for inputs in image[1 : 1 + NUM_LATER_STEPS]:
+            call(**inputs)
+    end = _usage()
     return ColdResult(
         engine=engine,
         python_seconds=after.own - before.own,
         children_seconds=after.children - before.children,
         wall_seconds=after.wall - before.wall,
         trace_seconds=trace_seconds,
+        later_seconds=end.own + end.children - after.own - after.children,
         num_graphs=counts.num_graphs - counts_before.num_graphs,
         num_breaks=counts.num_breaks - counts_before.num_breaks,
         num_recompiles=dynamo_counts().num_frames - counts.num_frames,
-        num_distinct_segments=num_distinct_segments(model) if engine in OURS else None,
+        num_distinct_segments=subject.num_segments(),
     )
 
 
@@ -154,7 +188,7 @@ def _trace_seconds() -> float:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.speed.cold")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--engine", choices=(*ENGINES[1:], LOADED))
+    what.add_argument("--engine", choices=(*ENGINES[1:], PEER_COMPILED, LOADED))
     what.add_argument("--save", type=Path)
     parser.add_argument("--saved", type=Path, default=Path())
     parser.add_argument("--depth", type=parse_depth, required=True)

@@ -17,6 +17,8 @@ EAGER, PLAIN, CACHEDIT, FROZEN = "eager", "plain", "cachedit", "frozen"
 ENGINES = (EAGER, PLAIN, CACHEDIT, FROZEN)
 LOADED = "loaded"
 """What another process has compiled: measured from the call of `load` on."""
+PEER_COMPILED = "cache-dit-compiled"
+"""The peer's DBCache under `torch.compile`; it has to be installed, and is made by `rivals`."""
 OURS = (CACHEDIT, FROZEN, LOADED)
 
 # F1B0, as the field measures hits: one block before the decision and none after the region.

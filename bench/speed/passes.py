@@ -31,7 +31,7 @@ from bench.common.machine import Machine, this_machine
 from bench.common.spread import Spread, paired_ratios
 from bench.common.table import table
 from bench.common.threads import use_one_thread
-from bench.speed.engines import CACHEDIT, FROZEN, PLAIN
+from bench.speed.engines import CACHEDIT, FROZEN, PEER_COMPILED, PLAIN
 from bench.speed.flux import (
     NUM_IMAGE_STEPS,
     PRESETS,
@@ -47,7 +47,6 @@ from bench.speed.rivals import (
     FLOOR,
     MASK,
     PEER,
-    PEER_COMPILED,
     REGIONAL,
     Drawer,
     draw,

@@ -22,12 +22,12 @@ from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel
 from torch import Tensor, nn
 
 import dit_cachegraph
-from bench.speed.engines import CACHE_SETTINGS, CACHEDIT, FROZEN, PLAIN, Model
+from bench.speed.engines import CACHE_SETTINGS, CACHEDIT, FROZEN, PEER_COMPILED, PLAIN, Model
 from bench.speed.flux import NUM_IMAGE_STEPS, Depth, Inputs, Preset, build_model
 from dit_cachegraph.backend import cachedit
 
 REGIONAL, FLOOR = "regional", "floor"
-PEER, PEER_COMPILED, FIRST_BLOCK_CACHE = "cache-dit", "cache-dit-compiled", "FirstBlockCache"
+PEER, FIRST_BLOCK_CACHE = "cache-dit", "FirstBlockCache"
 # 10 computed steps and 18 hits.
 MASK = (1, 1, 1, 1, *(0, 0, 0, 1) * 6)
 NEVER_TOO_FAR = 0.99

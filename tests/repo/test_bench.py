@@ -28,7 +28,7 @@ def _nothing_is_compiled_yet():
 
 def cold_result(engine, python_seconds, children_seconds, num_distinct_segments=None):
     return ColdResult(
-        engine, python_seconds, children_seconds, 9.0, 1.0, 1, 0, 0, num_distinct_segments
+        engine, python_seconds, children_seconds, 9.0, 1.0, 0.5, 1, 0, 0, num_distinct_segments
     )
 
 
@@ -96,12 +96,20 @@ def test_cold_table_compares_ours_with_plain():
     text = models.cold_table(results)
     assert "cachedit to plain: 0.50x CPU-seconds, 0.25x Python alone" in text
     assert "loaded to" not in text
-    assert " ".join(text.splitlines()[2].split()) == "cachedit 15.0 5.0 10.0 1.0 9.0 1 0 0 4"
+    assert " ".join(text.splitlines()[2].split()) == "cachedit 15.0 5.0 10.0 1.0 9.0 0.5 1 0 0 4"
 
 
 def test_cold_table_compares_what_is_loaded_with_what_is_compiled():
     results = [cold_result("cachedit", 5.0, 10.0, 4), cold_result("loaded", 3.0, 0.0, 4)]
     assert "loaded to cachedit: 0.20x CPU-seconds, 0.60x Python" in models.cold_table(results)
+
+
+def test_cold_table_compares_ours_with_the_peer():
+    parsed = models.parse_arguments(["--engines", "cache-dit-compiled,cachedit"])
+    assert parsed.engines == ("cachedit", "cache-dit-compiled")
+    results = [cold_result("cachedit", 5.0, 10.0, 4), cold_result("cache-dit-compiled", 10.0, 10.0)]
+    told = "cachedit to cache-dit-compiled: 0.75x CPU-seconds, 0.50x Python"
+    assert told in models.cold_table(results)
 
 
 def test_machine_is_named():
