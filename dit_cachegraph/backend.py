@@ -30,13 +30,14 @@ from dit_cachegraph.graph.prepare.plain_writes import plain_writes
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
 from dit_cachegraph.graph.understand.check_share import check_share
-from dit_cachegraph.graph.understand.find_collectives import find_collectives
+from dit_cachegraph.graph.understand.find_collectives import find_collectives, waits_for_ranks
 from dit_cachegraph.graph.understand.find_fragment_roles import find_fragment_roles
 from dit_cachegraph.graph.understand.match_pattern import Pattern, match_pattern
 from dit_cachegraph.hooks import hooks_on
 from dit_cachegraph.links.called import CalledLink
 from dit_cachegraph.links.link import Link
 from dit_cachegraph.plan import Uncacheable
+from dit_cachegraph.ranks.roll import say_whole
 from dit_cachegraph.runtime.uncached import UncachedModel
 from dit_cachegraph.savable import SavableModel
 
@@ -150,6 +151,8 @@ def _run_uncached(
     compiler: InnerCompiler,
     refusal: Uncacheable,
 ) -> UncachedModel:
+    if waits_for_ranks(gm):
+        say_whole(refusal.reason)
     weights, roles = weight_arguments(gm), find_fragment_roles(gm)
     function = compiler.whole(gm, example_inputs)
     return UncachedModel(function, refusal, weights, roles, _class_being_called())

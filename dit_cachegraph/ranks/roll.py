@@ -3,6 +3,7 @@
     where/1    the host and the process of rank 1, once
     ended/1    how its call ended, where that was by an error; "" again once a call went well, or
                another graph is compiled
+    whole/1    why what it compiled last runs uncached, and so gathers nothing; "" where it doesn't
 
 It is read after a collective has failed, which says at best the address of a socket. The store is
 torchrun's, or else rank 0's, and goes with it.
@@ -39,10 +40,10 @@ class Roll:
     """The entries of this rank and of others."""
 
     def __init__(self, rank: int) -> None:
-        store = dist.distributed_c10d._get_default_store()
-        self._store = dist.PrefixStore("dit_cachegraph", store)
+        self._store = _store()
         self._rank, self._here = rank, Place(socket.gethostname(), os.getpid())
         self._store.set(f"where/{rank}", json.dumps(self._here))
+        self._store.set(f"whole/{rank}", "")
         self.say_ended(None)
 
     def say_ended(self, ended: Ended | None) -> None:
@@ -60,6 +61,10 @@ class Roll:
         said = self._read(f"where/{rank}")
         return Place(*json.loads(said)) if said else None
 
+    def why_whole(self, rank: int) -> str:
+        """Why what a rank compiled last runs uncached; "" where it doesn't."""
+        return self._read(f"whole/{rank}")
+
     def is_gone(self, rank: int) -> bool:
         """True where the process of a rank has ended, which shows on its own host alone."""
         place = self.place(rank)
@@ -75,3 +80,13 @@ class Roll:
 
     def _read(self, key: str) -> str:
         return self._store.get(key).decode() if self._store.check([key]) else ""
+
+
+def say_whole(why: str) -> None:
+    """What this rank compiles now runs uncached, and it may be alone in that."""
+    _store().set(f"whole/{dist.get_rank()}", why)
+
+
+def _store() -> dist.Store:
+    store = dist.distributed_c10d._get_default_store()
+    return dist.PrefixStore("dit_cachegraph", store)

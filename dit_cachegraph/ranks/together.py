@@ -82,7 +82,10 @@ class Together:
     def _who_is_missing(self) -> str:
         """Waits a little for all to say how their call ended."""
         ended, gone = self._heard()
-        missing = [f"rank {r} is gone ({self._roll.place(r)} has ended)" for r in sorted(gone)]
+        missing = [
+            f"rank {rank} is gone ({self._roll.place(rank)} has ended{self._if_whole(rank)})"
+            for rank in sorted(gone)
+        ]
         for rank, how in sorted(ended.items()):
             if how.is_own:
                 missing.append(f"rank {rank} raised in its call {how.call} ({how.error})")
@@ -103,9 +106,14 @@ class Together:
 
     def _why_silent(self, rank: int) -> str:
         return (
-            f"rank {rank} doesn't answer ({self._roll.place(rank)}): it is stopped, waits for "
-            "somebody else, is on a host that is gone, or made no such call"
+            f"rank {rank} doesn't answer ({self._roll.place(rank)}{self._if_whole(rank)}): it is "
+            "stopped, waits for somebody else, is on a host that is gone, or made no such call"
         )
+
+    def _if_whole(self, rank: int) -> str:
+        """A rank that runs uncached makes no gathers."""
+        why = self._roll.why_whole(rank)
+        return f"; what it compiled last runs uncached: {why}" if why else ""
 
     def _rejoin(self) -> None:
         """After an error of this rank's own: the others may have had the same, and if not, they

@@ -4,6 +4,7 @@ alike       all raise in the middle of a step, and go on
 alone       rank 1 raises and stays alive: the others wait for it until the group's timeout
 killed      the last rank is killed in the middle of a step
 stopped     the last rank is stopped there, and neither ends nor answers
+gradients   rank 1 is called with gradients, and so runs uncached
 without 0   the first rank is killed, and with it the store, where that is its own
 """
 
@@ -89,7 +90,7 @@ def try_step(model: nn.Module, step: int, does: str) -> Seen:
     began = time.monotonic()
     try:
         run(model, step)
-    except (dc.RankLost, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         seen = {"kind": type(error).__name__, "said": str(error)}
     else:
         seen = {"kind": None, "said": ""}
@@ -114,6 +115,13 @@ def leave(who: int, does: str, seconds: int) -> list[Seen]:
     return [try_step(model, 2, does if dist.get_rank() == who else "nothing")]
 
 
+def gradients() -> list[Seen]:
+    """What is uncached gathers nothing, and is told by gloo alone that others do."""
+    model = compiled(SOON_SECONDS)
+    with torch.set_grad_enabled(dist.get_rank() == 1):
+        return [try_step(model, 2, "nothing")]
+
+
 def main(folder: Path, cases: list[str], store: str) -> None:
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(
@@ -130,6 +138,7 @@ def main(folder: Path, cases: list[str], store: str) -> None:
         "alone": alone,
         "killed": lambda: leave(num_ranks - 1, "die", 60),
         "stopped": lambda: leave(num_ranks - 1, "stop", SOON_SECONDS),
+        "gradients": gradients,
         "without 0": lambda: leave(0, "die", 60),
     }
     seen = {}

@@ -100,6 +100,16 @@ def test_a_rank_that_is_stopped_is_named_after_the_timeout(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_rank_that_runs_uncached_is_named_with_the_cause(tmp_path: Path) -> None:
+    """Its blocks wait for all, and the others gather."""
+    first, second = run_leaving("gradients", tmp_path)
+    assert first["gradients"][0]["kind"] == "RankLost"
+    said = first["gradients"][0]["said"]
+    assert "what it compiled last runs uncached: it was compiled with gradients on" in said
+    assert second["gradients"][0]["kind"] == "RuntimeError"
+
+
+@pytest.mark.slow
 def test_rank_0_may_take_the_store_with_it(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -53,6 +53,13 @@ def find_collectives(assignment: Assignment, named: str | None = None) -> RankGr
     return RankGroups(names, tuple(name for name in names if has_tokens[name]))
 
 
+def waits_for_ranks(gm: fx.GraphModule) -> bool:
+    """True for a graph in which any node is a collective, or works on what is spread over ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    return any(True for node in gm.graph.nodes for _ in _collectives_in(node))
+
+
 class _Collective(NamedTuple):
     """What a node that waits for other ranks says of their group, and whether each may have a part
     of the tokens."""
