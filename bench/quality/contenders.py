@@ -7,6 +7,7 @@ To add a contender, add a row to a table.
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from bench.quality.draw import Artist, Drawn, Settings, by_ours, by_pipeline, by_solver
 from bench.quality.methods import DIFFUSERS, MakePipeline
@@ -37,6 +38,7 @@ OF_DIFFUSERS: Mapping[str, Sequence[float]] = {
 LINE, CURVE = forecast(1), forecast(2)
 # A line that rises half as fast: under high guidance paths bend, and a whole one overshoots.
 HALF_LINE: Settings = {"predictor": "hicache", "hicache_order": 1, "hicache_sigma": 0.5}
+REPLAY: Settings = {"predictor": "replay"}
 OVER_NOISE: Settings = {"rule": "error_control", "paced_over": "noise"}
 # Between the presets and around them, and what the presets were until they were paced over noise.
 MORE_OF_OURS: Mapping[str, Settings] = {
@@ -55,17 +57,40 @@ MORE_OF_OURS: Mapping[str, Settings] = {
 }
 
 
-def to_the_last(every: int, num_steps: int) -> tuple[int, ...]:
-    """A mask of the first step and of one in `every`, the last one among them: on a shifted
+def to_the_last(every: int, num_steps: int, num_first: int = 1) -> tuple[int, ...]:
+    """A mask of the first steps and of one in `every`, the last one among them: on a shifted
     schedule that takes most of the noise away."""
-    return tuple(int(i == 0 or (num_steps - 1 - i) % every == 0) for i in range(num_steps))
+    return tuple(int(i < num_first or (num_steps - 1 - i) % every == 0) for i in range(num_steps))
 
 
-# Masks to the last step, by what they compute one of.
-MASKED: Mapping[str, tuple[int, Settings]] = {
-    "every 3 to the last": (3, LINE),
-    "every 4 to the last": (4, LINE),
-    "every 4 to the last, half a line": (4, HALF_LINE),
+def all_but_every(every: int, num_steps: int) -> tuple[int, ...]:
+    """A mask of all steps but one in `every`, the first two and the last among them."""
+    return tuple(int(i < 2 or (num_steps - 1 - i) % every != 1) for i in range(num_steps))
+
+
+# Masks to the last step: what they compute one of, how many first steps, and what they put in the
+# place of the others. Under high guidance, and far ahead, a replay is the better forecast.
+MASKED: Mapping[str, tuple[int, int, Settings]] = {
+    "every 2 to the last": (2, 1, LINE),
+    "every 2 to the last, half a line": (2, 1, HALF_LINE),
+    "every 2 to the last, replay": (2, 1, REPLAY),
+    "W4 every 2 to the last, half a line": (2, 4, HALF_LINE),
+    "W6 every 2 to the last": (2, 6, LINE),
+    "W6 every 2 to the last, half a line": (2, 6, HALF_LINE),
+    "W6 every 2 to the last, replay": (2, 6, REPLAY),
+    "every 3 to the last": (3, 1, LINE),
+    "every 3 to the last, replay": (3, 1, REPLAY),
+    "W3 every 3 to the last, half a line": (3, 3, HALF_LINE),
+    "W3 every 3 to the last, replay": (3, 3, REPLAY),
+    "every 4 to the last": (4, 1, LINE),
+    "every 4 to the last, half a line": (4, 1, HALF_LINE),
+    "every 4 to the last, replay": (4, 1, REPLAY),
+}
+
+
+MOSTLY_COMPUTED: Mapping[str, Settings] = {
+    "all but every 4th": LINE,
+    "all but every 4th, half a line": HALF_LINE,
 }
 
 
@@ -113,9 +138,9 @@ def ours(name: str, settings: Settings, *, is_quick: bool = False) -> Contender:
     return Contender(f"ours {name}", OURS, draw, options, is_quick)
 
 
-def _masked(name: str, every: int, predictor: Settings) -> Contender:
+def _masked(name: str, mask_of: Callable[[int], Sequence[int]], predictor: Settings) -> Contender:
     def draw(artist: Artist, num_steps: int) -> Drawn:
-        mask = to_the_last(every, num_steps)
+        mask = mask_of(num_steps)
         return by_ours(artist, {"rule": "fixed", "compute_mask": mask, **predictor}, num_steps)
 
     return Contender(f"ours {name}", OURS, draw, repr(sorted(predictor.items())))
@@ -126,8 +151,10 @@ def _all_of_ours() -> Iterator[Contender]:
         yield ours(f'"{name}"', options, is_quick=True)
     for name, options in MORE_OF_OURS.items():
         yield ours(name, options)
-    for name, (every, predictor) in MASKED.items():
-        yield _masked(name, every, predictor)
+    for name, (every, num_first, predictor) in MASKED.items():
+        yield _masked(name, partial(to_the_last, every, num_first=num_first), predictor)
+    for name, predictor in MOSTLY_COMPUTED.items():
+        yield _masked(name, partial(all_but_every, 4), predictor)
 
 
 def _of_cache_dit(pair: Pair) -> Contender:

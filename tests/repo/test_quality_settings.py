@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.quality import contenders, measure_settings
-from bench.quality.contenders import all_contenders, ours, to_the_last
+from bench.quality.contenders import all_but_every, all_contenders, ours, to_the_last
 from bench.quality.draw import artist_for, by_solver
 from bench.quality.measure_settings import HALVES, MOST_PICTURES, parse_arguments
 from bench.quality.models import NUM_PICTURES
@@ -133,6 +133,8 @@ def test_a_mask_to_the_last_computes_one_in_so_many_steps_and_both_ends():
     assert to_the_last(4, 9) == (1, 0, 0, 0, 1, 0, 0, 0, 1)
     assert to_the_last(4, 8) == (1, 0, 0, 1, 0, 0, 0, 1)
     assert to_the_last(3, 5) == (1, 1, 0, 0, 1)
+    assert to_the_last(3, 8, num_first=3) == (1, 1, 1, 0, 1, 0, 0, 1)
+    assert all_but_every(4, 9) == (1, 1, 1, 0, 1, 1, 1, 0, 1)
 
 
 @pytest.mark.e2e
