@@ -4,8 +4,8 @@
     python -m bench.gpu --out DIR --parts decisions,waits
     python -m bench.gpu --out DIR --device cpu --inner eager    that it works, on little models
 
-It needs neither diffusers nor the network. A part that fails, or takes too long, is told, and the
-others run.
+It needs neither diffusers nor the network. A part that fails, or takes too long, is told and leaves
+what it has found until then, and the others run.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import torch
 from bench.common.arguments import some_of
 from bench.common.machine import this_machine
 from bench.common.table import table
+from bench.common.whole_file import write_whole
 from bench.gpu.image import ON_CPU, ON_GPU
 from bench.gpu.parts import PARTS, Run
 
@@ -63,32 +64,41 @@ def _run_apart(name: str, arguments: Sequence[str], parsed: argparse.Namespace) 
     path, start = parsed.out / f"{name}.json", time.perf_counter()
     limit = PARTS[name].max_seconds * (1 if parsed.device.type == "cuda" else SLOWER_ON_CPU)
     path.unlink(missing_ok=True)
-    try:
-        done = subprocess.run(
-            command, check=False, timeout=limit, stderr=subprocess.PIPE, text=True
-        )
-        failed = done.stderr[-MAX_TOLD:]
-    except subprocess.TimeoutExpired:
-        failed = f"it took more than {limit} s"
-    if not path.exists():
-        _write(path, {"failed": failed})
-    seconds, found = time.perf_counter() - start, json.loads(path.read_text())
+    failed = _why_failed(command, limit)
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if failed is not None:
+        found["failed"] = failed
+        _write(path, found)
+    seconds = time.perf_counter() - start
     outcome = str(found.get("failed") or found.get("not run") or "done")
     print(f"{name}: {outcome} ({seconds:.0f} s)", flush=True)
     return [name, f"{seconds:.0f}", outcome.strip().splitlines()[-1]]
 
 
+def _why_failed(command: Sequence[str], max_seconds: int) -> str | None:
+    try:
+        done = subprocess.run(
+            command, check=False, timeout=max_seconds, stderr=subprocess.PIPE, text=True
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took more than {max_seconds} s"
+    return done.stderr[-MAX_TOLD:] if done.returncode != 0 else None
+
+
 def _run_here(name: str, parsed: argparse.Namespace) -> None:
+    """One part; what it has found so far is written whenever there is more of it."""
     is_gpu = parsed.device.type == "cuda"
     run = Run(parsed.device, ON_GPU if is_gpu else ON_CPU, parsed.inner)
+    command = f"python -m bench.gpu --parts {name}"
+    found: dict[str, object] = {"machine": asdict(this_machine()), "command": command}
     with torch.no_grad():
-        found = PARTS[name].run(run)
-    known = {"machine": asdict(this_machine()), "command": f"python -m bench.gpu --parts {name}"}
-    _write(parsed.out / f"{name}.json", {**known, **found})
+        for what, value in PARTS[name].run(run):
+            found[what] = value
+            _write(parsed.out / f"{name}.json", found)
 
 
 def _write(path: Path, found: object) -> None:
-    path.write_text(json.dumps(found, indent=2, default=str) + "\n")
+    write_whole(json.dumps(found, indent=2, default=str) + "\n", path)
 
 
 if __name__ == "__main__":

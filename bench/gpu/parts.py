@@ -1,4 +1,7 @@
-"""The parts of `bench.gpu`: what is right first, then what is quick, the longest last."""
+"""The parts of `bench.gpu`: what is right first, then what is quick, the longest last.
+
+What a part has found is written at once: one that is given up, or fails, leaves what it found.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

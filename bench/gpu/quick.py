@@ -1,6 +1,7 @@
-"""What has to be quick on a device: each part compares outputs first, and returns its JSON."""
+"""What has to be quick on a device: each part compares outputs before it times, and yields what
+goes into its JSON."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import cycle
@@ -28,44 +29,35 @@ NUM_WARM_CALLS = 4
 def full_flux(run: Run) -> Found:
     """FLUX at its own size in bfloat16: a computed step and a hit, to a plain step and to the floor
     of a hit, which is the model with one block. Then a profile of each."""
+    yield "sizes", asdict(run.sizes.flux)
     model = build(partial(FluxLike, run.sizes.flux), run.device, torch.bfloat16)
-    image = image_of(model)
-    call, plain = compiled(model, run.inner, FIRST_BLOCK), torch.compile(model, backend=run.inner)
+    image, call = image_of(model), compiled(model, run.inner, FIRST_BLOCK)
+    yield "error to eager", _checked(call, model, image, model)
     floor = torch.compile(_one_block_of(model), backend=run.inner)
-    _check_outputs(call, plain, image, model)
-    kinds = {
-        "plain": Kind(_steps(plain, image)),
-        "floor": Kind(_steps(floor, image)),
-        **_ours(model, call, image, ""),
-    }
-    times = time_in_turn(kinds, "plain", run.device, run.sizes.num_rounds)
-    pair = {name: kinds[name] for name in ("floor", "hit")}
-    to_floor = time_in_turn(pair, "floor", run.device, run.sizes.num_rounds)
-    return {
-        "sizes": asdict(run.sizes.flux),
-        "times": {name: asdict(timed) for name, timed in times.items()},
-        "hit to floor": asdict(to_floor["hit"].to_base),
-        "profiles": _profiles(kinds, run.device),
-    }
+    kinds = {"floor": Kind(_steps(floor, image)), **_ours(model, call, image, "")}
+    yield "times to floor", _times(kinds, "floor", run)
+    yield "profiles", _profiles(kinds, run.device)
+    # Last, since it compiles each block by itself, which takes longer than all before.
+    plain = torch.compile(model, backend=run.inner)
+    yield "error to plain", _checked(call, plain, image, model)
+    yield "times", _times({"plain": Kind(_steps(plain, image)), **kinds}, "plain", run)
 
 
 def cuda_graphs(run: Run) -> Found:
     """DiT-XL/2, whose step waits for the host to launch, with and without CUDA graphs."""
     if not run.has_gpu:
-        return NEEDS_GPU
+        yield NEEDS_GPU
+        return
     model = build(partial(DitLike, run.sizes.dit), run.device, torch.bfloat16)
     image, plain = image_of(model), torch.compile(model, backend=run.inner)
     kinds = {"plain": Kind(_steps(plain, image))}
     for name, options in (("", {}), (", graphs", {"cuda_graphs": True})):
         call = compiled(model, run.inner, {**FIRST_BLOCK, **options})
-        _check_outputs(call, plain, image, model)
+        yield f"error to plain{name}", _checked(call, plain, image, model)
         kinds |= _ours(model, call, image, name)
-    times = time_in_turn(kinds, "plain", run.device, run.sizes.num_rounds)
-    return {
-        "times": {name: asdict(timed) for name, timed in times.items()},
-        "profiles": _profiles(kinds, run.device),
-        "graphs": [graph.cuda_graphs for graph in dit_cachegraph.summary(model).graphs],
-    }
+    yield "graphs", [graph.cuda_graphs for graph in dit_cachegraph.summary(model).graphs]
+    yield "times", _times(kinds, "plain", run)
+    yield "profiles", _profiles(kinds, run.device)
 
 
 def bandwidth(run: Run) -> Found:
@@ -74,8 +66,14 @@ def bandwidth(run: Run) -> Found:
     cases = [
         Case(op, "flux", sizes, 1, "bfloat16", 1 if op in OPS_WITH_ORDER else None) for op in OPS
     ]
-    rounds = run.sizes.num_rounds
-    return {str(c): to_json(measure_case(c, run.device, rounds, run.inner)) for c in cases}
+    for case in cases:
+        measured = measure_case(case, run.device, run.sizes.num_rounds, run.inner)
+        yield str(case), to_json(measured)
+
+
+def _times(kinds: Mapping[str, Kind], base: str, run: Run) -> dict[str, object]:
+    times = time_in_turn(kinds, base, run.device, run.sizes.num_rounds)
+    return {name: asdict(timed) for name, timed in times.items()}
 
 
 def _one_block_of(model: nn.Module) -> nn.Module:
@@ -106,10 +104,13 @@ def _ours(model: nn.Module, call: Called, image: Sequence[Inputs], name: str) ->
         prepare()
         for _ in range(NUM_WARM_CALLS):
             step()
+        last = dit_cachegraph.summary(model).steps[-1]
+        if last.hit != (kind == "hit"):
+            raise RuntimeError(f"what should be a {kind} step isn't one: {last.reason}")
     return kinds
 
 
-def _profiles(kinds: dict[str, Kind], device: torch.device) -> dict[str, object]:
+def _profiles(kinds: Mapping[str, Kind], device: torch.device) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, kind in kinds.items():
         kind.prepare()
@@ -118,12 +119,15 @@ def _profiles(kinds: dict[str, Kind], device: torch.device) -> dict[str, object]
     return found
 
 
-def _check_outputs(call: Called, plain: Called, image: Sequence[Inputs], model: nn.Module) -> None:
-    """Raises RuntimeError where a computed step is not what the plain model gives."""
+def _checked(call: Called, plain: Called, image: Sequence[Inputs], model: nn.Module) -> float:
+    """How far a computed step is off what the plain model gives. Raises RuntimeError where that is
+    more than rounding."""
     dit_cachegraph.configure(model, residual_diff_threshold=NEVER_HITS)
     own: list[Tensor] = [call(**inputs).clone() for inputs in image[:3]]
     error = worst_error(own, [plain(**inputs) for inputs in image[:3]])
-    # Rounding in bfloat16, which the two fuse in other places.
-    limit = 0.05 if own[0].dtype == torch.bfloat16 else MAX_ERROR
+    # Rounding in bfloat16, which the two fuse in other places. A graph that was cut wrongly is off
+    # by a third and more.
+    limit = 0.1 if own[0].dtype == torch.bfloat16 else MAX_ERROR
     if not error <= limit:
         raise RuntimeError(f"a computed step is off by {error:.2g} of the plain one")
+    return error

@@ -1,6 +1,6 @@
 """Where a part runs, and how near its outputs have to be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 from bench.gpu.image import Sizes
 
 MAX_ERROR = 1e-3
-NEEDS_GPU: Mapping[str, object] = {"not run": "there is no GPU"}
-Found = Mapping[str, object]
+NEEDS_GPU = ("not run", "there is no GPU")
+# What a part finds, by name, as it finds it; a name that comes again has more to it.
+Found = Iterator[tuple[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
