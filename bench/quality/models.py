@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Generator, Tensor
 
 from bench.quality.solvers import euler
-from bench.train.recipes import FLUX, WAN, Recipe
+from bench.train.recipes import BUSY_FLUX, WAN, Recipe
 from bench.train.sampling import draw_from, embed, load_pipeline
 from bench.train.shelf import WEIGHTS, kept_in
 
@@ -82,8 +82,8 @@ MODELS: Mapping[str, QualityModel] = MappingProxyType(
     {
         model.name: model
         for model in (
-            QualityModel("flux-scenes", FLUX, guidance=1.0),
-            QualityModel("flux-scenes-guided", FLUX, guidance=7.0),
+            QualityModel("flux-scenes", BUSY_FLUX, guidance=1.0),
+            QualityModel("flux-scenes-guided", BUSY_FLUX, guidance=7.0),
             QualityModel("wan-clips", WAN, guidance=1.0),
             QualityModel("wan-clips-guided", WAN, guidance=7.0),
         )

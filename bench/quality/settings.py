@@ -6,7 +6,7 @@ from itertools import product
 
 from bench.quality.models import QualityModel
 from bench.quality.schedules import SCHEDULES
-from bench.train.recipes import FLUX, WAN, Recipe
+from bench.train.recipes import BUSY_FLUX, WAN, Recipe
 
 FLUX_NAME, WAN_NAME = "flux-scenes", "wan-clips"
 GUIDANCES = (1.0, 3.5, 7.0)
@@ -15,11 +15,11 @@ USUAL_STEPS = 28
 
 # Guidance and steps are crossed on the schedule that the model is most used with; on the others
 # the steps stay as they are.
-CROSSED = ((FLUX_NAME, FLUX, "shift 3"), (WAN_NAME, WAN, "UniPC, flow shift 5"))
+CROSSED = ((FLUX_NAME, BUSY_FLUX, "shift 3"), (WAN_NAME, WAN, "UniPC, flow shift 5"))
 AT_USUAL_STEPS: Sequence[tuple[str, Recipe, str, Sequence[float]]] = (
-    (FLUX_NAME, FLUX, "shift by size", (3.5,)),
-    (FLUX_NAME, FLUX, "DPM++ 2M, shift by size", (3.5,)),
-    (FLUX_NAME, FLUX, "even", (1.0, 7.0)),
+    (FLUX_NAME, BUSY_FLUX, "shift by size", (3.5,)),
+    (FLUX_NAME, BUSY_FLUX, "DPM++ 2M, shift by size", (3.5,)),
+    (FLUX_NAME, BUSY_FLUX, "even", (1.0, 7.0)),
     (WAN_NAME, WAN, "DPM++ 2M, flow shift 5", (3.5,)),
     (WAN_NAME, WAN, "shift 3", (3.5,)),
     (WAN_NAME, WAN, "even", (1.0, 7.0)),

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from bench.quality.models import NUM_PICTURES, SEED, Pictures, QualityModel
 from bench.quality.schedules import FLUX_SHIFT, shifted_euler, unipc_shifted
-from bench.train.recipes import FLUX, WAN
+from bench.train.recipes import BUSY_FLUX, WAN
 from bench.train.sampling import draw_from, embed
 from bench.train.shelf import kept_in
 from dit_cachegraph.demo.codec import encode
@@ -79,14 +79,14 @@ def _noise(model: QualityModel) -> Tensor:
 
 def all_cases() -> Iterator[Case]:
     """All of them."""
-    flux = QualityModel("flux-few", FLUX, 1.0, shifted_euler)
+    flux = QualityModel("flux-few", BUSY_FLUX, 1.0, shifted_euler)
     wan = QualityModel("wan-few", WAN, 1.0, unipc_shifted)
     for steps in FEW_STEPS:
         yield Case(f"flux-scenes, shift 3, {steps} steps", flux, steps)
         yield Case(f"wan-clips, UniPC, flow shift 5, {steps} steps", wan, steps)
     for strength in STRENGTHS:
         model = FromPicture(
-            f"flux-from-{strength:g}", FLUX, USUAL_GUIDANCE, shifted_euler, strength
+            f"flux-from-{strength:g}", BUSY_FLUX, USUAL_GUIDANCE, shifted_euler, strength
         )
         steps = round(strength * USUAL_STEPS)
         yield Case(f"flux-scenes from a picture, strength {strength:g}", model, steps)
@@ -94,7 +94,7 @@ def all_cases() -> Iterator[Case]:
     yield Case("wan-clips, two experts", experts, USUAL_STEPS)
     batch = Case(
         "flux-scenes, a batch of eight unlike prompts",
-        QualityModel("flux-unlike", FLUX, USUAL_GUIDANCE, shifted_euler),
+        QualityModel("flux-unlike", BUSY_FLUX, USUAL_GUIDANCE, shifted_euler),
         USUAL_STEPS,
     )
     yield batch

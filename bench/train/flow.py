@@ -16,7 +16,7 @@ def flow_loss(recipe: Recipe, model: nn.Module, count: int, dice: Generator) -> 
     latents = recipe.pack(encode(drawings))
     text = word_table(len(recipe.world.words)).to(dice.device)[recipe.world.word_indices(picks)]
     named = torch.rand(count, 1, 1, generator=dice, device=dice.device) >= EMPTY_SHARE
-    level = spread_levels(count, dice)
+    level = spread_levels(recipe.mean_logit, count, dice)
     noise = recipe.start(torch.randn(latents.shape, generator=dice, device=dice.device))
     share = level.view(-1, *[1] * (latents.dim() - 1))
     mixed = torch.lerp(latents, noise, share)
@@ -25,9 +25,9 @@ def flow_loss(recipe: Recipe, model: nn.Module, count: int, dice: Generator) -> 
     return (velocity.float() - (noise - latents)).square().mean()
 
 
-def spread_levels(count: int, dice: Generator) -> Tensor:
+def spread_levels(mean_logit: float, count: int, dice: Generator) -> Tensor:
     """[count] logit-normal noise levels, one from each of `count` equally likely ranges, so that
     one step's loss differs little from the next one's."""
     within = torch.rand(count, generator=dice, device=dice.device)
     share = (torch.arange(count, device=dice.device) + within) / count
-    return torch.sigmoid(torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)))
+    return torch.sigmoid(mean_logit + torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)))

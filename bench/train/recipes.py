@@ -1,7 +1,7 @@
-"""The two models: how each is built, called, and sampled through its real pipeline."""
+"""The models: how each is built, called, and sampled through its real pipeline."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from torch import Tensor, nn
 
 from bench.train.clips import CLIPS, NUM_FRAMES
-from bench.train.scenes import SCENES
+from bench.train.scenes import BUSY_SCENES, SCENES
 from bench.train.world import WORD_DIM, World
 from dit_cachegraph.demo.codec import LATENT_DIM
 from dit_cachegraph.demo.flux_scenes import TOKENS_A_SIDE, unpack
@@ -25,6 +25,7 @@ class Recipe:
 
     `pack` turns the codec's [B, ..., 48, h, w] into the model's latents, `unpack` turns them back.
     `start` takes white noise of the latents' shape and gives what a drawing is sampled from.
+    `mean_logit` is that of the noise levels trained on: above 0, more of them are high.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Recipe:
     call: Call
     batch_size: int
     gpu_batch_size: int
+    mean_logit: float = 0.0
 
     def build(self) -> nn.Module:
         """A new model with random weights."""
@@ -139,7 +141,10 @@ FLUX = Recipe(
     call=call_flux,
     batch_size=32,
     gpu_batch_size=512,
+    mean_logit=0.5,
 )
+# The weights that the quality benches have their figures of: with the demo's, each would be void.
+BUSY_FLUX = replace(FLUX, name="busy-flux", folder="busy-scenes", world=BUSY_SCENES, mean_logit=0.0)
 WAN = Recipe(
     name="wan",
     folder="wan-clips",
@@ -169,4 +174,4 @@ WAN = Recipe(
     batch_size=16,
     gpu_batch_size=256,
 )
-RECIPES = MappingProxyType({recipe.name: recipe for recipe in (FLUX, WAN)})
+RECIPES = MappingProxyType({recipe.name: recipe for recipe in (FLUX, BUSY_FLUX, WAN)})

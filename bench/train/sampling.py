@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Generator, Tensor, nn
 
 from bench.train.clips import NUM_FRAMES
-from bench.train.recipes import FLUX, WAN, Recipe
+from bench.train.recipes import BUSY_FLUX, FLUX, WAN, Recipe
 from dit_cachegraph.demo import flux_scenes
 from dit_cachegraph.demo.codec import decode
 
@@ -49,7 +49,11 @@ def _wan_pipeline(model: nn.Module) -> DiffusionPipeline:
 
 
 PIPELINES: MappingProxyType[str, Callable[[nn.Module], DiffusionPipeline]] = MappingProxyType(
-    {FLUX.name: flux_scenes.pipeline_around, WAN.name: _wan_pipeline}
+    {
+        FLUX.name: flux_scenes.pipeline_around,
+        BUSY_FLUX.name: flux_scenes.pipeline_around,
+        WAN.name: _wan_pipeline,
+    }
 )
 
 

@@ -1,9 +1,13 @@
-"""Draws the pictures of the text-to-image model: 64 x 64, a named shape among unnamed ones.
+"""Draws the pictures of the text-to-image models: 64 x 64, a named shape on waves.
 
-Unnamed on purpose: turn, light, bystanders, and the waves of the ground. A picture that its prompt
-fixes is there after a few steps, and then no cache could be told from another.
+Unnamed on purpose: light, the waves of the ground, where exactly the shape is and how it is turned,
+and in busy scenes bystanders. A picture that its prompt fixes is there after a few steps, and then
+no cache could be told from another.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -26,51 +30,76 @@ from bench.train.strokes import (
 from bench.train.world import World
 
 SIDE = 64  # pixels
-SIZES = MappingProxyType({"small": 0.28, "medium": 0.40, "large": 0.54})
+SIZE_WORDS = ("small", "medium", "large")
 FINISHES = ("plain", "striped", "dotted", "framed")
-ASIDE = 0.45  # from the middle, in half sides
-PLACES = MappingProxyType(
+PLACES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "center": (0.0, 0.0),
-        "left": (-ASIDE, 0.0),
-        "right": (ASIDE, 0.0),
-        "top": (0.0, -ASIDE),
-        "bottom": (0.0, ASIDE),
-        "topleft": (-ASIDE, -ASIDE),
-        "topright": (ASIDE, -ASIDE),
-        "bottomleft": (-ASIDE, ASIDE),
-        "bottomright": (ASIDE, ASIDE),
+        "left": (-1.0, 0.0),
+        "right": (1.0, 0.0),
+        "top": (0.0, -1.0),
+        "bottom": (0.0, 1.0),
+        "topleft": (-1.0, -1.0),
+        "topright": (1.0, -1.0),
+        "bottomleft": (-1.0, 1.0),
+        "bottomright": (1.0, 1.0),
     }
 )
-NUM_BYSTANDERS = 2
 
 
-def draw(count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, 64, 64] in [-1, 1], and picks [B, 6] in the order of `SCENES.slots`."""
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How hard scenes are to draw. `radii` of the three sizes and `aside`, how far a place is from
+    the middle, are in half sides, `most_turn` in radians, `dots` in radians a half side."""
+
+    radii: tuple[float, float, float]
+    aside: float
+    most_turn: float
+    num_bystanders: int
+    dots: float
+    dots_are_centred: bool
+
+
+CLEAR = Style((0.34, 0.46, 0.58), 0.42, 0.1, 0, 16, dots_are_centred=True)
+BUSY = Style((0.28, 0.40, 0.54), 0.45, 0.35, 2, 19, dots_are_centred=False)
+
+
+def draw(style: Style, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, 64, 64] in [-1, 1], and picks [B, 6] in the order of `SLOTS`."""
     dice = Dice(count, generator)
-    picks = [dice.pick(len(words)) for words in SCENES.slots.values()]
+    picks = [dice.pick(len(words)) for words in SLOTS.values()]
     size, finish, color, shape, place, ground = picks
     picture = colored(GROUNDS, ground, dice, SIDE)
     picture = picture + 0.16 * dice.rand(1, 1, 1) * stripes(dice, SIDE)
-    for _ in range(NUM_BYSTANDERS):
+    for _ in range(style.num_bystanders):
         picture = add_bystander(picture, dice, 0.08, 0.15)
-    radius = rows(SIZES.values(), size) * (0.92 + 0.16 * dice.rand())
-    centre = rows(PLACES.values(), place) + 0.12 * dice.rand(2) - 0.06
-    from_edge = distance(shape, radius, centre, 0.7 * dice.rand() - 0.35, SIDE)
-    body = _finished(colored(COLORS, color, dice, SIDE), finish, from_edge, dice)
+    radius = rows(style.radii, size) * (0.92 + 0.16 * dice.rand())
+    centre = style.aside * rows(PLACES.values(), place) + 0.12 * dice.rand(2) - 0.06
+    turn = 2 * style.most_turn * dice.rand() - style.most_turn
+    from_edge = distance(shape, radius, centre, turn, SIDE)
+    body = colored(COLORS, color, dice, SIDE)
+    body = _finished(body, finish, _inks(style, from_edge, centre, dice))
     mask = soft(from_edge)
     picture = mask * body + (1 - mask) * picture
     return picture.clamp(0, 1) * 2 - 1, torch.stack(picks, 1)
 
 
-def _finished(body: Tensor, finish: Tensor, from_edge: Tensor, dice: Dice) -> Tensor:
+def _finished(body: Tensor, finish: Tensor, inks: Tensor) -> Tensor:
     """The body with what its finish adds, in black on bright bodies and in white on dark ones."""
     ink = (body.mean((1, 2, 3), keepdim=True) < 0.3).float()
-    x, y = pixel_grid(SIDE, body.device)
+    amount = inks[torch.arange(len(finish), device=finish.device), finish]
+    return amount * ink + (1 - amount) * body
+
+
+def _inks(style: Style, from_edge: Tensor, centre: Tensor, dice: Dice) -> Tensor:
+    """[B, finishes, 1, 64, 64]: how much ink each finish would put where."""
+    x, y = pixel_grid(SIDE, centre.device)
     shift = dice.rand(2, 1, 1) * FULL_TURN
+    if style.dots_are_centred:
+        shift = FULL_TURN / 4 - style.dots * centre[..., None, None]
     bands = torch.sigmoid(8 * stripes(dice, SIDE, 5.0, 6.0))
-    dots = torch.sin(19 * x + shift[:, 0]) * torch.sin(19 * y + shift[:, 1])
-    inks = torch.stack(
+    dots = torch.sin(style.dots * x + shift[:, 0]) * torch.sin(style.dots * y + shift[:, 1])
+    return torch.stack(
         [
             torch.zeros_like(bands),
             0.6 * bands,
@@ -79,21 +108,18 @@ def _finished(body: Tensor, finish: Tensor, from_edge: Tensor, dice: Dice) -> Te
         ],
         1,
     )
-    amount = inks[torch.arange(len(finish), device=finish.device), finish]
-    return amount * ink + (1 - amount) * body
 
 
-SCENES = World(
-    template="a {size} {finish} {color} {shape} at {place} on {ground}",
-    slots=MappingProxyType(
-        {
-            "size": tuple(SIZES),
-            "finish": FINISHES,
-            "color": tuple(COLORS),
-            "shape": SHAPES,
-            "place": tuple(PLACES),
-            "ground": tuple(GROUNDS),
-        }
-    ),
-    draw=draw,
+SLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "size": SIZE_WORDS,
+        "finish": FINISHES,
+        "color": tuple(COLORS),
+        "shape": SHAPES,
+        "place": tuple(PLACES),
+        "ground": tuple(GROUNDS),
+    }
 )
+TEMPLATE = "a {size} {finish} {color} {shape} at {place} on {ground}"
+SCENES = World(TEMPLATE, SLOTS, partial(draw, CLEAR))
+BUSY_SCENES = World(TEMPLATE, SLOTS, partial(draw, BUSY))

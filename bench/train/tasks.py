@@ -1,4 +1,4 @@
-"""What can be trained: the two models and their readers."""
+"""What can be trained: the models and their readers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from bench.train.flow import flow_loss
 from bench.train.reader import READER, make_reader, put_reader, reading_loss
-from bench.train.recipes import FLUX, WAN, Recipe
+from bench.train.recipes import RECIPES, Recipe
 from bench.train.shelf import WEIGHTS, put_model
 
 Weights = Mapping[str, Tensor]
@@ -62,7 +62,7 @@ def reading_task(recipe: Recipe) -> Task:
 TASKS = MappingProxyType(
     {
         task.name: task
-        for recipe in (FLUX, WAN)
+        for recipe in RECIPES.values()
         for task in (drawing_task(recipe), reading_task(recipe))
     }
 )

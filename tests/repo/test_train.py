@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.train import __main__ as command
 from bench.train import check
 from bench.train.clips import CLIPS
+from bench.train.flow import spread_levels
 from bench.train.reader import accuracy, get_reader, make_reader, put_reader
 from bench.train.recipes import FLUX, RECIPES, WAN
 from bench.train.sampling import draw, embed, load_pipeline
-from bench.train.scenes import SCENES
+from bench.train.scenes import BUSY_SCENES, SCENES
 from bench.train.shelf import FIGURES, WEIGHTS, kept_in, put_model
 from bench.train.strokes import COLORS, GROUNDS
 from bench.train.tasks import drawing_task, reading_task
@@ -31,9 +32,10 @@ pytestmark = pytest.mark.e2e
 
 SMALL = {
     "flux": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1},
+    "busy-flux": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1},
     "wan": {"num_layers": 1, "num_attention_heads": 1, "ffn_dim": 32},
 }
-DRAWING_SHAPES = {"flux": (3, 64, 64), "wan": (8, 3, 32, 32)}
+DRAWING_SHAPES = {"flux": (3, 64, 64), "busy-flux": (3, 64, 64), "wan": (8, 3, 32, 32)}
 
 
 def drawings_of(world, count=240, seed=3):
@@ -63,7 +65,9 @@ def nearest_name(colors, named):
     return torch.cdist(colors, palette).argmin(1)
 
 
-@pytest.mark.parametrize("world", [SCENES, CLIPS], ids=["scenes", "clips"])
+@pytest.mark.parametrize(
+    "world", [SCENES, BUSY_SCENES, CLIPS], ids=["scenes", "busy scenes", "clips"]
+)
 def test_drawings_follow_from_the_seed_alone(world):
     drawings, picks, _ = drawings_of(world, count=6)
     again, picks_again, _ = drawings_of(world, count=6)
@@ -78,16 +82,19 @@ def test_drawings_follow_from_the_seed_alone(world):
         assert set(many[:, i].tolist()) == set(range(len(words)))
 
 
-def test_a_scene_shows_the_color_at_the_place_on_the_ground():
-    drawings, _, columns = drawings_of(SCENES)
-    shapes, finishes = SCENES.slots["shape"], SCENES.slots["finish"]
+@pytest.mark.parametrize(
+    ("world", "aside"), [(SCENES, 0.42), (BUSY_SCENES, 0.45)], ids=["scenes", "busy scenes"]
+)
+def test_a_scene_shows_the_color_at_the_place_on_the_ground(world, aside):
+    drawings, _, columns = drawings_of(world)
+    shapes, finishes = world.slots["shape"], world.slots["finish"]
     solid = (columns["shape"] != shapes.index("ring")) & (
         columns["finish"] == finishes.index("plain")
     )
     places = torch.tensor(
         [[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1], [-1, -1], [1, -1], [-1, 1], [1, 1]]
     )
-    centre = (31.5 * (1 + 0.45 * places[columns["place"]])).round().long()
+    centre = (31.5 * (1 + aside * places[columns["place"]])).round().long()
     seen = (drawings[torch.arange(240), :, centre[:, 1], centre[:, 0]] + 1) / 2
     right = nearest_name(seen, COLORS) == columns["color"]
     assert right[solid].float().mean() > 0.95
@@ -373,3 +380,26 @@ def test_what_tells_wan_where_it_is_stands_still():
     assert frame[0].unique().numel() == 1
     assert (frame[0, 0, 0], frame[7, 0, 0]) == (-1.5, 1.5)
     assert (row[0, 7, 0], column[0, 0, 7], row[0, 0, 7]) == (1.5, 1.5, -1.5)
+
+
+def test_nothing_stands_beside_the_shape_but_in_busy_scenes():
+    def strays(world):
+        """The share of drawings with another color than the ground's, far from the shape."""
+        drawings, _, columns = drawings_of(world, count=720)
+        small = (columns["size"] == 0) & (columns["place"] == 0)
+        grounds = torch.tensor(list(GROUNDS.values()))[columns["ground"][small]]
+        off = ((drawings[small] + 1) / 2 - grounds[:, :, None, None]).abs().amax(1)
+        off[:, 12:52, 12:52] = 0
+        assert len(off) > 5
+        return (off.flatten(1).amax(1) > 0.45).float().mean()
+
+    assert strays(SCENES) == 0
+    assert strays(BUSY_SCENES) > 0.3
+
+
+def test_more_levels_are_high_around_a_higher_mean():
+    dice = Generator().manual_seed(0)
+    even, high = (spread_levels(mean, 999, dice) for mean in (0.0, 0.5))
+    assert even.median() == pytest.approx(0.5, abs=0.01)
+    assert high.median() == pytest.approx(math.exp(0.5) / (1 + math.exp(0.5)), abs=0.01)
+    assert 0 < high.min() < high.max() < 1
