@@ -36,8 +36,9 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     demo = commands.add_parser(
         "demo",
         help="draw the same pictures with and without the cache",
-        description="Draws the same pictures with plain torch.compile and with the cache, on the "
-        "CPU and without any download; writes grid.png, steps.png and table.md.",
+        description="Draws the same pictures with plain torch.compile, with the cache, and in as "
+        "few steps as the cache computed, on the CPU and without any download; writes grid.png, "
+        "steps.png and table.md.",
     )
     demo.add_argument(
         "--out", type=Path, default=Path("demo_out"), help="folder to write to (%(default)s)"

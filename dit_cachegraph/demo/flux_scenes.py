@@ -89,12 +89,13 @@ def draw(
     embeddings: Tensor,
     *,
     num_steps: int,
+    guidance: float = 1.0,
     on_step: Callable[[], object] | None = None,
 ) -> Tensor:
     """Pictures [B, 3, 64, 64], about in [-1, 1], for embedded prompts [B, 6, 64].
 
-    Picture i starts from the noise of seed i, whatever the batch. `on_step` is called after each
-    denoising step.
+    Picture i starts from the noise of seed i, whatever the batch. With `guidance` above 1 each step
+    has a second pass, with the empty prompt (zeros). `on_step` is called after each denoising step.
     """
 
     def after_step(_pipe: object, _step: int, _timestep: object, kwargs: dict) -> dict:
@@ -105,6 +106,9 @@ def draw(
     tokens = pipe(
         prompt_embeds=embeddings,
         pooled_prompt_embeds=embeddings.mean(1),
+        negative_prompt_embeds=torch.zeros_like(embeddings),
+        negative_pooled_prompt_embeds=torch.zeros_like(embeddings[:, 0]),
+        true_cfg_scale=guidance,
         height=SIDE_ARGUMENT,
         width=SIDE_ARGUMENT,
         num_inference_steps=num_steps,

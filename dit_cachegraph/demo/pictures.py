@@ -11,19 +11,21 @@ from dit_cachegraph.demo.run import DemoResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 100
+DPI = 128  # so that a picture's pixel is two by two
+NUM_COLUMNS = 5
+FEW_ROWS, MANY_ROWS = 8, 11
 DIFFERENCE_FACTOR = 10
-PICTURE_INCHES = 1.3
+PICTURE_INCHES = 1.0
 GAP_INCHES = 0.08
-LABEL_INCHES = 0.3
+LABEL_INCHES = 0.25
 MARGIN_INCHES = 0.25
 HEADER_INCHES = 0.8
 
 
 def save_grid(result: DemoResult, path: Path) -> None:
-    """Uncached, cached and their difference for each prompt: eight rows at most, then further
-    columns of the same three."""
-    num_rows = min(8, len(result.prompts))
+    """For each prompt uncached, cached, in fewer steps, and the differences of those two: rows one
+    under the other, then further columns of the same five."""
+    num_rows = _num_rows(len(result.prompts))
     width, height = grid_inches(len(result.prompts))
     figure = _figure(width, height)
     for i in range(len(result.prompts)):
@@ -37,15 +39,20 @@ def save_grid(result: DemoResult, path: Path) -> None:
 
 def grid_inches(num_prompts: int) -> tuple[float, float]:
     """Width and height of the grid of so many prompts."""
-    num_rows = min(8, num_prompts)
+    num_rows = _num_rows(num_prompts)
     num_groups = math.ceil(num_prompts / num_rows)
     width = num_groups * (_group_inches() + MARGIN_INCHES) + MARGIN_INCHES
     height = HEADER_INCHES + num_rows * (LABEL_INCHES + PICTURE_INCHES) + MARGIN_INCHES
     return width, height
 
 
+def _num_rows(num_prompts: int) -> int:
+    """Two groups of columns take most prompts; with more rows, three take the rest."""
+    return min(num_prompts, FEW_ROWS if num_prompts <= 2 * FEW_ROWS else MANY_ROWS)
+
+
 def _group_inches() -> float:
-    return 3 * PICTURE_INCHES + 2 * GAP_INCHES
+    return NUM_COLUMNS * PICTURE_INCHES + (NUM_COLUMNS - 1) * GAP_INCHES
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -58,29 +65,34 @@ def _figure(width: float, height: float) -> "Figure":
 def _draw_prompt(
     figure: "Figure", result: DemoResult, i: int, left_top: tuple[float, float]
 ) -> None:
-    """Label and three pictures; `left_top` in inches from the top left corner."""
+    """Label and five pictures; `left_top` in inches from the top left corner."""
     left, top = left_top
-    _text(figure, left, top + LABEL_INCHES - 0.08, result.prompts[i], size=8.5)
-    psnr = f"{result.psnr_db[i]:.1f} dB"
-    right = left + _group_inches()
-    _text(figure, right, top + LABEL_INCHES - 0.08, psnr, size=8.5, align="right")
-    uncached, cached = result.uncached.pictures[i], result.cached.pictures[i]
-    difference = ((cached - uncached).abs() * DIFFERENCE_FACTOR).clamp(0, 1)
-    for column, picture in enumerate((uncached, cached, difference)):
-        x = left + column * (PICTURE_INCHES + GAP_INCHES)
+    lefts = [left + column * (PICTURE_INCHES + GAP_INCHES) for column in range(NUM_COLUMNS)]
+    _text(figure, left, top + LABEL_INCHES - 0.06, result.prompts[i], size=7.5)
+    others = (result.cached, result.fewer)
+    uncached, *compared = (c.pictures[i] for c in (result.uncached, *others))
+    differences = [((p - uncached).abs() * DIFFERENCE_FACTOR).clamp(0, 1) for p in compared]
+    for x, picture in zip(lefts, (uncached, *compared, *differences), strict=True):
         _image(figure, x, top + LABEL_INCHES, picture)
+    for x, contender in zip(lefts[-len(others) :], others, strict=True):
+        psnr = f"{result.psnr_db(contender)[i]:.1f} dB"
+        _text(figure, x, top + LABEL_INCHES - 0.06, psnr, size=7.5)
 
 
 def _draw_titles(figure: "Figure", result: DemoResult, num_groups: int) -> None:
     report = result.report
-    title = f"{report.num_hits} of {len(result.steps)} steps reused, same seeds"
-    _text(figure, MARGIN_INCHES, 0.36, title, size=11, weight="bold")
-    names = ("torch.compile", "with the cache", f"difference x {DIFFERENCE_FACTOR}")
+    title = (
+        f"{report.num_hits} of {len(result.steps)} calls of the model reused, same seeds; in the "
+        f"last two columns the difference to the first, times {DIFFERENCE_FACTOR}"
+    )
+    _text(figure, MARGIN_INCHES, 0.36, title, size=10, weight="bold")
+    fewer = f"{result.fewer.num_steps} steps"
+    names = ("torch.compile", "with the cache", fewer, "the cache's", f"of {fewer}")
     for group in range(num_groups):
         left = MARGIN_INCHES + group * (_group_inches() + MARGIN_INCHES)
         for column, name in enumerate(names):
             x = left + column * (PICTURE_INCHES + GAP_INCHES)
-            _text(figure, x, HEADER_INCHES - 0.06, name, size=9.5, weight="bold")
+            _text(figure, x, HEADER_INCHES - 0.08, name, size=8.5, weight="bold")
 
 
 def _text(

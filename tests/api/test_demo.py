@@ -23,6 +23,7 @@ from dit_cachegraph.demo.write import table, write
 pytestmark = pytest.mark.e2e
 
 NUM_PROMPTS, NUM_STEPS = 3, 12
+NUM_CALLS = 2 * NUM_STEPS  # guidance makes two of a step
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,8 @@ def result() -> DemoResult:
 
 
 def drawn_eagerly(prompts, num_steps):
-    pictures = draw(load_pipeline(), embed(prompts), num_steps=num_steps)
+    guidance = DemoSettings().guidance
+    pictures = draw(load_pipeline(), embed(prompts), num_steps=num_steps, guidance=guidance)
     return (pictures.clamp(-1, 1) + 1) / 2
 
 
@@ -50,15 +52,24 @@ def test_uncached_pictures_are_those_of_the_pipeline_alone(result):
 
 def test_cached_pictures_are_near_the_uncached_ones(result):
     assert result.report.num_hits > 0
-    assert len(result.steps) == NUM_STEPS
-    assert torch.isfinite(result.psnr_db).all()
-    assert result.psnr_db.min() > 25
+    assert len(result.steps) == NUM_CALLS
+    psnr_db = result.psnr_db(result.cached)
+    assert torch.isfinite(psnr_db).all()
+    assert psnr_db.min() > 25
     hits = sum(step.hit for step in result.steps)
-    assert result.share_of_blocks_run == pytest.approx(1 - hits / NUM_STEPS)
+    assert result.share_of_blocks_run == pytest.approx(1 - hits / NUM_CALLS)
+
+
+def test_the_rival_takes_as_many_steps_as_the_cache_computed(result):
+    num_computed = NUM_CALLS - result.report.num_hits
+    assert result.fewer.num_steps == round(num_computed / 2) < NUM_STEPS
+    expected = drawn_eagerly(shipped_prompts()[:NUM_PROMPTS], result.fewer.num_steps)
+    torch.testing.assert_close(result.fewer.pictures, expected, rtol=0, atol=1e-5)
+    assert not torch.equal(result.fewer.pictures, result.uncached.pictures)
 
 
 def test_every_step_is_called_and_timed(result):
-    for contender in (result.uncached, result.cached):
+    for contender in (result.uncached, result.cached, result.fewer):
         assert len(contender.run_seconds) == 2
         assert contender.median_seconds > 0
 
@@ -68,7 +79,7 @@ def test_files_are_pictures_of_their_size(result, tmp_path):
     width, height = (round(inches * DPI) for inches in grid_inches(NUM_PROMPTS))
     shape = matplotlib.image.imread(grid).shape
     assert abs(shape[0] - height) <= 1 and abs(shape[1] - width) <= 1
-    assert matplotlib.image.imread(plot).shape[:2] == (450, 900)
+    assert matplotlib.image.imread(plot).shape[:2] == (2 * 450, 900)  # one for each pass
     assert np.std(matplotlib.image.imread(grid)[..., :3]) > 0.05
     assert text.read_text(encoding="utf-8") == table(result)
 
@@ -77,12 +88,15 @@ def test_table_has_the_counts(result):
     cells = {
         row[0].strip(): [cell.strip() for cell in row[1:]]
         for row in (line.strip("|").split("|") for line in table(result).splitlines())
-        if len(row) == 3
+        if len(row) == 4
     }
-    hits = result.report.num_hits
-    assert cells["steps reused"] == [f"0 of {NUM_STEPS}", f"{hits} of {NUM_STEPS}"]
-    assert cells["block work run"] == ["100 %", f"{100 * result.share_of_blocks_run:.0f} %"]
-    assert cells["PSNR, mean, dB"] == ["", f"{result.psnr_db.mean():.1f}"]
+    report, num_fewer = result.report, result.fewer.num_steps
+    assert cells["calls of the model reused"] == ["", f"{report.num_hits} of {NUM_CALLS}", ""]
+    assert cells["steps"] == [str(NUM_STEPS), str(NUM_STEPS), str(num_fewer)]
+    shares = (1, result.share_of_blocks_run, num_fewer / NUM_STEPS)
+    assert cells["block work run"] == [f"{100 * share:.0f} %" for share in shares]
+    means = [result.psnr_db(c).mean() for c in (result.cached, result.fewer)]
+    assert cells["PSNR, mean, dB"] == ["", *(f"{mean:.1f}" for mean in means)]
 
 
 @pytest.mark.parametrize("num_prompts", [1, 8, 9, 32])

@@ -27,6 +27,7 @@ from bench.train.tasks import drawing_task, reading_task
 from bench.train.trainer import AnotherRun, Plan, Trainer
 from dit_cachegraph.demo.codec import decode, encode
 from dit_cachegraph.demo.flux_scenes import load_model
+from dit_cachegraph.demo.run import DemoSettings
 
 pytestmark = pytest.mark.e2e
 
@@ -355,7 +356,7 @@ def test_the_kept_model_is_small_and_draws_the_named_ground(name):
     read_back = figures["check"]["read_back"]["5.0"]
     assert min(read_back["color"], read_back["place"]) >= 0.9 and read_back["shape"] >= 0.7
     if recipe is FLUX:
-        by_default = figures["check"]["read_back"]["3.0"]
+        by_default = figures["check"]["read_back"][str(DemoSettings().guidance)]
         assert min(by_default["color"], by_default["place"]) >= 0.95 and by_default["shape"] >= 0.9
     picks = recipe.world.every_kind(8)
     pipe, text = load_pipeline(recipe, folder), embed(recipe, folder, picks)
