@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from ranks.launch import Seen, run_ranks
+from ranks.launch import SECONDS, Seen, run_ranks
 from ranks.schedules import OTHERWISE
 
 NUM_QUICK, NUM_ALL, NUM_A_LAUNCH = 16, 500, 250
 
 
-def run_all(numbers: range, folder: Path) -> list[list[Seen]]:
+def run_all(numbers: range, folder: Path, seconds: int = SECONDS) -> list[list[Seen]]:
     """What each rank saw of each schedule."""
-    ranks = run_ranks([{"schedules": list(numbers)}], folder)[0]
+    ranks = run_ranks([{"schedules": list(numbers)}], folder, seconds=seconds)[0]
     assert all(rank["refusals"] == [] for rank in ranks)
     return [list(pair) for pair in zip(*(rank["schedules"] for rank in ranks), strict=True)]
 
@@ -50,6 +50,7 @@ def test_one_rank_that_is_treated_otherwise_makes_all_compute(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("start", range(0, NUM_ALL, NUM_A_LAUNCH))
 def test_no_schedule_hangs(tmp_path: Path, start: int) -> None:
-    check(run_all(range(start, start + NUM_A_LAUNCH), tmp_path))
+    check(run_all(range(start, start + NUM_A_LAUNCH), tmp_path, seconds=560))

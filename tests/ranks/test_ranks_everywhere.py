@@ -1,6 +1,7 @@
 """As `test_ranks_agree.py`: every rule and predictor, other models, and a mesh of four ranks."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -37,6 +38,30 @@ RULES: dict[str, Seen] = {
         "max_accumulated_residual_diff_threshold": 0.4,
     },
 }
+GATHER = "c10d::_allgather_base_"
+
+
+class Gathers(NamedTuple):
+    """Of a step that has something to compare with."""
+
+    computed: int
+    hit: int
+
+
+GATHERS = {
+    "dbcache": Gathers(2, 2),
+    "dbcache, last blocks": Gathers(2, 2),
+    "dbcache, hidden": Gathers(2, 2),
+    "dbprune": Gathers(4, 4),  # Of four blocks the first runs, and each other one is looked at.
+    "even": Gathers(1, 1),
+    "fixed": Gathers(1, 1),
+    "magcache": Gathers(1, 1),
+    "easycache": Gathers(2, 2),
+    "teacache": Gathers(2, 2),
+    "error_control": Gathers(2, 1),
+    "accumulated": Gathers(2, 2),
+}
+Ruled = tuple[int, dict[str, list[Seen]]]
 PREDICTORS: dict[str, Seen] = {
     name: {"predictor": name, "compute_mask": MASK} for name in PREDICTOR_KINDS.by_name
 }
@@ -45,18 +70,43 @@ PREDICTORS: dict[str, Seen] = {
 def check(cases: list[Seen], folder: Path, num_ranks: int = 2) -> None:
     found = run_ranks(cases, folder, num_ranks, SECONDS)
     for case, ranks in zip(cases, found, strict=True):
-        for rank in ranks:
-            shared, alone = rank["shared"], rank["alone"]
-            assert rank["refusals"] == [], case
-            assert [s["hit"] for s in shared] == [s["hit"] for s in alone], case
-            assert {s["hit"] for s in shared} == {True, False}, case
-            assert max(rank["errors"]) < case.get("tolerance", 1e-4), case
+        check_case(case, ranks)
 
 
-@pytest.mark.parametrize("num_passes", [1, 2])
-def test_every_rule(tmp_path: Path, num_passes: int) -> None:
-    case = {"model": "flux", "parallel": "ulysses", "num_passes": num_passes}
-    check([{**case, "settings": settings} for settings in RULES.values()], tmp_path)
+def check_case(case: Seen, ranks: list[Seen]) -> None:
+    for rank in ranks:
+        shared, alone = rank["shared"], rank["alone"]
+        assert rank["refusals"] == [], case
+        assert [s["hit"] for s in shared] == [s["hit"] for s in alone], case
+        assert {s["hit"] for s in shared} == {True, False}, case
+        assert max(rank["errors"]) < case.get("tolerance", 1e-4), case
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one pass", "two passes"])
+def ruled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ruled:
+    """What each rank saw, by rule: all run in one launch."""
+    case = {"model": "flux", "parallel": "ulysses", "num_passes": request.param}
+    cases = [{**case, "settings": settings, "is_counted": True} for settings in RULES.values()]
+    found = run_ranks(cases, tmp_path_factory.mktemp("rules"), seconds=SECONDS)
+    return request.param, dict(zip(RULES, found, strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule(ruled: Ruled, rule: str) -> None:
+    _, seen = ruled
+    check_case({"settings": RULES[rule]}, seen[rule])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_look_is_one_gather(ruled: Ruled, rule: str) -> None:
+    """What the call shows of itself, then what the rule compares; the first step of a pass has
+    nothing to compare with."""
+    num_passes, seen = ruled
+    for rank in seen[rule]:
+        steps = zip(rank["shared"], rank["collectives"], strict=True)
+        for number, (step, counted) in enumerate(steps):
+            gathers = GATHERS[rule].hit if step["hit"] else GATHERS[rule].computed
+            assert counted[GATHER] == (gathers if number >= num_passes else 1), number
 
 
 @pytest.mark.parametrize("num_passes", [1, 2])
