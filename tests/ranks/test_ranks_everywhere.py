@@ -133,6 +133,14 @@ def test_a_spectrum_of_all_tokens(tmp_path: Path) -> None:
             assert "seacache filters over the grid of all tokens" in str(rank["refused"])
 
 
+def test_a_size_that_ranks_cannot_divide(tmp_path: Path) -> None:
+    """diffusers raises on all of them alike, and the next image is cached."""
+    case = {"model": "flux", "parallel": "ulysses", "is_undivided": True}
+    for rank in run_ranks([case], tmp_path)[0]:
+        assert "must be divisible by mesh size" in str(rank["refused"])
+        assert {step["hit"] for step in rank["steps"]} == {True, False}
+
+
 @pytest.mark.parametrize("parallel", ["ulysses", "weights"])
 def test_what_inductor_makes_of_it(tmp_path: Path, parallel: str) -> None:
     check([{"model": "flux", "parallel": parallel, "inner": "inductor"}], tmp_path)

@@ -259,6 +259,18 @@ def run_refused(model: nn.Module, case: Seen, steps: Sequence[Inputs]) -> Seen:
     return {"refused": said}
 
 
+def run_undivided(model: nn.Module, tiny: TinyModel, steps: Sequence[Inputs]) -> Seen:
+    """What an image says whose tokens can't be divided, and the steps of the next one that can."""
+    said = None
+    odd = tiny.make_inputs(model, batch=1, size=5, text_tokens=NUM_TEXT_TOKENS, seed=0)
+    try:
+        model(**odd)
+    except AssertionError as error:
+        said = str(error)
+    _, seen = run_image(model, {}, steps)
+    return {"refused": said, "steps": seen["steps"]}
+
+
 def run_case(case: Seen, compiled: Compiled) -> Seen:
     """One image by one process, and the same by all ranks; or random schedules; or what ranks may
     also meet."""
@@ -272,6 +284,8 @@ def run_case(case: Seen, compiled: Compiled) -> Seen:
     _, shared = compiled.of(name, str(case["parallel"]), inner)
     if case.get("is_refused"):
         return run_refused(shared, case, steps)
+    if case.get("is_undivided"):
+        return run_undivided(shared, MODELS[name], steps)
     wanted, alone = run_image(single, case, steps)
     outputs, seen = run_image(shared, case, steps)
     pairs = zip(outputs, wanted, strict=True)
