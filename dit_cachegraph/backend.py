@@ -151,7 +151,7 @@ def _run_uncached(
     compiler: InnerCompiler,
     refusal: Uncacheable,
 ) -> UncachedModel:
-    if waits_for_ranks(gm):
+    if not refusal.has_no_blocks and waits_for_ranks(gm):
         say_whole(refusal.reason)
     weights, roles = weight_arguments(gm), find_fragment_roles(gm)
     function = compiler.whole(gm, example_inputs)
