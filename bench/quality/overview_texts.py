@@ -7,7 +7,8 @@ INTRODUCTION = """# Quality against work
     python -m bench.quality_overview            # writes this page
 
 How near pictures stay to the uncached ones when less of the transformer runs, on two small models \
-([evaluation.md](evaluation.md)), sampled as people do. *Work* is the share of block computations \
+([evaluation.md](evaluation.md); what is called flux-scenes here has the weights of busy-scenes, \
+which the demo's went on from), sampled as people do. *Work* is the share of block computations \
 that ran; figures are PSNR in dB to the uncached pictures of as many steps by the same solver, \
 means over {num} pictures of prompts that nothing was chosen on. 3 dB are half the squared error; \
 under a guidance of 7 a reader of the drawings loses words below about 32 dB. \
