@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dit_cachegraph.cpu import cpu_features
 from dit_cachegraph.exc import CannotLoad
 from dit_cachegraph.plan import ArgumentRoles, StreamKind, Trunk
 from dit_cachegraph.saved.exported_call import CallForm
@@ -58,7 +59,8 @@ def write_file(
 ) -> None:
     """Write the parts with their manifest. `model`: a line for each weight."""
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
-    manifest = json.dumps(asdict(Manifest(maker_on(device), model, hashes)), indent=1)
+    built_for = tuple(sorted(cpu_features()))
+    manifest = json.dumps(asdict(Manifest(maker_on(device), model, hashes, built_for)), indent=1)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(_MANIFEST, manifest)
         for name, data in parts.items():
@@ -89,6 +91,12 @@ def _check_made_here(path: Path, manifest: Manifest, device: torch.device) -> No
     misfit = why_made_elsewhere(manifest.maker, maker_on(device))
     if misfit is not None:
         raise CannotLoad(f"{path}: {misfit}")
+    missing = sorted(set(manifest.built_for) - cpu_features())
+    if missing:
+        raise CannotLoad(
+            f"{path}: it was compiled for a CPU that has {', '.join(missing)}, which this one "
+            "lacks: export it again here"
+        )
 
 
 def _check_whole(path: Path, manifest: Manifest, parts: Mapping[str, bytes]) -> None:

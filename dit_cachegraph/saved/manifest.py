@@ -32,11 +32,13 @@ class Maker:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`model`: a line for each module, parameter and buffer; `programs`: the hash of each file."""
+    """`model`: a line for each module, parameter and buffer; `programs`: the hash of each file;
+    `built_for`: what a CPU has to have that runs them, where nothing in them can do without."""
 
     maker: Maker
     model: tuple[str, ...]
     programs: dict[str, str]
+    built_for: tuple[str, ...] = ()
 
 
 def write_programs(folder: Path, module: nn.Module, programs: list[bytes]) -> None:
@@ -77,7 +79,12 @@ def read_programs(folder: Path, module: nn.Module) -> list[bytes] | str:
 def parse_manifest(text: str) -> Manifest:
     """Raises ValueError, TypeError or KeyError for what is none."""
     read = json.loads(text)
-    return Manifest(Maker(**read["maker"]), tuple(read["model"]), dict(read["programs"]))
+    return Manifest(
+        Maker(**read["maker"]),
+        tuple(read["model"]),
+        dict(read["programs"]),
+        tuple(read["built_for"]),
+    )
 
 
 def maker_on(device: torch.device) -> Maker:

@@ -17,7 +17,17 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those before its own group. `graph` and `runtime` are on one level, and so
 # never import each other; inside of a folder there is no order but that of `GRAPH_ORDER`.
 ORDER = (
-    ("exc", "later", "plan", "call_stack", "module_lists", "scopes", "tally", "frozen_weights"),
+    (
+        "exc",
+        "later",
+        "plan",
+        "call_stack",
+        "module_lists",
+        "scopes",
+        "tally",
+        "frozen_weights",
+        "cpu",
+    ),
     ("hooks", "ops", "segments", "step_log"),
     ("records",),
     ("observers",),

@@ -231,6 +231,7 @@ DAMAGES = {
     "another torch": (in_manifest(maker__torch="9"), "saved with torch 9, and this is"),
     "another machine": (in_manifest(maker__machine="abacus"), "saved with machine abacus"),
     "another device": (in_manifest(maker__device="cuda"), "saved with device cuda"),
+    "a CPU that has more": (in_manifest(built_for=["wings"]), "a CPU that has wings, which this"),
 }  # fmt: skip
 
 

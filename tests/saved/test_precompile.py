@@ -20,7 +20,7 @@ from torch._inductor import config
 from torch._inductor.utils import fresh_cache
 
 import dit_cachegraph as dc
-from dit_cachegraph.graph.cut.cpp_kernels import cpu_features
+from dit_cachegraph.cpu import cpu_features
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.savable import SavableModel
 from support.logged import logged

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-import torch
 from torch._inductor.codecache import get_hash, get_path, write_atomic
 from torch._inductor.output_code import CompiledFxGraph
 
+from dit_cachegraph.cpu import cpu_features
 from dit_cachegraph.graph.cut.built_kernels import BuiltKernels, hash_of, object_of
 
 log = logging.getLogger("dit_cachegraph")
@@ -79,22 +79,6 @@ def with_kernels(bundle: bytes, paths: Mapping[str, str]) -> bytes:
     # Torch writes the code to a file of this name, unless there is one.
     graph.cache_key = get_hash(source.strip())
     return pickle.dumps(saved)
-
-
-def cpu_features() -> frozenset[str]:
-    """The sets of instructions that this CPU has, by torch's names and, on Linux, by the kernel's,
-    which has names for more of them."""
-    told = torch.cpu.get_capabilities()
-    names = {name for name, value in told.items() if value is True}
-    names |= {f"{name} {value}" for name, value in told.items() if name.endswith("_max_length")}
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    of_each = [set(line.partition(":")[2].split()) for line in lines if _tells_features(line)]
-    return frozenset(names.union(set.intersection(*of_each) if of_each else ()))
-
-
-def _tells_features(line: str) -> bool:
-    return line.partition(":")[0].strip() in ("flags", "Features")
 
 
 def _graph_in(saved: object) -> CompiledFxGraph | None:
