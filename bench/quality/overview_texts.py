@@ -18,11 +18,16 @@ BEST = """## Best at so much work
 
 Ours / the best of all others (cache-dit, diffusers' caches, fewer steps by the same solver), and \
 the difference. "Ours" are presets and settings of `configure`; the last table names all of them. \
-Not every setting has every method: the command goes on with those that are missing."""
+Not every setting has every method: the command goes on with those that are missing. Some masks of \
+ours were tried because others led with as much work, which flatters ours a little."""
 
 NAMES = """## Which they are
 
-Ours first, with their shares."""
+Ours first, with their shares. "W6 every 2 to the last" computes the first six steps and, counted \
+back from the last one, every second; "all but every 4th" reuses one step in four: \
+`configure(pipe, rule="fixed", compute_mask=[...], predictor="replay")` takes such a mask. Under a \
+guidance of 7 in 20 steps, a mask to the last step with a replay or with half a line is what holds \
+at half the work and less."""
 
 SPREADS = """## The presets
 
