@@ -13,6 +13,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch.distributed as dist
@@ -83,8 +84,10 @@ class Roll:
 
 
 def say_whole(why: str) -> None:
-    """What this rank compiles now runs uncached, and it may be alone in that."""
-    _store().set(f"whole/{dist.get_rank()}", why)
+    """What this rank compiles now runs uncached, and it may be alone in that. A store that can't be
+    reached, or keeps nothing, is no reason not to compile."""
+    with suppress(RuntimeError):
+        _store().set(f"whole/{dist.get_rank()}", why)
 
 
 def _store() -> dist.Store:
