@@ -96,7 +96,9 @@ def explore(tiny: TinyModel, num_schedules: int, *, inner="eager", within=1e-5, 
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("tiny", [EMBEDDED, WAN], ids=lambda tiny: tiny.name)
+@pytest.mark.parametrize(
+    "tiny", [EMBEDDED, pytest.param(WAN, marks=pytest.mark.slow)], ids=lambda tiny: tiny.name
+)
 def test_a_hundred_schedules(tiny):
     num_hits, num_computed = explore(tiny, 100)
     assert num_hits > 100

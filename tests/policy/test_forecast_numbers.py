@@ -22,7 +22,9 @@ pytestmark = pytest.mark.e2e
 ONE_EFFECT = (Effect(1, 0, is_hidden=True),)
 
 
-@pytest.mark.parametrize("tiny", [FLUX, WAN], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "tiny", [FLUX, pytest.param(WAN, marks=pytest.mark.slow)], ids=lambda t: t.name
+)
 def test_every_predictor_under_inductor(tiny):
     """At batch 2, with Inductor's own size checks, against segments that run in eager."""
     model = tiny.build(5)
