@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from bench.common.arguments import some_of
 from bench.common.machine import Machine, this_machine
 from bench.common.table import table
 from bench.common.threads import use_one_thread
@@ -76,7 +77,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     """The command line; exits with a message where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.models", description=_title())
     parser.add_argument("--preset", choices=PRESETS, default="host", help="sizes of the steps")
-    parser.add_argument("--engines", type=_engines, default=ENGINES, help=",".join(STARTED))
+    parser.add_argument("--engines", type=some_of(STARTED), default=ENGINES, help=",".join(STARTED))
     parser.add_argument(
         "--depth",
         type=parse_depth,
@@ -103,14 +104,6 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
 
 def _title() -> str:
     return (__doc__ or "").partition("\n")[0]
-
-
-def _engines(text: str) -> tuple[str, ...]:
-    chosen = text.split(",")
-    for name in chosen:
-        if name not in STARTED:
-            raise argparse.ArgumentTypeError(f"an engine is one of {', '.join(STARTED)}: {name!r}")
-    return tuple(engine for engine in STARTED if engine in chosen)
 
 
 def cold_table(results: Sequence[ColdResult]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dit_cachegraph.cpu import cpu_features
+from dit_cachegraph.cpu import cpu_features, features_lacking_here
 from dit_cachegraph.exc import CannotLoad
 from dit_cachegraph.plan import ArgumentRoles, StreamKind, Trunk
 from dit_cachegraph.saved.exported_call import CallForm
@@ -91,7 +91,7 @@ def _check_made_here(path: Path, manifest: Manifest, device: torch.device) -> No
     misfit = why_made_elsewhere(manifest.maker, maker_on(device))
     if misfit is not None:
         raise CannotLoad(f"{path}: {misfit}")
-    missing = sorted(set(manifest.built_for) - cpu_features())
+    missing = features_lacking_here(manifest.built_for)
     if missing:
         raise CannotLoad(
             f"{path}: it was compiled for a CPU that has {', '.join(missing)}, which this one "

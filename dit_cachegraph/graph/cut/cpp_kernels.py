@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeGuard
 from torch._inductor.codecache import get_hash, get_path, write_atomic
 from torch._inductor.output_code import CompiledFxGraph
 
-from dit_cachegraph.cpu import cpu_features
+from dit_cachegraph.cpu import cpu_features, features_lacking_here
 from dit_cachegraph.graph.cut.built_kernels import BuiltKernels, hash_of, object_of
 
 log = logging.getLogger("dit_cachegraph")
@@ -51,7 +51,7 @@ def kernels_of(bundles: Iterable[bytes]) -> CppKernels:
 def put_down(kernels: CppKernels) -> dict[str, str]:
     """Write the shared objects into Inductor's cache. Returns the path of each; none, with a line
     in the log, where this CPU can't run them."""
-    missing = sorted(kernels.built_for - cpu_features())
+    missing = features_lacking_here(kernels.built_for)
     if kernels.objects and missing:
         log.warning(
             "the saved kernels were built for a CPU that has %s, which this one lacks: a compiler "
