@@ -24,7 +24,7 @@ from dit_cachegraph.graph.find.check_fragment import check_fragment
 from dit_cachegraph.graph.find.find_blocks import find_blocks
 from dit_cachegraph.graph.find.find_link import find_link
 from dit_cachegraph.graph.fx_utils import weight_arguments
-from dit_cachegraph.graph.prepare.inline_checkpoints import inline_checkpoints
+from dit_cachegraph.graph.prepare.inline_regions import inline_regions
 from dit_cachegraph.graph.prepare.move_numbers import move_numbers
 from dit_cachegraph.graph.prepare.plain_writes import plain_writes
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
@@ -131,7 +131,7 @@ def _link(
 
 
 def _prepare(gm: fx.GraphModule) -> None:
-    inline_checkpoints(gm)
+    inline_regions(gm)
     move_numbers(gm)
     plain_writes(gm)
 

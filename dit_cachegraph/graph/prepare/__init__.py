@@ -1,1 +1,1 @@
-"""Rewrites that go first: checkpoints inlined, numbers where they are read, writes made plain."""
+"""Rewrites that go first: regions inlined, numbers where they are read, writes made plain."""

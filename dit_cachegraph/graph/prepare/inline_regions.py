@@ -1,0 +1,161 @@
+"""Put what a region of its own runs into the graph itself.
+
+Two kinds: what `torch.utils.checkpoint` is given, and what `torch.compiler.nested_compile_region`
+marks. Without gradients nothing is kept for a backward pass and nothing computed again, so both do
+what their body does; and a block that they hide is seen by no other stage.
+
+    body(x, w): y = linear(x, w); return (y + x,)
+    out = tag_activation_checkpoint(body, h, w0); h1 = out[0]     ->   y = linear(h, w0); h1 = y + h
+
+    out1 = invoke_subgraph(body, "name", h, w1); h1 = out1[0]     ->   y1 = linear(h, w1)
+    out2 = invoke_subgraph(body, "name", h1, w2); h2 = out2[0]         h1 = y1 + h
+                                                                       y2 = linear(h1, w2)
+                                                                       h2 = y2 + h1
+
+Dynamo traces a marked region once and calls its body again and again: there the values and the
+calls of modules that its nodes carry are those of the first call, and are worked out for each.
+"""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from dit_cachegraph.graph.fx_utils import layout_key, tensors_in, value_of
+
+CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
+NESTED_REGION = torch.ops.higher_order.invoke_subgraph
+_ModuleCalls = Mapping[str, tuple[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """One call of a region: `path` leads from the graph to its body, and `traced_in` are the calls
+    of modules around it when the body was traced."""
+
+    call: fx.Node
+    holder: fx.Node
+    body: fx.GraphModule
+    traced_in: _ModuleCalls
+
+    @property
+    def path(self) -> str:
+        return str(self.holder.target)
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """What the body is given now: it changes as the regions before this one are inlined."""
+        num_before = 2 if self.call.target is NESTED_REGION else 1  # The body, and a name for it.
+        return self.call.args[num_before:]
+
+
+def inline_regions(gm: fx.GraphModule) -> None:
+    """Replace each call of a region by a copy of its body, with those inside it. What the graph
+    computes stays the same."""
+    regions = _regions(gm)
+    if not regions:
+        return
+    while regions:
+        for region in regions:
+            _inline(gm, region)
+        regions = _regions(gm)
+    for node in gm.graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            node.meta["example_value"] = _value_here(node)
+    gm.recompile()
+
+
+def _regions(gm: fx.GraphModule) -> list[_Region]:
+    """In the order of the graph, so that the first of those that share a body was traced."""
+    calls = [node for node in gm.graph.nodes if node.target in (CHECKPOINT, NESTED_REGION)]
+    traced_in: dict[str, _ModuleCalls] = {}
+    regions = []
+    for call in calls:
+        holder = call.args[0]
+        assert isinstance(holder, fx.Node)
+        path = str(holder.target)
+        body = operator.attrgetter(path)(gm)
+        assert isinstance(body, fx.GraphModule)
+        around = traced_in.setdefault(path, _module_calls(call))
+        regions.append(_Region(call, holder, body, around))
+    return regions
+
+
+def _inline(gm: fx.GraphModule, region: _Region) -> None:
+    call, graph = region.call, region.body.graph
+    given = dict(zip(graph.find_nodes(op="placeholder"), region.operands, strict=True))
+    results: Any = None
+    with gm.graph.inserting_before(call):
+        for inner in graph.nodes:
+            if inner.op == "output":
+                results = fx.map_arg(inner.args[0], lambda n: given[n])
+            elif inner.op != "placeholder":
+                given[inner] = _copied(gm, region, inner, given)
+    for user in list(call.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(results[user.args[1]])
+        gm.graph.erase_node(user)
+    gm.graph.erase_node(call)
+    if not region.holder.users:
+        gm.graph.erase_node(region.holder)
+
+
+def _copied(
+    gm: fx.GraphModule, region: _Region, inner: fx.Node, given: Mapping[fx.Node, fx.Node]
+) -> fx.Node:
+    copy = gm.graph.node_copy(inner, lambda n: given[n])
+    if inner.op == "get_attr":
+        copy.target = f"{region.path}.{inner.target}"
+    elif region.call.target is NESTED_REGION:
+        copy.meta["nn_module_stack"] = _calls_around(region, inner)
+    return copy
+
+
+def _calls_around(region: _Region, inner: fx.Node) -> _ModuleCalls:
+    """The modules that a node of the body is called in, as this call of the region reaches them."""
+    here, there = _module_calls(region.call), region.traced_in
+    root = [path for path, _ in here.values()][-1:]
+    traced_root = [path for path, _ in there.values()][-1:]
+    calls = dict(here)
+    for key, (path, kind) in _module_calls(inner).items():
+        if key not in there:
+            is_below = bool(root) and path.startswith(f"{traced_root[0]}.")
+            path = root[0] + path.removeprefix(traced_root[0]) if is_below else path
+            calls[f"{key} in {region.call.name}"] = (path, kind)
+    return calls
+
+
+def _module_calls(node: fx.Node) -> _ModuleCalls:
+    return node.meta.get("nn_module_stack") or {}
+
+
+def _value_here(node: fx.Node) -> object:
+    """What the node makes of what it is given now, by which views of one value are known. Dynamo's
+    own value stays where that lies otherwise (autocast is not entered here), where its size has a
+    symbol of its own, which only the data tells, and for what runs a graph of its own."""
+    known = value_of(node)
+    read = [value_of(source) for source in node.all_input_nodes]
+    modes = [t.fake_mode for t in tensors_in(read) if isinstance(t, FakeTensor)]
+    is_operator_of_graphs = isinstance(node.target, HigherOrderOperator)
+    if not modes or is_operator_of_graphs or free_unbacked_symbols(known):
+        return known
+    given = dict(zip(node.all_input_nodes, read, strict=True))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)  # type: ignore[arg-type]
+    with modes[0], torch.no_grad(), enable_python_dispatcher():
+        if node.op == "call_method":
+            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            value = node.target(*args, **kwargs)
+    return value if _layouts(value) == _layouts(known) else known
+
+
+def _layouts(value: object) -> list[tuple[object, ...]]:
+    return [layout_key(tensor) for tensor in tensors_in(value)]
