@@ -39,6 +39,7 @@ LINE, CURVE = forecast(1), forecast(2)
 # A line that rises half as fast: under high guidance paths bend, and a whole one overshoots.
 HALF_LINE: Settings = {"predictor": "hicache", "hicache_order": 1, "hicache_sigma": 0.5}
 REPLAY: Settings = {"predictor": "replay"}
+DAMPED: Settings = {"predictor": "damped_line"}
 OVER_NOISE: Settings = {"rule": "error_control", "paced_over": "noise"}
 # Between the presets and around them, and what the presets were until they were paced over noise.
 MORE_OF_OURS: Mapping[str, Settings] = {
@@ -46,6 +47,7 @@ MORE_OF_OURS: Mapping[str, Settings] = {
     "E0.06 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.06, **CURVE},
     "E0.1 over steps": {"rule": "error_control", "error_tolerance": 0.1, **LINE},
     "W6 every 2": {"rule": "even", "every": 2, "max_warmup_steps": 6, **LINE},
+    "every 3": {"rule": "even", "every": 3, "max_warmup_steps": 1, **LINE},
     "every 3, order 2": {"rule": "even", "every": 3, "max_warmup_steps": 1, **CURVE},
     "every 4": {"rule": "even", "every": 4, "max_warmup_steps": 1, **LINE},
     "W4 every 2": {"rule": "even", "every": 2, "max_warmup_steps": 4, **LINE},
@@ -53,6 +55,7 @@ MORE_OF_OURS: Mapping[str, Settings] = {
     "every 3, half a line": {"rule": "even", "every": 3, "max_warmup_steps": 1, **HALF_LINE},
     "every 4, half a line": {"rule": "even", "every": 4, "max_warmup_steps": 1, **HALF_LINE},
     "E0.12 over noise, half a line": {**OVER_NOISE, "error_tolerance": 0.12, **HALF_LINE},
+    "E0.12 over noise, damped": {**OVER_NOISE, "error_tolerance": 0.12, **DAMPED},
     "E0.3 over noise, half a line": {**OVER_NOISE, "error_tolerance": 0.3, **HALF_LINE},
 }
 
@@ -74,17 +77,21 @@ MASKED: Mapping[str, tuple[int, int, Settings]] = {
     "every 2 to the last": (2, 1, LINE),
     "every 2 to the last, half a line": (2, 1, HALF_LINE),
     "every 2 to the last, replay": (2, 1, REPLAY),
+    "every 2 to the last, damped": (2, 1, DAMPED),
     "W4 every 2 to the last, half a line": (2, 4, HALF_LINE),
     "W6 every 2 to the last": (2, 6, LINE),
     "W6 every 2 to the last, half a line": (2, 6, HALF_LINE),
     "W6 every 2 to the last, replay": (2, 6, REPLAY),
+    "W6 every 2 to the last, damped": (2, 6, DAMPED),
     "every 3 to the last": (3, 1, LINE),
     "every 3 to the last, replay": (3, 1, REPLAY),
     "W3 every 3 to the last, half a line": (3, 3, HALF_LINE),
     "W3 every 3 to the last, replay": (3, 3, REPLAY),
+    "W3 every 3 to the last, damped": (3, 3, DAMPED),
     "every 4 to the last": (4, 1, LINE),
     "every 4 to the last, half a line": (4, 1, HALF_LINE),
     "every 4 to the last, replay": (4, 1, REPLAY),
+    "every 4 to the last, damped": (4, 1, DAMPED),
 }
 
 

@@ -35,10 +35,13 @@ SLACK = 0.015  # Less than half a step of 28: shares are of whole steps.
 BETTER_PRESETS, LEAST_DB = ("quality", "balanced"), 26
 NOTHING = "–"
 BEFORE = f"{OURS} E0.1 over steps"
-# Presets, and the same with half a line.
-HALVED = {
-    "draft": f"{OURS} every 3, half a line",
-    "fast": f"{OURS} E0.12 over noise, half a line",
+# Presets of long gaps and of short ones, and the same with other forecasts.
+FORECASTS = {
+    '"draft"': f'{OURS} "draft"',
+    "a whole line": f"{OURS} every 3",
+    "half a line": f"{OURS} every 3, half a line",
+    '"fast"': f'{OURS} "fast"',
+    "damped": f"{OURS} E0.12 over noise, damped",
 }
 CAMPS = frozenset({OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER})
 
@@ -207,20 +210,16 @@ def before_table(settings: Sequence[Measured]) -> str:
     return markdown(["", f'"{DEFAULT_PRESET}"', BEFORE.removeprefix(f"{OURS} ")], lines)
 
 
-def halved_table(settings: Sequence[Measured]) -> str:
-    """Presets beside themselves with half a line."""
+def forecasts_table(settings: Sequence[Measured]) -> str:
+    """Presets beside themselves with other forecasts, where more than they is measured."""
+    presets = {f'{OURS} "{name}"' for name in PRESETS}
     lines = []
     for measured in settings:
-        found = [
-            row
-            for preset, halved in HALVED.items()
-            for row in (measured.preset(preset), measured.named(halved))
-        ]
-        if any(found[1::2]):
-            cells = [NOTHING if row is None else _spread(row) for row in found]
+        found = {name: measured.named(name) for name in FORECASTS.values()}
+        if any(row is not None and name not in presets for name, row in found.items()):
+            cells = [NOTHING if row is None else _spread(row) for row in found.values()]
             lines.append([str(measured.setting), *cells])
-    header = [cell for preset in HALVED for cell in (f'"{preset}"', "half a line")]
-    return markdown(["", *header], lines)
+    return markdown(["", *FORECASTS], lines)
 
 
 def shortfalls(settings: Sequence[Measured]) -> Iterator[str]:
@@ -272,7 +271,7 @@ def page_of(settings: Sequence[Measured], harm: Sequence[SettingRow]) -> str:
     ]
     for preset in (DEFAULT_PRESET, CHEAPEST_PRESET):
         parts += [texts.LEADS.format(preset=preset), lead_table(settings, preset)]
-    parts += [texts.HALF, halved_table(settings), texts.SETTLED, settled_table(settings)]
+    parts += [texts.DAMPED, forecasts_table(settings), texts.SETTLED, settled_table(settings)]
     parts += [texts.CHANGED, before_table(settings)]
     measured = {str(one.setting) for one in settings}
     missing = [str(one) for one in all_settings() if str(one) not in measured]

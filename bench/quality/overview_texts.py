@@ -42,13 +42,15 @@ CHANGED = """## Why "balanced" is paced over noise
 It was error control over steps at a tolerance of 0.1, chosen on even levels. On shifted schedules \
 the last steps take most of the noise away, and over steps the longest reuses came there."""
 
-HALF = """## Half a line under high guidance
+DAMPED = """## Why "draft" damps its line
 
-A guidance of 7 multiplies by six or seven what a pass misses, and over long gaps the line through \
-the last two computed steps overshoots. `configure(pipe, preset="draft", predictor="hicache", \
-hicache_order=1)` goes half as far along it: better for "draft" under a guidance of 7 in 20 and 28 \
-steps, worse under 3.5 and without any. "fast", whose gaps are shorter, is better with the whole \
-line. A dash: not measured."""
+A guidance of 7 multiplies by six or seven what a pass misses, and over gaps of three steps the \
+line through the last two computed ones overshoots. `predictor="damped_line"` goes as far along it \
+as the line before came true: far less under such guidance, nearly all of it where a path is \
+smooth, which costs there what the figures say. Beside it are `configure(pipe, preset="draft", \
+predictor="taylorseer")` and, half as far along the line, `predictor="hicache", hicache_order=1`; \
+and "fast", whose gaps are as short as the error asks for, with a damped line. A dash: not \
+measured."""
 
 SETTLED = """## What is settled without a cache
 

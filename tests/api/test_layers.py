@@ -12,6 +12,7 @@ from dit_cachegraph.layers import PREDICTOR_KINDS, RULE_KINDS, add_layer
 from dit_cachegraph.policy import predictors, rules
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES
 from dit_cachegraph.policy.predictor import Predictor
+from dit_cachegraph.policy.predictors.damped_line import DampedLine
 from dit_cachegraph.policy.predictors.replay import Replay
 from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.presets import PRESETS
@@ -21,7 +22,7 @@ from dit_cachegraph.policy.rules.dbprune import DBPrune
 from dit_cachegraph.policy.rules.error_control import ErrorControl
 from dit_cachegraph.policy.rules.even import EvenSchedule
 
-LINE = TaylorSeer(taylorseer_order=1)
+LINE, DAMPED = TaylorSeer(taylorseer_order=1), DampedLine()
 
 
 def paced(tolerance, **options):
@@ -62,8 +63,8 @@ CASES = [
     ([{"preset": "balanced"}], BALANCED),
     ([{"preset": "fast"}], (paced(0.12), LINE)),
     ([{"preset": "fast", "max_gap": 3}], (paced(0.12, max_gap=3), LINE)),
-    ([{"preset": "draft"}], (EvenSchedule(every=3, max_warmup_steps=1), LINE)),
-    ([{"preset": "draft"}, {"every": 4}], (EvenSchedule(every=4, max_warmup_steps=1), LINE)),
+    ([{"preset": "draft"}], (EvenSchedule(every=3, max_warmup_steps=1), DAMPED)),
+    ([{"preset": "draft"}, {"every": 4}], (EvenSchedule(every=4, max_warmup_steps=1), DAMPED)),
     # An option of the preset's rule refines the preset, and its forecast stays.
     ([{"error_tolerance": 0.2}], (paced(0.2), LINE)),
     ([{"preset": "fast"}, {"max_gap": 3}],
@@ -119,12 +120,15 @@ def test_layers_add_up_to(layers, expected):
 
 @pytest.mark.parametrize(
     ("kinds", "folder", "shared"),
-    [(RULE_KINDS, rules, "accumulated"), (PREDICTOR_KINDS, predictors, "calibrator")],
+    [
+        (RULE_KINDS, rules, {"accumulated"}),
+        (PREDICTOR_KINDS, predictors, {"calibrator", "inner_products"}),
+    ],
     ids=["rules", "predictors"],
 )
 def test_a_file_in_its_folder_is_found(kinds, folder, shared):
     (path,) = folder.__path__
-    files = {file.stem for file in Path(path).glob("*.py")} - {"__init__", shared}
+    files = {file.stem for file in Path(path).glob("*.py")} - {"__init__", *shared}
     found = {kind.__module__ for kind in kinds.by_name.values()}
     assert found == {f"{folder.__name__}.{name}" for name in files}
     assert all(issubclass(kind, kinds.base) for kind in kinds.by_name.values())

@@ -60,6 +60,21 @@ def hicache(
     return forecast
 
 
+def damped_line(values: Values, steps: Sequence[int], step: int) -> Values:
+    """The line through the last two values, times the least-squares fit of what the line before
+    promised to what came, of each sample."""
+    if len(steps) < 3:
+        return values[-1]
+    first, middle, last = steps[-3:]
+    forecast = np.empty_like(values[-1])
+    for i, (a, b, c) in enumerate(zip(*values[-3:], strict=True)):
+        promised = (b - a) / (middle - first) * (last - middle)
+        fits = np.linalg.lstsq(promised.reshape(-1, 1), (c - b).reshape(-1), rcond=None)[0]
+        slope = (c - b) / (last - middle)
+        forecast[i] = c + min(max(fits[0], 0.0), 1.0) * slope * (step - last)
+    return forecast
+
+
 def _polynomial(values: Values, steps: Sequence[int]) -> Values:
     """Coefficients of the polynomial through the values, the highest power first."""
     powers = np.vander(np.asarray(steps, float), len(steps))
@@ -143,6 +158,7 @@ ORACLES: Mapping[str, Oracle] = {
     "hicache": hicache,
     "chebyshev": chebyshev_ridge,
     "dmd": dmd,
+    "damped_line": damped_line,
 }
 STREAM_OPTIONS = ("calibrator_cache_type", "enable_encoder_calibrator")
 

@@ -38,6 +38,7 @@ PREDICTORS = [
     ("hicache", {"hicache_order": 4, "hicache_sigma": 0.8}),
     ("chebyshev", {}),
     ("chebyshev", {"chebyshev_degree": 2, "chebyshev_history": 3}),
+    ("damped_line", {}),
     ("dmd", {}),
     ("dmd", {"dmd_rank": 1, "dmd_svd_precision": "high"}),
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit_cachegraph import ops
 from dit_cachegraph.policy.catalog import PREDICTORS
+from dit_cachegraph.policy.predictors.inner_products import inner_products
 from oracles.predictors import ORACLES, forecast_of
 
 SHAPE = (2, 3, 8)  # samples, tokens, channels
@@ -20,6 +21,7 @@ OPTIONS = {
     "replay": st.just({}),
     "taylorseer": st.fixed_dictionaries({"taylorseer_order": st.integers(0, 4)}),
     "foca": st.just({}),
+    "damped_line": st.just({}),
     "hicache": st.fixed_dictionaries(
         {"hicache_order": st.integers(0, 4), "hicache_sigma": st.floats(0.05, 1.0)}
     ),
@@ -161,6 +163,49 @@ def test_dmd_of_more_elements_than_are_sampled_or_summed_at_once():
         assert (not torch.equal(other[1:], estimate[1:])) == is_fooled
 
 
+def test_what_is_sampled_goes_through_all_channels():
+    """4096 tokens of 3072 channels: every 3072nd element is the first channel of each token."""
+    values = [torch.zeros(1, 4096, 3072) for _ in range(2)]
+    values[1][..., 1:] = 1.0
+    products = inner_products(values, "low")
+    num_sampled = 4096 * 3072 // 3073 + 1
+    assert products[0, 1, 1] > 0.99 * num_sampled
+
+
+MOVES = {  # What a path did in its last gap of 3 steps, after it moved by 1 in 2 steps before.
+    "as promised": (1.5, 1.0),
+    "half as far": (0.75, 0.5),
+    "farther": (3.0, 1.0),
+    "not at all": (0.0, 0.0),
+    "back": (-1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_line_is_damped_by_what_came_true(move):
+    moved, share = MOVES[move]
+    values = torch.tensor([0.0, 1.0, 1.0 + moved]).reshape(3, 1, 1, 1).expand(3, *SHAPE)
+    actual = PREDICTORS["damped_line"]().estimate(list(values), [4, 6, 9], 11)
+    assert_near(actual, values[-1] + share * 2 * moved / 3, 1.0, 1e-6)
+
+
+def test_a_line_is_damped_sample_by_sample():
+    moved = torch.tensor([3.0, 0.0])[:, None, None].expand(SHAPE)  # As promised, and not at all.
+    first = torch.zeros(SHAPE)
+    values = [first, first + 1, first + 1 + moved]
+    actual = PREDICTORS["damped_line"]().estimate(values, [0, 1, 4], 5)
+    assert_near(actual, values[-1] + moved / 3, 1.0, 1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_line_over_a_value_that_is_no_number_is_a_replay_of_the_rest(bad):
+    values = [torch.full(SHAPE, float(i)) for i in range(3)]
+    values[0][0, 0, 0] = bad
+    actual = PREDICTORS["damped_line"]().estimate(values, [0, 1, 2], 3)
+    assert_near(actual[0], values[-1][0], 1.0, 0.0)
+    assert_near(actual[1], values[-1][1] + 1, 1.0, 1e-6)
+
+
 def test_dmd_fits_each_sample_by_itself():
     steps = [0, 2, 4, 6, 8]
     values = exponentials([*steps, 9], 3)
@@ -172,6 +217,13 @@ def test_dmd_fits_each_sample_by_itself():
     assert_near(both[0][0], alone[-1][0], 1.0, 1e-4)
 
 
+def test_a_damped_line_in_bfloat16_is_that_of_float32():
+    values = values_at([0, 2, 4], 5).float()
+    exact = PREDICTORS["damped_line"]().estimate(list(values), [0, 2, 4], 7)
+    rounded = PREDICTORS["damped_line"]().estimate(list(values.bfloat16()), [0, 2, 4], 7)
+    assert_near(rounded.float(), exact, float(exact.abs().max()), 2e-2)
+
+
 def test_dmd_of_two_dimensions_is_one_sample():
     steps = [0, 1, 2, 3, 4]
     values = exponentials([*steps, 6], 1)[:, 0]  # [steps, tokens, channels]
@@ -180,10 +232,11 @@ def test_dmd_of_two_dimensions_is_one_sample():
 
 
 @pytest.mark.parametrize("layout", [(2, 0, 1), (0, 2, 1)])
-def test_dmd_keeps_the_layout_and_dtype_of_a_snapshot(layout):
-    steps = [0, 1, 2, 3]
+@pytest.mark.parametrize(("name", "count"), [("dmd", 4), ("damped_line", 3)])
+def test_a_fit_keeps_the_layout_and_dtype_of_a_snapshot(name, count, layout):
+    steps = [0, 1, 2, 3][:count]
     values = [v.to(torch.bfloat16).permute(layout).clone() for v in exponentials(steps, 1)]
-    estimate = PREDICTORS["dmd"]().estimate(values, steps, 5)
+    estimate = PREDICTORS[name]().estimate(values, steps, 5)
     assert (estimate.stride(), estimate.dtype) == (values[-1].stride(), torch.bfloat16)
 
 
@@ -213,10 +266,11 @@ def test_a_bend_at_the_start_of_an_image_does_not_count(steps):
     assert later[0] != 0
 
 
-@pytest.mark.parametrize(("name", "degree"), [("taylorseer", 1), ("foca", 1), ("dmd", 1)])
-def test_exact_on_even_movement_over_uneven_gaps(name, degree):
+@pytest.mark.parametrize("name", ["taylorseer", "foca", "dmd", "damped_line"])
+def test_exact_on_even_movement_over_uneven_gaps(name):
     """What cache-dit's own are not: FoCa forgets the gap, TaylorSeer and DMD start late."""
-    for steps in ([0, 1], [0, 1, 3, 4], [3, 5, 6, 10, 11], [0, 4, 5]):
+    two = [] if name == "damped_line" else [[0, 1]]  # It takes them for no line yet.
+    for steps in (*two, [0, 1, 3, 4], [3, 5, 6, 10, 11], [0, 4, 5]):
         for step in range(steps[-1] + 1, steps[-1] + 7):
             values = torch.tensor([[2.0 - 0.5 * s] for s in steps], dtype=torch.float64)
             actual = forecast(PREDICTORS[name](), values, steps, step)
@@ -241,6 +295,8 @@ def test_what_stands_still_is_replayed_exactly(name):
 LOWER = [
     ("foca", {}, 2, "taylorseer", {}),
     ("foca", {}, 1, "replay", {}),
+    ("damped_line", {}, 2, "replay", {}),
+    ("damped_line", {}, 1, "replay", {}),
     ("dmd", {}, 3, "taylorseer", {}),
     ("dmd", {}, 1, "replay", {}),
     ("chebyshev", {}, 1, "replay", {}),

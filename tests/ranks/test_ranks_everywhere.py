@@ -111,11 +111,12 @@ def test_each_look_is_one_gather(ruled: Ruled, rule: str) -> None:
 
 @pytest.mark.parametrize("num_passes", [1, 2])
 def test_every_predictor(tmp_path: Path, num_passes: int) -> None:
-    """DMD fits what each rank has of a sample by itself."""
+    """DMD and a damped line fit what each rank has of a sample by itself."""
     case = {"model": "flux", "parallel": "ulysses", "num_passes": num_passes}
     cases = [{**case, "settings": settings} for settings in PREDICTORS.values()]
-    fitted = [{**one, "tolerance": 0.05} for one in cases if one["settings"]["predictor"] == "dmd"]
-    check([one for one in cases if one["settings"]["predictor"] != "dmd"] + fitted, tmp_path)
+    by_fit = [one for one in cases if one["settings"]["predictor"] in ("dmd", "damped_line")]
+    fitted = [{**one, "tolerance": 0.05} for one in by_fit]
+    check([one for one in cases if one not in by_fit] + fitted, tmp_path)
 
 
 def test_a_spectrum_of_all_tokens(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from bench.quality.contenders import (
 from bench.quality.overview import (
     Measured,
     before_table,
-    halved_table,
+    forecasts_table,
     lead_table,
     lost_pictures,
     overview_table,
@@ -111,15 +111,15 @@ def test_the_default_stands_beside_what_it_was():
     assert lines_of(before_table([Measured(SETTING, ROWS)]))[2:] == []
 
 
-def test_presets_stand_beside_themselves_with_half_a_line():
-    names = ['ours "draft"', overview.HALVED["draft"], 'ours "fast"', overview.HALVED["fast"]]
+def test_presets_stand_beside_themselves_with_other_forecasts():
+    names = list(overview.FORECASTS.values())
     rows = [row(name, OURS, 0.4, 30.0 + i, 30.0 + i) for i, name in enumerate(names)]
-    header, _, line = lines_of(halved_table([Measured(SETTING, rows)]))
-    assert header[1:] == ['"draft"', "half a line", '"fast"', "half a line"]
-    assert [cell.split()[1] for cell in line[1:]] == ["30.0", "31.0", "32.0", "33.0"]
-    (line,) = lines_of(halved_table([Measured(SETTING, rows[:3])]))[2:]
+    header, _, line = lines_of(forecasts_table([Measured(SETTING, rows)]))
+    assert header[1:] == ['"draft"', "a whole line", "half a line", '"fast"', "damped"]
+    assert [cell.split()[1] for cell in line[1:]] == ["30.0", "31.0", "32.0", "33.0", "34.0"]
+    (line,) = lines_of(forecasts_table([Measured(SETTING, rows[:-1])]))[2:]
     assert line[-1] == "–"
-    assert lines_of(halved_table([Measured(SETTING, rows[::2])]))[2:] == []
+    assert lines_of(forecasts_table([Measured(SETTING, [rows[0], rows[3]])]))[2:] == []
     assert set(names) <= set(OPTIONS)
 
 

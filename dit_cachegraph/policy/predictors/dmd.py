@@ -13,22 +13,20 @@ GPU torch's routine for eigenvalues may wait by itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dit_cachegraph.policy.checks import check_choice, check_int, check_number
 from dit_cachegraph.policy.predictors.calibrator import Calibrator
+from dit_cachegraph.policy.predictors.inner_products import Precision, inner_products
 from dit_cachegraph.policy.predictors.taylorseer import taylor
 
-Precision = Literal["low", "medium", "high"]
 MIN_SNAPSHOTS = 4
 SMALLEST_MODE = 1e-4  # of the norm of all values
 TINY = 1e-30
 LARGEST_WEIGHTS = 1e3  # No forecast is as large, whatever its fit.
-NUM_SAMPLED = 4096
-CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +69,7 @@ class DMD(Calibrator):
         if num_even < MIN_SNAPSHOTS:
             return None
         snapshots = snapshots[-num_even:]
-        products = _products(snapshots, self.dmd_svd_precision)
+        products = inner_products(snapshots, self.dmd_svd_precision)
         ahead, gap = step - steps[-1], steps[-1] - steps[-2]
         weights = _weights(products, ahead, gap, self.dmd_rank, self.dmd_ridge)
         return _weighted_sum(snapshots, weights)
@@ -83,21 +81,6 @@ def _num_evenly_spaced(steps: Sequence[int]) -> int:
     while count < len(steps) and steps[-count] - steps[-count - 1] == steps[-1] - steps[-2]:
         count += 1
     return count
-
-
-def _products(snapshots: Sequence[Tensor], precision: Precision) -> Tensor:
-    """[samples, n, n] float64 inner products of the snapshots. Samples lie along dim 0 of three or
-    more; those folded into another share a fit."""
-    num_samples = len(snapshots[-1]) if snapshots[-1].ndim > 2 else 1
-    flat = [s.reshape(num_samples, -1) for s in snapshots]
-    if precision == "low":
-        flat = [s[:, :: max(1, s.shape[1] // NUM_SAMPLED)] for s in flat]
-    chunk = flat[0].shape[1] if precision == "high" else CHUNK
-    products = flat[0].new_zeros((), dtype=torch.float64)
-    for start in range(0, flat[0].shape[1], chunk):
-        wide = torch.stack([s[:, start : start + chunk].double() for s in flat], dim=1)
-        products = wide @ wide.mT + products
-    return products
 
 
 def _weights(products: Tensor, ahead: int, gap: int, rank: int, ridge: float) -> Tensor:
