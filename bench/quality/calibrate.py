@@ -30,16 +30,16 @@ Settings = Mapping[str, object]
 
 
 def drawing(
-    recipe: Recipe, folder: Path, schedule: str | None, guidance: float
+    recipe: Recipe, folder: Path, schedule: str | None, guidance: float, num_prompts: int
 ) -> tuple[object, Callable[[object, int], Tensor]]:
-    """The pipeline, compiled, and a run in so many steps: `PROMPTS_A_RUN` prompts of its own for
-    each number. Without a schedule, the pipeline's own."""
+    """The pipeline, compiled, and a run in so many steps: `num_prompts` prompts of its own for each
+    number. Without a schedule, the pipeline's own."""
     pipe = load_pipeline(recipe, folder)
     if schedule is not None:
         pipe.scheduler = SCHEDULES[schedule]()
     pipe.transformer.compile(backend=cachedit, options={"inner_backend": "eager"})
-    picks = recipe.world.every_kind(PROMPTS_A_RUN * (1 + max(*INPUTS, *HOLDOUT)))
-    text = embed(recipe, folder, picks).unflatten(0, (-1, PROMPTS_A_RUN))
+    picks = recipe.world.every_kind(num_prompts * (1 + max(*INPUTS, *HOLDOUT)))
+    text = embed(recipe, folder, picks).unflatten(0, (-1, num_prompts))
 
     def run(one: object, num_steps: int) -> Tensor:
         assert isinstance(one, int)
@@ -100,13 +100,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--schedule", choices=SCHEDULES)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--prompts", type=int, default=PROMPTS_A_RUN, help="drawn at once in a run")
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
     use_one_thread()
     logging.getLogger("dit_cachegraph").setLevel(logging.ERROR)
     recipe = RECIPES[asked.recipe]
     folder = asked.folder or kept_in(recipe.folder)
-    pipe, run_with_steps = drawing(recipe, folder, asked.schedule, asked.guidance)
+    pipe, run_with_steps = drawing(recipe, folder, asked.schedule, asked.guidance, asked.prompts)
 
     def run(one: object) -> Tensor:
         return run_with_steps(one, asked.steps)

@@ -21,15 +21,21 @@ from bench.common.arguments import some_of
 from bench.common.machine import Machine, this_machine
 from bench.common.table import table
 from bench.common.threads import use_one_thread
-from bench.speed.cold import ColdResult, measure_cold
-from bench.speed.engines import CACHEDIT, EAGER, ENGINES, LOADED, PEER_COMPILED, PLAIN
+from bench.speed.cold import MADE_BY_RIVALS, ColdResult, measure_cold
+from bench.speed.engines import BLOCKS, CACHEDIT, EAGER, ENGINES, LOADED, PEER_COMPILED, PLAIN
 from bench.speed.flux import COLD, PRESETS, Depth, Preset, parse_depth
 from bench.speed.state import StateResult, measure_state
 from bench.speed.steps import StepResult, measure_steps
 
 DEFAULT_DEPTH = Depth(6, 12)
 # The peer's steps are measured by `bench.speed.passes`, its cold compile beside the others.
-STARTED = (*ENGINES, PEER_COMPILED)
+STARTED = (*ENGINES, *MADE_BY_RIVALS)
+COMPARED = (
+    (CACHEDIT, PLAIN),
+    (CACHEDIT, PEER_COMPILED),
+    (BLOCKS, PEER_COMPILED),
+    (LOADED, CACHEDIT),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,7 @@ def cold_table(results: Sequence[ColdResult]) -> str:
         times = [f"{s:.1f}" for s in (*seconds, r.wall_seconds, r.later_seconds)]
         rows.append([r.engine, *times, *map(str, counts), segments])
     lines = [table(rows)]
-    for over, under in ((CACHEDIT, PLAIN), (CACHEDIT, PEER_COMPILED), (LOADED, CACHEDIT)):
+    for over, under in COMPARED:
         lines += [
             f"{over} to {under}: {r.cpu_seconds:.2f}x CPU-seconds, {r.python_seconds:.2f}x Python "
             "alone"

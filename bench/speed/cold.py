@@ -30,6 +30,7 @@ from torch._dynamo.utils import compilation_time_metrics
 from bench.common.machine import ROOT
 from bench.common.threads import use_one_thread
 from bench.speed.engines import (
+    BLOCKS,
     ENGINES,
     LOADED,
     OURS,
@@ -44,6 +45,7 @@ from bench.speed.engines import (
 from bench.speed.flux import COLD, Depth, build_model, make_image, parse_depth
 
 NUM_LATER_STEPS = 4
+MADE_BY_RIVALS = (PEER_COMPILED, BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class _Subject:
 
 
 def _subject(engine: str, depth: Depth, saved: Path) -> _Subject:
-    if engine == PEER_COMPILED:
+    if engine in MADE_BY_RIVALS:
         # Who measures without the peer needn't have it.
         from bench.speed.rivals import DRAWERS  # noqa: PLC0415
 
@@ -188,7 +190,7 @@ def _trace_seconds() -> float:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.speed.cold")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--engine", choices=(*ENGINES[1:], PEER_COMPILED, LOADED))
+    what.add_argument("--engine", choices=(*ENGINES[1:], *MADE_BY_RIVALS, LOADED))
     what.add_argument("--save", type=Path)
     parser.add_argument("--saved", type=Path, default=Path())
     parser.add_argument("--depth", type=parse_depth, required=True)

@@ -19,6 +19,9 @@ LOADED = "loaded"
 """What another process has compiled: measured from the call of `load` on."""
 PEER_COMPILED = "cache-dit-compiled"
 """The peer's DBCache under `torch.compile`; it has to be installed, and is made by `rivals`."""
+BLOCKS = "cachedit-blocks"
+"""This package's backend on `compile_repeated_blocks`: each kind of block is compiled once, the
+rest of the model runs eagerly. It is made by `rivals` as well."""
 OURS = (CACHEDIT, FROZEN, LOADED)
 
 # F1B0, as the field measures hits: one block before the decision and none after the region.

@@ -31,7 +31,7 @@ from bench.common.machine import Machine, this_machine
 from bench.common.spread import Spread, paired_ratios
 from bench.common.table import table
 from bench.common.threads import use_one_thread
-from bench.speed.engines import CACHEDIT, FROZEN, PEER_COMPILED, PLAIN
+from bench.speed.engines import BLOCKS, CACHEDIT, FROZEN, PEER_COMPILED, PLAIN
 from bench.speed.flux import (
     NUM_IMAGE_STEPS,
     PRESETS,
@@ -55,7 +55,7 @@ from bench.speed.rivals import (
 MAX_ERROR = 1e-4
 NUM_WARM_IMAGES = 2
 UNCACHED = (PLAIN, REGIONAL)
-SAME_DECISIONS = (CACHEDIT, FROZEN, PEER, PEER_COMPILED)
+SAME_DECISIONS = (CACHEDIT, FROZEN, BLOCKS, PEER, PEER_COMPILED)
 HITS = tuple(i for i, computes in enumerate(MASK) if not computes)
 
 

@@ -2,6 +2,7 @@
 
     plain, regional          `torch.compile`, `compile_repeated_blocks`; nothing is cached
     cachedit, frozen         this package's backend, by default and with `frozen_weights`
+    cachedit-blocks          the same by `compile_repeated_blocks`
     cache-dit, and -compiled the peer's DBCache, by itself and under `torch.compile`, set up as its
                              documentation says
     FirstBlockCache          diffusers' own, compiled. It takes no mask of steps: all of its steps
@@ -22,7 +23,15 @@ from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel
 from torch import Tensor, nn
 
 import dit_cachegraph
-from bench.speed.engines import CACHE_SETTINGS, CACHEDIT, FROZEN, PEER_COMPILED, PLAIN, Model
+from bench.speed.engines import (
+    BLOCKS,
+    CACHE_SETTINGS,
+    CACHEDIT,
+    FROZEN,
+    PEER_COMPILED,
+    PLAIN,
+    Model,
+)
 from bench.speed.flux import NUM_IMAGE_STEPS, Depth, Inputs, Preset, build_model
 from dit_cachegraph.backend import cachedit
 
@@ -72,19 +81,30 @@ def _frozen(preset: Preset, depth: Depth) -> Drawer:
 
 
 def _of_ours(model: nn.Module, more: Mapping[str, object]) -> Drawer:
-    options = {
+    call = torch.compile(model, backend=cachedit, options=_options(more))  # type: ignore[arg-type]
+    return Drawer(call, lambda: _hits(model))
+
+
+def _our_blocks(preset: Preset, depth: Depth) -> Drawer:
+    model = _flux(preset, depth)
+    model.compile_repeated_blocks(backend=cachedit, options=_options())
+    return Drawer(model, lambda: _hits(model))
+
+
+def _options(more: Mapping[str, object] | None = None) -> dict[str, object]:
+    return {
         **CACHE_SETTINGS,
         "residual_diff_threshold": NEVER_TOO_FAR,
         "steps_computation_mask": MASK,
         "steps_computation_policy": "dynamic",
-        **more,
+        **(more or {}),
     }
 
-    def hits() -> Sequence[int]:
-        steps = dit_cachegraph.summary(model).steps[-NUM_IMAGE_STEPS:]
-        return [i for i, step in enumerate(steps) if step.hit]
 
-    return Drawer(torch.compile(model, backend=cachedit, options=options), hits)  # type: ignore[arg-type]
+def _hits(model: nn.Module) -> Sequence[int]:
+    """Of the last image of ours."""
+    steps = dit_cachegraph.summary(model).steps[-NUM_IMAGE_STEPS:]
+    return [i for i, step in enumerate(steps) if step.hit]
 
 
 def _peer(preset: Preset, depth: Depth) -> Drawer:
@@ -142,6 +162,7 @@ DRAWERS: Mapping[str, Callable[[Preset, Depth], Drawer]] = {
     REGIONAL: _regional,
     CACHEDIT: _ours,
     FROZEN: _frozen,
+    BLOCKS: _our_blocks,
     PEER: _peer,
     PEER_COMPILED: _peer_compiled,
     FIRST_BLOCK_CACHE: _first_block_cache,

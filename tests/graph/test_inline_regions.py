@@ -212,6 +212,28 @@ def test_marked_blocks_under_inductor() -> None:
     assert assert_cached(ToyDiT(marked_blocks()), inner_backend="inductor").num_blocks == 4
 
 
+@torch.compiler.nested_compile_region
+def gated_by(h: Tensor, temb: Tensor) -> Tensor:
+    return h * (1 + torch.tanh(temb))
+
+
+class GatingBlock(GatedBlock):
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor | None = None) -> Tensor:
+        return super().forward(gated_by(h, temb), temb)
+
+
+class GatingDiT(ToyDiT):
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        return super().trunk(gated_by(h, temb), temb, e)
+
+
+def test_a_marked_function_is_part_of_the_block_that_calls_it() -> None:
+    """Also where its body was traced outside of any module."""
+    torch.manual_seed(0)
+    graph = assert_cached(GatingDiT([GatingBlock() for _ in range(4)]))
+    assert (graph.num_blocks, graph.num_streams) == (4, 1)
+
+
 class OuterMarkedBlock(MarkedBlock):
     def __init__(self) -> None:
         super().__init__()

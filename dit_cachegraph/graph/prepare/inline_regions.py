@@ -121,15 +121,19 @@ def _copied(
 def _calls_around(region: _Region, inner: fx.Node) -> _ModuleCalls:
     """The modules that a node of the body is called in, as this call of the region reaches them."""
     here, there = _module_calls(region.call), region.traced_in
-    root = [path for path, _ in here.values()][-1:]
-    traced_root = [path for path, _ in there.values()][-1:]
+    root, traced_root = _innermost(here), _innermost(there)
     calls = dict(here)
     for key, (path, kind) in _module_calls(inner).items():
         if key not in there:
-            is_below = bool(root) and path.startswith(f"{traced_root[0]}.")
-            path = root[0] + path.removeprefix(traced_root[0]) if is_below else path
-            calls[f"{key} in {region.call.name}"] = (path, kind)
+            is_below = bool(root and traced_root) and path.startswith(f"{traced_root}.")
+            path_here = root + path.removeprefix(traced_root) if is_below else path
+            calls[f"{key} in {region.call.name}"] = (path_here, kind)
     return calls
+
+
+def _innermost(calls: _ModuleCalls) -> str:
+    paths = [path for path, _ in calls.values()]
+    return paths[-1] if paths else ""
 
 
 def _module_calls(node: fx.Node) -> _ModuleCalls:
