@@ -39,7 +39,7 @@ LINE, CURVE = forecast(1), forecast(2)
 # A line that rises half as fast: under high guidance paths bend, and a whole one overshoots.
 HALF_LINE: Settings = {"predictor": "hicache", "hicache_order": 1, "hicache_sigma": 0.5}
 REPLAY: Settings = {"predictor": "replay"}
-DAMPED: Settings = {"predictor": "damped_line"}
+DAMPED: Settings = {"predictor": "damped_line", "damped_line_least": 0.25}
 OVER_NOISE: Settings = {"rule": "error_control", "paced_over": "noise"}
 # Between the presets and around them, and what the presets were until they were paced over noise.
 MORE_OF_OURS: Mapping[str, Settings] = {

@@ -60,19 +60,23 @@ def hicache(
     return forecast
 
 
-def damped_line(values: Values, steps: Sequence[int], step: int) -> Values:
-    """The line through the last two values, times the least-squares fit of what the line before
-    promised to what came, of each sample."""
-    if len(steps) < 3:
+def damped_line(
+    values: Values, steps: Sequence[int], step: int, damped_line_least: float = 0.25
+) -> Values:
+    """Between the line through the last two values and a share of it, as far as the least-squares
+    fit of what the line before promised to what came, of each sample."""
+    if len(steps) == 1:
         return values[-1]
-    first, middle, last = steps[-3:]
-    forecast = np.empty_like(values[-1])
-    for i, (a, b, c) in enumerate(zip(*values[-3:], strict=True)):
-        promised = (b - a) / (middle - first) * (last - middle)
-        fits = np.linalg.lstsq(promised.reshape(-1, 1), (c - b).reshape(-1), rcond=None)[0]
-        slope = (c - b) / (last - middle)
-        forecast[i] = c + min(max(fits[0], 0.0), 1.0) * slope * (step - last)
-    return forecast
+    moved = taylorseer(values[-2:], steps[-2:], step) - values[-1]
+    fits = np.zeros(len(values[-1]))
+    if len(steps) > 2:
+        first, middle, last = steps[-3:]
+        for i, (a, b, c) in enumerate(zip(*values[-3:], strict=True)):
+            promised = (b - a) / (middle - first) * (last - middle)
+            (fit,) = np.linalg.lstsq(promised.reshape(-1, 1), (c - b).reshape(-1), rcond=None)[0]
+            fits[i] = min(max(fit, 0.0), 1.0)
+    shares = fits + (1 - fits) * damped_line_least
+    return values[-1] + shares.reshape(-1, *[1] * (moved.ndim - 1)) * moved
 
 
 def _polynomial(values: Values, steps: Sequence[int]) -> Values:

@@ -39,6 +39,7 @@ PREDICTORS = [
     ("chebyshev", {}),
     ("chebyshev", {"chebyshev_degree": 2, "chebyshev_history": 3}),
     ("damped_line", {}),
+    ("damped_line", {"damped_line_least": 0.0}),
     ("dmd", {}),
     ("dmd", {"dmd_rank": 1, "dmd_svd_precision": "high"}),
 ]
@@ -100,9 +101,10 @@ def test_switched_at_run_time_on_one_compiled_model():
     torch._dynamo.reset()
     counters.clear()
     compiled = compile_cached(model, **EVEN)
-    schedule = [0, 1, *range(4, 80, 3)]
-    reference = ForecastOracle(model, FLUX, [int(i in schedule) for i in range(80)], 0, 0)
-    steps = iter(enumerate(steps_of(FLUX, model, 0, num_steps=80)))
+    num_steps = 6 * (len(PREDICTORS) + 1)
+    schedule = [0, 1, *range(4, num_steps, 3)]
+    reference = ForecastOracle(model, FLUX, [int(i in schedule) for i in range(num_steps)], 0, 0)
+    steps = iter(enumerate(steps_of(FLUX, model, 0, num_steps=num_steps)))
     reasons = []
     for name, options in PREDICTORS:
         dc.configure(compiled, predictor=name, **options)

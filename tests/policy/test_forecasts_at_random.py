@@ -25,7 +25,7 @@ def random_predictor(rng: random.Random) -> tuple[str, dict[str, object]]:
         "replay": {},
         "taylorseer": {"taylorseer_order": rng.randint(0, 4)},
         "foca": {},
-        "damped_line": {},
+        "damped_line": {"damped_line_least": rng.random()},
         "hicache": {"hicache_order": rng.randint(0, 4), "hicache_sigma": rng.uniform(0.3, 1.0)},
         "chebyshev": {
             "chebyshev_degree": rng.randint(0, 5),

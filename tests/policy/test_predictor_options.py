@@ -13,6 +13,7 @@ NOT_NUMBERS = [None, "1", [1], True, NAN, INF, -0.1]
 NOT_INTS = [None, "1", 1.0, True, NAN]
 BAD = {
     ("taylorseer", "taylorseer_order"): ([-1, 5, *NOT_INTS], "an integer from 0 to 4"),
+    ("damped_line", "damped_line_least"): (NOT_NUMBERS, "a finite number of at least 0"),
     ("hicache", "hicache_order"): ([-1, 5, *NOT_INTS], "an integer from 0 to 4"),
     ("hicache", "hicache_sigma"): ([0, 1.01], "above 0 and at most 1"),
     ("chebyshev", "chebyshev_degree"): ([-1, 17, *NOT_INTS], "an integer from 0 to 16"),

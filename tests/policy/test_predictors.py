@@ -21,7 +21,7 @@ OPTIONS = {
     "replay": st.just({}),
     "taylorseer": st.fixed_dictionaries({"taylorseer_order": st.integers(0, 4)}),
     "foca": st.just({}),
-    "damped_line": st.just({}),
+    "damped_line": st.fixed_dictionaries({"damped_line_least": st.floats(0, 1)}),
     "hicache": st.fixed_dictionaries(
         {"hicache_order": st.integers(0, 4), "hicache_sigma": st.floats(0.05, 1.0)}
     ),
@@ -185,8 +185,11 @@ MOVES = {  # What a path did in its last gap of 3 steps, after it moved by 1 in 
 def test_a_line_is_damped_by_what_came_true(move):
     moved, share = MOVES[move]
     values = torch.tensor([0.0, 1.0, 1.0 + moved]).reshape(3, 1, 1, 1).expand(3, *SHAPE)
-    actual = PREDICTORS["damped_line"]().estimate(list(values), [4, 6, 9], 11)
-    assert_near(actual, values[-1] + share * 2 * moved / 3, 1.0, 1e-6)
+    for least in (0.0, 0.25, 1.0):
+        predictor = PREDICTORS["damped_line"](damped_line_least=least)
+        actual = predictor.estimate(list(values), [4, 6, 9], 11)
+        kept = least + (1 - least) * share
+        assert_near(actual, values[-1] + kept * 2 * moved / 3, 1.0, 1e-6)
 
 
 def test_a_line_is_damped_sample_by_sample():
@@ -198,11 +201,11 @@ def test_a_line_is_damped_sample_by_sample():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_line_over_a_value_that_is_no_number_is_a_replay_of_the_rest(bad):
+def test_of_a_line_over_a_value_that_is_no_number_nothing_came_true(bad):
     values = [torch.full(SHAPE, float(i)) for i in range(3)]
     values[0][0, 0, 0] = bad
     actual = PREDICTORS["damped_line"]().estimate(values, [0, 1, 2], 3)
-    assert_near(actual[0], values[-1][0], 1.0, 0.0)
+    assert_near(actual[0], values[-1][0] + 0.25, 1.0, 1e-6)
     assert_near(actual[1], values[-1][1] + 1, 1.0, 1e-6)
 
 
@@ -295,7 +298,7 @@ def test_what_stands_still_is_replayed_exactly(name):
 LOWER = [
     ("foca", {}, 2, "taylorseer", {}),
     ("foca", {}, 1, "replay", {}),
-    ("damped_line", {}, 2, "replay", {}),
+    ("damped_line", {"damped_line_least": 0.5}, 2, "hicache", {"hicache_order": 1}),
     ("damped_line", {}, 1, "replay", {}),
     ("dmd", {}, 3, "taylorseer", {}),
     ("dmd", {}, 1, "replay", {}),
