@@ -40,6 +40,9 @@ LINE, CURVE = forecast(1), forecast(2)
 HALF_LINE: Settings = {"predictor": "hicache", "hicache_order": 1, "hicache_sigma": 0.5}
 REPLAY: Settings = {"predictor": "replay"}
 DAMPED: Settings = {"predictor": "damped_line", "damped_line_least": 0.25}
+# What is forecast is the stream after the blocks, in place of what they add to it: on smooth paths
+# it is the smoother of the two in Wan.
+OF_VALUES: Settings = {"calibrator_cache_type": "hidden_states"}
 OVER_NOISE: Settings = {"rule": "error_control", "paced_over": "noise"}
 # Between the presets and around them, and what the presets were until they were paced over noise.
 MORE_OF_OURS: Mapping[str, Settings] = {
@@ -51,6 +54,20 @@ MORE_OF_OURS: Mapping[str, Settings] = {
     "every 3, order 2": {"rule": "even", "every": 3, "max_warmup_steps": 1, **CURVE},
     "every 4": {"rule": "even", "every": 4, "max_warmup_steps": 1, **LINE},
     "W4 every 2": {"rule": "even", "every": 2, "max_warmup_steps": 4, **LINE},
+    "W3 every 3, order 2 of values": {
+        "rule": "even",
+        "every": 3,
+        "max_warmup_steps": 3,
+        **CURVE,
+        **OF_VALUES,
+    },
+    "W2 every 4, order 2 of values": {
+        "rule": "even",
+        "every": 4,
+        "max_warmup_steps": 2,
+        **CURVE,
+        **OF_VALUES,
+    },
     "W6 every 3": {"rule": "even", "every": 3, "max_warmup_steps": 6, **LINE},
     "every 3, half a line": {"rule": "even", "every": 3, "max_warmup_steps": 1, **HALF_LINE},
     "every 4, half a line": {"rule": "even", "every": 4, "max_warmup_steps": 1, **HALF_LINE},
@@ -80,6 +97,7 @@ MASKED: Mapping[str, tuple[int, int, Settings]] = {
     "every 2 to the last, damped": (2, 1, DAMPED),
     "W4 every 2 to the last, half a line": (2, 4, HALF_LINE),
     "W6 every 2 to the last": (2, 6, LINE),
+    "W6 every 2 to the last, of values": (2, 6, {**LINE, **OF_VALUES}),
     "W6 every 2 to the last, half a line": (2, 6, HALF_LINE),
     "W6 every 2 to the last, replay": (2, 6, REPLAY),
     "W6 every 2 to the last, damped": (2, 6, DAMPED),
