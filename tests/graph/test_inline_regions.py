@@ -165,6 +165,57 @@ class WritingBetweenDiT(ToyDiT):
         return h
 
 
+class MakingBlock(MarkedBlock):
+    """Writes in place to a part of what it makes of nothing but sizes."""
+
+    @torch.compiler.nested_compile_region
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor | None = None) -> Tensor:
+        made = torch.zeros(2, NUM_TOKENS, DIM)
+        made[:, 1:] = GatedBlock.forward(self, h, temb)[:, 1:]
+        return h + made
+
+
+class CastingBlock(MarkedBlock):
+    """Writes in place to a part of what autocast has cast."""
+
+    @torch.compiler.nested_compile_region
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor | None = None) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            made = self.up(h)
+            made[:, 1:].mul_(0.5)
+            return h + self.down(torch.tanh(made))
+
+
+class ChoosingBlock(MarkedBlock):
+    """Writes in place to what a graph of its own makes."""
+
+    @torch.compiler.nested_compile_region
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor | None = None) -> Tensor:
+        gated = GatedBlock.forward(self, h, temb)
+        made = torch.cond(gated.sum() > -1e9, torch.sin, torch.cos, (gated,))
+        made[:, 1:].mul_(0.5)
+        return h + made
+
+
+@pytest.mark.parametrize("kind", [MakingBlock, CastingBlock, ChoosingBlock])
+def test_what_a_region_makes_anew_is_its_own_at_each_call(kind: type[MarkedBlock]) -> None:
+    graph = assert_cached(ToyDiT(marked_blocks(kind)))
+    assert (graph.num_blocks, graph.num_streams, graph.num_compiled) == (4, 1, 3)
+
+
+class MappedBlock(MarkedBlock):
+    """What is mapped over reads what is not."""
+
+    @torch.compiler.nested_compile_region
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor | None = None) -> Tensor:
+        gate = 1 + temb[0]
+        return GatedBlock.forward(self, torch.vmap(lambda sample: sample * gate)(h), temb)
+
+
+def test_marked_blocks_that_map_over_samples() -> None:
+    assert assert_cached(ToyDiT(marked_blocks(MappedBlock))).num_blocks == 4
+
+
 @pytest.mark.parametrize("model", [ToyDiT, WritingBetweenDiT])
 def test_each_call_of_a_marked_region_has_values_of_its_own(model: type[ToyDiT]) -> None:
     """By the values of one body, what is written to would be the same for all blocks."""

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils._pytree import tree_map_only
 
-from dit_cachegraph.graph.fx_utils import layout_key, tensors_in, value_of
+from dit_cachegraph.graph.fx_utils import layout_key, storage_of, tensors_in, value_of
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 NESTED_REGION = torch.ops.higher_order.invoke_subgraph
@@ -113,7 +114,7 @@ def _copied(
     copy = gm.graph.node_copy(inner, lambda n: given[n])
     if inner.op == "get_attr":
         copy.target = f"{region.path}.{inner.target}"
-    elif region.call.target is NESTED_REGION:
+    if region.call.target is NESTED_REGION:
         copy.meta["nn_module_stack"] = _calls_around(region, inner)
     return copy
 
@@ -141,24 +142,48 @@ def _module_calls(node: fx.Node) -> _ModuleCalls:
 
 
 def _value_here(node: fx.Node) -> object:
-    """What the node makes of what it is given now, by which views of one value are known. Dynamo's
-    own value stays where that lies otherwise (autocast is not entered here), where its size has a
-    symbol of its own, which only the data tells, and for what runs a graph of its own."""
+    """What the node makes of what it is given now, by which views of one value are known. Inside of
+    `torch.vmap`, which is not entered here, and where the size has a symbol of its own, which only
+    the data tells, it is Dynamo's."""
     known = value_of(node)
     read = [value_of(source) for source in node.all_input_nodes]
-    modes = [t.fake_mode for t in tensors_in(read) if isinstance(t, FakeTensor)]
-    is_operator_of_graphs = isinstance(node.target, HigherOrderOperator)
-    if not modes or is_operator_of_graphs or free_unbacked_symbols(known):
+    tensors = list(tensors_in(read))
+    if not all(isinstance(t, FakeTensor) for t in tensors) or free_unbacked_symbols(known):
         return known
-    given = dict(zip(node.all_input_nodes, read, strict=True))
-    args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)  # type: ignore[arg-type]
-    with modes[0], torch.no_grad(), enable_python_dispatcher():
+    if not tensors or isinstance(node.target, HigherOrderOperator):
+        return _in_a_place_of_its_own(known)
+    value = _made_of(node, tensors[0])
+    if _layouts(value) == _layouts(known):
+        return value
+    # Autocast is not entered here either; what it casts is no view.
+    is_view = not _storages(value).isdisjoint(_storages(read))
+    return known if is_view else _in_a_place_of_its_own(known)
+
+
+def _made_of(node: fx.Node, read: Tensor) -> object:
+    assert isinstance(read, FakeTensor)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)  # type: ignore[arg-type]
+    with read.fake_mode, torch.no_grad(), enable_python_dispatcher():
         if node.op == "call_method":
-            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            assert callable(node.target)
-            value = node.target(*args, **kwargs)
-    return value if _layouts(value) == _layouts(known) else known
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def _in_a_place_of_its_own(known: object) -> object:
+    """For what each call of a region makes anew, and is no view of what was before."""
+
+    def anew(tensor: FakeTensor) -> Tensor:
+        with tensor.fake_mode, torch.no_grad():
+            return torch.empty_strided(
+                tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
+
+    return tree_map_only(FakeTensor, anew, known)
+
+
+def _storages(value: object) -> set[int]:
+    return {storage_of(t) for t in tensors_in(value) if t.layout == torch.strided}
 
 
 def _layouts(value: object) -> list[tuple[object, ...]]:
