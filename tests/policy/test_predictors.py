@@ -227,6 +227,16 @@ def test_a_damped_line_in_bfloat16_is_that_of_float32():
     assert_near(rounded.float(), exact, float(exact.abs().max()), 2e-2)
 
 
+@pytest.mark.parametrize("name", ["dmd", "damped_line"])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 0, 8), (0, 3, 8)])
+def test_a_fit_of_one_number_or_of_none(name, shape):
+    """What a block counts for all samples has no dimension, and a text may have no tokens."""
+    steps = [0, 3, 6, 9]
+    steps = steps[-PREDICTORS[name]().num_snapshots :]
+    estimate = PREDICTORS[name]().estimate([torch.full(shape, 3.0) for _ in steps], steps, 11)
+    torch.testing.assert_close(estimate, torch.full(shape, 3.0))
+
+
 def test_dmd_of_two_dimensions_is_one_sample():
     steps = [0, 1, 2, 3, 4]
     values = exponentials([*steps, 6], 1)[:, 0]  # [steps, tokens, channels]

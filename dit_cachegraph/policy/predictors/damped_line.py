@@ -23,7 +23,7 @@ from torch import Tensor
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_number
 from dit_cachegraph.policy.predictors.calibrator import Calibrator
-from dit_cachegraph.policy.predictors.inner_products import inner_products
+from dit_cachegraph.policy.predictors.inner_products import inner_products, one_a_sample
 
 NUM_SNAPSHOTS = 3
 
@@ -68,8 +68,7 @@ class DampedLine(Calibrator):
         share = least + (1 - least) * came_true.clamp(0, 1)
         ahead = share * (step - last) / (last - middle)
         newest = snapshots[-1]
-        back = (-ahead).to(newest).reshape(-1, *[1] * (newest.ndim - 1))
-        return torch.lerp(newest, snapshots[-2], back)
+        return torch.lerp(newest, snapshots[-2], one_a_sample((-ahead).to(newest), newest))
 
 
 def _movement_along(snapshots: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,11 @@ from torch import Tensor
 
 from dit_cachegraph.policy.checks import check_choice, check_int, check_number
 from dit_cachegraph.policy.predictors.calibrator import Calibrator
-from dit_cachegraph.policy.predictors.inner_products import Precision, inner_products
+from dit_cachegraph.policy.predictors.inner_products import (
+    Precision,
+    inner_products,
+    one_a_sample,
+)
 from dit_cachegraph.policy.predictors.taylorseer import taylor
 
 MIN_SNAPSHOTS = 4
@@ -116,6 +120,6 @@ def _weighted_sum(snapshots: Sequence[Tensor], weights: Tensor) -> Tensor:
     weights = weights.to(newest.device, torch.float32)
     total = torch.zeros_like(newest, dtype=torch.float32)
     for snapshot, own in zip(snapshots, weights.unbind(dim=1), strict=True):
-        total.addcmul_(snapshot.float(), own.reshape(-1, *[1] * (newest.ndim - 1)))
+        total.addcmul_(snapshot.float(), one_a_sample(own, newest))
     effect = total.to(newest.dtype)
     return torch.where(effect.isfinite(), effect, newest)

@@ -19,15 +19,21 @@ def inner_products(snapshots: Sequence[Tensor], precision: Precision = "medium")
     "high" all at once, which takes a float64 copy of them."""
     newest = snapshots[-1]
     num_samples = len(newest) if newest.ndim > 2 else 1
-    flat = [s.reshape(num_samples, -1) for s in snapshots]
+    flat = [s.flatten(1) if s.ndim > 2 else s.reshape(1, -1) for s in snapshots]
     if precision == "low":
         flat = [s[:, :: _stride(s.shape[1], newest.shape[-1])] for s in flat]
     chunk = flat[0].shape[1] if precision == "high" else CHUNK
-    products = flat[0].new_zeros((), dtype=torch.float64)
+    shape = (num_samples, len(flat), len(flat))
+    products = flat[0].new_zeros(shape, dtype=torch.float64)
     for start in range(0, flat[0].shape[1], chunk):
         wide = torch.stack([s[:, start : start + chunk].double() for s in flat], dim=1)
         products = wide @ wide.mT + products
     return products
+
+
+def one_a_sample(values: Tensor, stream: Tensor) -> Tensor:
+    """One value for each fit, [samples], as a stream is multiplied by it."""
+    return values.reshape(-1, *[1] * (stream.ndim - 1)) if stream.ndim else values.reshape(())
 
 
 def _stride(num_elements: int, num_channels: int) -> int:
