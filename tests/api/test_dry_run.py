@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
+from dit_cachegraph.policy.predictors.damped_line import DampedLine
 from dit_cachegraph.policy.predictors.replay import Replay
 from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
 from dit_cachegraph.policy.recorded import Recorded
@@ -73,6 +74,25 @@ def test_a_simulation_in_closed_form():
     forecast = simulate(rule, TaylorSeer(taylorseer_order=1), straight(6))
     assert forecast.largest_error == pytest.approx(0.0, abs=1e-6)
     assert (replayed.num_reused, replayed.mean_error) == (3, pytest.approx(0.8 / 3))
+
+
+def bent(num_steps: int) -> list[Recorded]:
+    """An effect that goes up until step 3, where the first sample turns back; the second goes on,
+    four times as fast."""
+    rows = [[[min(s, 6.0 - s)], [4.0 * s]] for s in range(num_steps)]
+    effects = [torch.tensor(row).expand(2, 3) for row in rows]
+    return [Recorded(None, (effect,), (torch.full((2, 3), 10.0),)) for effect in effects]
+
+
+def test_what_is_fitted_to_each_sample_is_simulated_as_it_runs():
+    """At step 7 the first is at -1, and from 3 and 0 a quarter of the line leads to -0.25. The
+    second is met."""
+    rule = EvenSchedule(every=3, max_warmup_steps=1)
+    ran = simulate(rule, DampedLine(), bent(8))
+    assert [d.hit for d in ran.decisions] == [False, True, True, False, True, True, False, True]
+    assert ran.errors[7] == pytest.approx(0.075)
+    whole = simulate(rule, DampedLine(damped_line_least=1), bent(8))
+    assert whole.errors[7] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_simulated_threshold_compares_with_the_last_computed_step():
