@@ -45,12 +45,12 @@ the last steps take most of the noise away, and over steps the longest reuses ca
 DAMPED = """## Why "draft" damps its line
 
 A guidance of 7 multiplies by six or seven what a pass misses, and over gaps of three steps the \
-line through the last two computed ones overshoots. `predictor="damped_line"` goes as far along it \
-as the line before came true: far less under such guidance, nearly all of it where a path is \
-smooth, which costs there what the figures say. Beside it are `configure(pipe, preset="draft", \
-predictor="taylorseer")` and, half as far along the line, `predictor="hicache", hicache_order=1`; \
-and "fast", whose gaps are as short as the error asks for, with a damped line. A dash: not \
-measured."""
+line through the last two computed ones overshoots. `predictor="damped_line"` goes a quarter along \
+it, and of the rest as far as the line before came true: far less under such guidance, nearly all \
+of it where a path is smooth, which costs there what the figures say. Beside it are \
+`configure(pipe, preset="draft", predictor="taylorseer")` and, half as far along the line, \
+`predictor="hicache", hicache_order=1`; and "fast", whose gaps are as short as the error asks for, \
+with a damped line. A dash: not measured."""
 
 SETTLED = """## What is settled without a cache
 
