@@ -232,7 +232,8 @@ class RequestTable:
                     self.free(companion, OVER)
 
     def drop(self, request_key: Hashable | None = None) -> Freed:
-        """Drop what one request keeps, or all of them."""
+        """Drop what one request keeps, or all of them, and then where images were seen to end too:
+        one that was given up near its end looked whole."""
         num_tracks, nbytes = 0, 0
         known = [*self._alive.values(), *self.set_aside, *self._by_name.rows()]
         for conditioning in dict.fromkeys(known):
@@ -242,6 +243,8 @@ class RequestTable:
                 nbytes += sum(map(self.held.release, tracks))
                 self.set_aside.take(conditioning)
                 self.end(conditioning)
+        if request_key is None:
+            self.ends = Ends()
         return Freed(num_tracks, nbytes)
 
     def next_number(self) -> int:

@@ -141,6 +141,35 @@ def test_an_image_that_stood_near_its_end_when_the_next_began_may_have_ended_the
     assert follow(DBCACHE, script)["computed, may compute"] == 1
 
 
+def test_two_images_of_one_noise_that_both_go_on_after_the_end_that_was_told():
+    """A call of the second may be taken for one more of the first: the very same latents, at the
+    timestep where that stands."""
+
+    def script(explorer):
+        explorer.finish(which=0)
+        explorer.begin(ask=Ask(pace="Heun", is_named=True, tells_steps="too few"))
+        explorer.finish(which=0)
+        explorer.again(
+            which=1, aborts=False, skips=0, has_same_noise=True, has_other_guidance=False
+        )
+        explorer.finish(which=0)
+
+    assert follow(DBCACHE, script)["hit, may compute"] == 1
+
+
+def test_an_image_that_was_dropped_near_its_end_says_nothing_of_the_next_ones_end():
+    """Otherwise the next one's state would be freed where the first one was left."""
+
+    def script(explorer):
+        explorer.turns(order=[0] * 9)
+        explorer.everyone_leaves()
+        explorer.reset(index=0)
+        explorer.begin(ask=Ask())
+        explorer.finish(which=0)
+
+    assert follow(ERROR_CONTROL, script)["computed, may compute"] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)

@@ -61,6 +61,11 @@ def _look(image: Image) -> tuple[object, ...]:
     return (image.key, image.kind.num_tokens, image.kind.batch)
 
 
+def _is_past(lone: LoneImage, settings: Mapping[str, object]) -> bool:
+    told = settings.get("num_inference_steps")
+    return isinstance(told, int) and lone.step > told
+
+
 @dataclass
 class _Past:
     """What happened to an image so far. A place is a model and a branch. `followed_at` are those
@@ -84,8 +89,10 @@ class _Past:
 class _Model:
     """What a model can know from the calls that it had. `last_bounded` is its last call under a
     bound in bytes; `ends`, where images stood so late that they looked whole; `begun`, the seeds
-    of images that were left after their first step; `firsts`, the images with one step; and
-    `keeps_start`, that the latents of a first step were near those of the second."""
+    of images that were left after their first step; `firsts`, the images with one step;
+    `keeps_start`, that the latents of a first step were near those of the second; and `past_end`,
+    seeds and names of images that went on after the end that they were told: of another one of the
+    same noise that does, a call may be taken for one more of theirs."""
 
     is_direction_known: bool = False
     has_recognised_rebuilt: bool = False
@@ -94,6 +101,7 @@ class _Model:
     begun: set[int] = field(default_factory=set)
     firsts: list[_First] = field(default_factory=list)
     keeps_start: bool = False
+    past_end: set[tuple[int, str]] = field(default_factory=set)
 
 
 class Excuses:
@@ -170,6 +178,8 @@ class Excuses:
         timestep = image.points[call.point][0]
         self._follow_first(image, call, lone.step, settings.get("enabled") is not False)
         past.stands_at[place] = (lone.step, timestep)
+        if _is_past(lone, settings):
+            model.past_end.add((image.seed, image.name))
         if settings.get("max_state_bytes") is not None:
             model.last_bounded = self._turn
         if image.request.is_rebuilt and lone.step == 1 and not model.has_recognised_rebuilt:
@@ -195,6 +205,9 @@ class Excuses:
         is_evicted = past.computed_at.get(place, self._turn) <= model.last_bounded
         is_past_end = lone.step == settings.get("num_inference_steps")
         is_past_end |= past.stands_at.get(place) in model.ends
+        is_past_end |= _is_past(lone, settings) and any(
+            seed == image.seed and name != image.name for seed, name in model.past_end
+        )
         # A first step that is made twice may be two passes of guidance; the third call tells.
         may_be_passes = lone.step == 1 and image.seed in model.begun
         is_followed = place in past.followed_at
