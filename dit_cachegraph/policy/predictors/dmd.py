@@ -13,21 +13,19 @@ GPU torch's routine for eigenvalues may wait by itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dit_cachegraph.policy.checks import check_choice, check_int, check_number
 from dit_cachegraph.policy.predictors.calibrator import Calibrator
-from dit_cachegraph.policy.predictors.inner_products import (
-    Precision,
-    inner_products,
-    one_a_sample,
-)
+from dit_cachegraph.policy.predictors.inner_products import inner_products, one_a_sample
 from dit_cachegraph.policy.predictors.taylorseer import taylor
 
+Precision = Literal["low", "medium", "high"]
 MIN_SNAPSHOTS = 4
+NUM_SAMPLED = 4096  # At precision "low".
 SMALLEST_MODE = 1e-4  # of the norm of all values
 TINY = 1e-30
 LARGEST_WEIGHTS = 1e3  # No forecast is as large, whatever its fit.
@@ -73,10 +71,17 @@ class DMD(Calibrator):
         if num_even < MIN_SNAPSHOTS:
             return None
         snapshots = snapshots[-num_even:]
-        products = inner_products(snapshots, self.dmd_svd_precision)
+        products = self._products(snapshots)
         ahead, gap = step - steps[-1], steps[-1] - steps[-2]
         weights = _weights(products, ahead, gap, self.dmd_rank, self.dmd_ridge)
         return _weighted_sum(snapshots, weights)
+
+    def _products(self, snapshots: Sequence[Tensor]) -> Tensor:
+        if self.dmd_svd_precision == "low":
+            return inner_products(snapshots, num_sampled=NUM_SAMPLED)
+        if self.dmd_svd_precision == "medium":
+            return inner_products(snapshots)
+        return inner_products(snapshots, chunk=max(1, snapshots[-1].numel()))
 
 
 def _num_evenly_spaced(steps: Sequence[int]) -> int:
