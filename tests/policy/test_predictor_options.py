@@ -40,6 +40,12 @@ def test_bad_values_are_refused_by_name_value_and_range(name, option, value):
     assert str(raised.value) == f"{option} must be {BAD[name, option][1]}, got {value!r}"
 
 
+def test_a_damped_line_keeps_no_more_than_a_line():
+    with pytest.raises(InvalidConfig, match=r"^damped_line_least must be at most 1, got 1\.5$"):
+        resolve({"damped_line_least": 1.5})
+    assert resolve({"damped_line_least": 1.0}).predictor.name == "damped_line"
+
+
 def test_every_number_of_every_predictor_is_in_the_table():
     named = {(n, f) for n, kind in PREDICTORS.items() for f in options_of(kind)}
     assert named - set(BAD) == set(itertools.product(CALIBRATORS, FOR_ALL))
