@@ -70,13 +70,14 @@ def _error(
 ) -> float:
     """What the estimate at `step` from the last computed steps misses."""
     steps = computed[-predictor.num_snapshots :]
+    weights = predictor.weights(steps, step)
     missed = []
     for i, effect in enumerate(recording[step].effects):
         # Of three dimensions, so that each sample is fitted by itself as in a run.
         snapshots = [recording[s].effects[i][:, None] for s in steps]
         estimate = predictor.estimate(snapshots, steps, step)
         if estimate is None:
-            pairs = zip(snapshots, predictor.weights(steps, step), strict=True)
+            pairs = zip(snapshots, weights, strict=True)
             estimate = torch.stack([s * w for s, w in pairs]).sum(0)
         missed.append(effect - estimate[:, 0])
     return batch_diff(*_sums(missed, recording[step].outs), "max")

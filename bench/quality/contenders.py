@@ -77,6 +77,11 @@ MORE_OF_OURS: Mapping[str, Settings] = {
 }
 
 
+def name_of_preset(preset: str) -> str:
+    """What its rows are called."""
+    return f'{OURS} "{preset}"'
+
+
 def to_the_last(every: int, num_steps: int, num_first: int = 1) -> tuple[int, ...]:
     """A mask of the first steps and of one in `every`, the last one among them: on a shifted
     schedule that takes most of the noise away."""

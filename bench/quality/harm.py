@@ -15,7 +15,7 @@ import torch
 
 from bench.common.machine import this_machine
 from bench.common.threads import use_one_thread
-from bench.quality.contenders import FEWER, OURS
+from bench.quality.contenders import FEWER, OURS, name_of_preset
 from bench.quality.draw import Artist, Drawn, artist_for, by_ours, by_solver
 from bench.quality.setting_rows import (
     EQUAL_DB,
@@ -57,7 +57,7 @@ def _rows_of(artist: Artist, case: Case, preset: str) -> Iterator[SettingRow]:
     stopped between the two measures both again."""
     start, options = time.process_time(), PRESETS[preset]
     drawn = by_ours(artist, options, case.num_steps)
-    row = _row(artist, case, f'{OURS} "{preset}"', drawn)
+    row = _row(artist, case, name_of_preset(preset), drawn)
     num_steps = max(num_steps_for(drawn.share, case.num_steps), FEWEST_STEPS)
     fewer = by_solver(artist, case.model.solver(), num_steps, case.num_steps)
     seconds = round(time.process_time() - start, 3)

@@ -19,6 +19,7 @@ from bench.quality.contenders import (
     OURS,
     UNCACHED,
     all_contenders,
+    name_of_preset,
 )
 from bench.quality.harm import ROWS_FILE as HARM_FILE
 from bench.quality.harm import beside
@@ -35,12 +36,14 @@ SLACK = 0.015  # Less than half a step of 28: shares are of whole steps.
 BETTER_PRESETS, LEAST_DB = ("quality", "balanced"), 26
 NOTHING = "–"
 BEFORE = f"{OURS} E0.1 over steps"
+
+
 # Presets of long gaps and of short ones, and the same with other forecasts.
 FORECASTS = {
-    '"draft"': f'{OURS} "draft"',
+    '"draft"': name_of_preset("draft"),
     "a whole line": f"{OURS} every 3",
     "half a line": f"{OURS} every 3, half a line",
-    '"fast"': f'{OURS} "fast"',
+    '"fast"': name_of_preset("fast"),
     "damped": f"{OURS} E0.12 over noise, damped",
 }
 CAMPS = frozenset({OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER})
@@ -69,7 +72,7 @@ class Measured:
         return max(found, key=lambda row: row.mean_db, default=None)
 
     def preset(self, name: str) -> SettingRow | None:
-        return self.named(f'{OURS} "{name}"')
+        return self.named(name_of_preset(name))
 
     def named(self, contender: str) -> SettingRow | None:
         return next((row for row in self.rows if row.contender == contender), None)
@@ -212,7 +215,7 @@ def before_table(settings: Sequence[Measured]) -> str:
 
 def forecasts_table(settings: Sequence[Measured]) -> str:
     """Presets beside themselves with other forecasts, where more than they is measured."""
-    presets = {f'{OURS} "{name}"' for name in PRESETS}
+    presets = set(map(name_of_preset, PRESETS))
     lines = []
     for measured in settings:
         found = {name: measured.named(name) for name in FORECASTS.values()}
@@ -240,13 +243,13 @@ def shortfalls(settings: Sequence[Measured]) -> Iterator[str]:
 
 def harm_table(rows: Sequence[SettingRow]) -> str:
     """Each case with all presets; those that were changed since are left out."""
-    now = {f'{OURS} "{name}"': repr(sorted(o.items())) for name, o in PRESETS.items()}
+    now = {name_of_preset(name): repr(sorted(o.items())) for name, o in PRESETS.items()}
     found = {(row.setting, row.contender): row for row in rows}
     lines = []
     for case in dict.fromkeys(row.setting for row in rows):
         cells = []
         for name in PRESETS:
-            row = found.get((case, f'{OURS} "{name}"'))
+            row = found.get((case, name_of_preset(name)))
             fewer = found.get((case, beside(name)))
             if row is None or fewer is None or row.options != now[row.contender]:
                 cells.append(NOTHING)

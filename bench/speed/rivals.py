@@ -87,17 +87,17 @@ def _of_ours(model: nn.Module, more: Mapping[str, object]) -> Drawer:
 
 def _our_blocks(preset: Preset, depth: Depth) -> Drawer:
     model = _flux(preset, depth)
-    model.compile_repeated_blocks(backend=cachedit, options=_options())
+    model.compile_repeated_blocks(backend=cachedit, options=_options({}))
     return Drawer(model, lambda: _hits(model))
 
 
-def _options(more: Mapping[str, object] | None = None) -> dict[str, object]:
+def _options(more: Mapping[str, object]) -> dict[str, object]:
     return {
         **CACHE_SETTINGS,
         "residual_diff_threshold": NEVER_TOO_FAR,
         "steps_computation_mask": MASK,
         "steps_computation_policy": "dynamic",
-        **(more or {}),
+        **more,
     }
 
 

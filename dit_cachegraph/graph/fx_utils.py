@@ -68,11 +68,13 @@ def _items_in(value: object, kind: type[_Item]) -> Iterator[_Item]:
 def storages_of(node: fx.Node) -> set[int]:
     """The storages behind a node's value. Fake views share the storage of their base, so equal
     numbers mean aliases. Only meaningful while the fake values are alive."""
-    return {
-        storage_of(t)
-        for t in map(_behind_vmap, tensors_in(value_of(node)))
-        if t.layout == torch.strided
-    }
+    return storages_in(value_of(node))
+
+
+def storages_in(value: object) -> set[int]:
+    """The same of a value that no node carries."""
+    tensors = map(_behind_vmap, tensors_in(value))
+    return {storage_of(t) for t in tensors if t.layout == torch.strided}
 
 
 def storage_of(tensor: torch.Tensor) -> int:

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_map_only
 
-from dit_cachegraph.graph.fx_utils import layout_key, storage_of, tensors_in, value_of
+from dit_cachegraph.graph.fx_utils import layout_key, storages_in, tensors_in, value_of
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 NESTED_REGION = torch.ops.higher_order.invoke_subgraph
@@ -51,25 +51,29 @@ class _Region:
         return str(self.holder.target)
 
     @property
+    def is_marked(self) -> bool:
+        """True for one whose body may be that of other calls too."""
+        return self.call.target is NESTED_REGION
+
+    @property
     def operands(self) -> tuple[Any, ...]:
         """What the body is given now: it changes as the regions before this one are inlined."""
-        num_before = 2 if self.call.target is NESTED_REGION else 1  # The body, and a name for it.
+        num_before = 2 if self.is_marked else 1  # The body, and a name for it.
         return self.call.args[num_before:]
 
 
 def inline_regions(gm: fx.GraphModule) -> None:
     """Replace each call of a region by a copy of its body, with those inside it. What the graph
     computes stays the same."""
-    regions = _regions(gm)
-    if not regions:
-        return
-    while regions:
+    are_values_shared = False
+    while regions := _regions(gm):
+        are_values_shared |= any(region.is_marked for region in regions)
         for region in regions:
             _inline(gm, region)
-        regions = _regions(gm)
-    for node in gm.graph.nodes:
-        if node.op in ("call_function", "call_method"):
-            node.meta["example_value"] = _value_here(node)
+    if are_values_shared:
+        for node in gm.graph.nodes:
+            if node.op in ("call_function", "call_method"):
+                node.meta["example_value"] = _value_here(node)
     gm.recompile()
 
 
@@ -114,7 +118,7 @@ def _copied(
     copy = gm.graph.node_copy(inner, lambda n: given[n])
     if inner.op == "get_attr":
         copy.target = f"{region.path}.{inner.target}"
-    if region.call.target is NESTED_REGION:
+    if region.is_marked:
         copy.meta["nn_module_stack"] = _calls_around(region, inner)
     return copy
 
@@ -156,7 +160,7 @@ def _value_here(node: fx.Node) -> object:
     if _layouts(value) == _layouts(known):
         return value
     # Autocast is not entered here either; what it casts is no view.
-    is_view = not _storages(value).isdisjoint(_storages(read))
+    is_view = not storages_in(value).isdisjoint(storages_in(read))
     return known if is_view else _in_a_place_of_its_own(known)
 
 
@@ -180,10 +184,6 @@ def _in_a_place_of_its_own(known: object) -> object:
             )
 
     return tree_map_only(FakeTensor, anew, known)
-
-
-def _storages(value: object) -> set[int]:
-    return {storage_of(t) for t in tensors_in(value) if t.layout == torch.strided}
 
 
 def _layouts(value: object) -> list[tuple[object, ...]]:
