@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -11,13 +12,13 @@ from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.config import split_options
 from dit_cachegraph.cuda_graphs.cuda_capturer import cuda_capturer
 from dit_cachegraph.exc import CannotCut, InvalidConfig, NoBlocks
-from dit_cachegraph.frozen_weights import leave_out_guards_on_modules
 from dit_cachegraph.graph.cut.compile_segments import (
     InnerCompiler,
     compile_segments,
     inner_compiler,
 )
 from dit_cachegraph.graph.cut.copy_streams import copy_streams
+from dit_cachegraph.graph.cut.freeze_weights import freeze_weights
 from dit_cachegraph.graph.cut.link_graph import link_graph
 from dit_cachegraph.graph.cut.segment_graph import Cut, segment_graph
 from dit_cachegraph.graph.find.check_fragment import check_fragment
@@ -85,7 +86,7 @@ def cachedit(
     log.info("compiled in %.1f s", compiled.compile_seconds)
     are_frozen = compile_options.frozen_weights
     if are_frozen:
-        leave_out_guards_on_modules()
+        compiled = replace(compiled, own_weights=freeze_weights(gm, example_inputs))
     called = _class_being_called()
     return SavableModel(
         compiled, settings, called, are_weights_frozen=are_frozen, capturer=capturer

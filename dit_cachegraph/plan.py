@@ -6,8 +6,8 @@ Segment 0 is the prologue, segment `i + 1` is block `i` with the glue before it,
 the epilogue. Boundary `i` lies before block `i`; boundary `num_blocks` lies before the epilogue.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -270,7 +270,8 @@ class CompiledTrunk:
 
     `originals` are what they were made of, in the order of the above, and `stream_kind` is that of
     the probe stream: what it takes to save it. Neither is there where blocks were compiled one by
-    one. `is_loaded`: another process compiled it.
+    one. `is_loaded`: another process compiled it. `own_weights` are parameters that no call hands
+    over, by argument.
     """
 
     trunk: Trunk
@@ -284,6 +285,7 @@ class CompiledTrunk:
     originals: tuple[Original, ...] = ()
     stream_kind: StreamKind | None = None
     is_loaded: bool = False
+    own_weights: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
     @property
     def settled_conditioning(self) -> tuple[int, ...]:

@@ -91,14 +91,15 @@ def _behind_vmap(tensor: torch.Tensor) -> torch.Tensor:
 
 def source_name(placeholder: fx.Node) -> str:
     """Where an argument comes from, as Dynamo writes it: `L['kwargs']['timestep']`."""
-    source = _source_of(placeholder)
+    source = source_of(placeholder)
     if source is None:
         return placeholder.name
     # `name` was a method up to torch 2.11 and is a property since.
     return source.name() if callable(source.name) else source.name
 
 
-def _source_of(placeholder: fx.Node) -> Any:  # noqa: ANN401  # Dynamo's `Source`
+def source_of(placeholder: fx.Node) -> Any:  # noqa: ANN401  # Dynamo's `Source`
+    """Where an argument comes from; None for one that Dynamo didn't make."""
     graph_arg = placeholder.meta.get("grapharg")
     return None if graph_arg is None else graph_arg.source
 
@@ -106,7 +107,7 @@ def _source_of(placeholder: fx.Node) -> Any:  # noqa: ANN401  # Dynamo's `Source
 def is_number_of_module(placeholder: fx.Node) -> bool:
     """True for a Python number that some module holds: after it has changed once, Dynamo hands it
     over as a tensor without sizes, at each call a new one."""
-    value, source = value_of(placeholder), _source_of(placeholder)
+    value, source = value_of(placeholder), source_of(placeholder)
     if is_parameter(placeholder) or source is None or not isinstance(value, torch.Tensor):
         return False
     # `guard_source` was a method up to torch 2.11 and is a property since.

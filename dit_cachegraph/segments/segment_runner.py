@@ -13,11 +13,21 @@ class SegmentRunner:
     def __init__(self, compiled: CompiledTrunk) -> None:
         trunk = compiled.trunk
         self._calls = tuple([_call_of(compiled, i) for i in range(len(trunk.segments))])
-        self._blank = [None] * (trunk.num_slots - trunk.num_arguments)
+        self._blank: Values = [None] * (trunk.num_slots - trunk.num_arguments)
+        self._num_arguments = trunk.num_arguments
+        own, arguments = compiled.own_weights, range(trunk.num_arguments)
+        self._own: Values = [*[own.get(slot) for slot in arguments], *self._blank]
+        self._given = tuple([slot for slot in arguments if slot not in own])
 
     def values_of(self, args: Sequence[object]) -> Values:
-        """A slot for each value of a call, with its arguments."""
-        return [*args, *self._blank]
+        """A slot for each value of a call: with all arguments, or those that aren't weights of the
+        graph's own."""
+        if len(args) == self._num_arguments:
+            return [*args, *self._blank]
+        values = self._own.copy()
+        for slot, value in zip(self._given, args, strict=True):
+            values[slot] = value
+        return values
 
     def run(self, values: Values, start: int, stop: int) -> None:
         """Run segments `start..stop-1`, dropping each value after its last use."""

@@ -25,7 +25,6 @@ ORDER = (
         "module_lists",
         "scopes",
         "tally",
-        "frozen_weights",
         "cpu",
     ),
     ("hooks", "ops", "segments", "step_log"),

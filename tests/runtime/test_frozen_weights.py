@@ -1,5 +1,9 @@
 """`frozen_weights=True`: what it promises not to need is skipped, and all else is seen as ever."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +11,8 @@ from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
-from support.toy_dits import AddingBlock, ToyDiT, adding_dit, toy_inputs
+from dit_cachegraph.segments.segment_runner import SegmentRunner
+from support.toy_dits import DIM, AddingBlock, ToyDiT, adding_dit, gated_dit, toy_inputs
 from support.toy_runs import compile_toy, once_more, run, toy_steps
 
 ALWAYS = {"residual_diff_threshold": 1.0, "predictor": "replay"}
@@ -73,7 +78,7 @@ def test_frozen_weights_are_reused_whatever_became_of_them(change):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_what_computes_takes_the_weights_of_the_moment():
+def test_what_computes_takes_weights_that_were_written_to():
     model = adding_dit(1.0, 2.0, 4.0)
     compiled = compiled_after(model, 2, frozen_weights=True)
     write_in_place(model)
@@ -109,6 +114,82 @@ def test_no_weight_is_looked_at(monkeypatch):
     read.clear()
     compiled_after(model, 1, frozen_weights=True)
     assert read == []
+
+
+class ShiftedDiT(ToyDiT):
+    """Adds a buffer, which `Module.to` replaces, and a parameter that the caller gives."""
+
+    def __init__(self) -> None:
+        super().__init__([AddingBlock(step) for step in (1.0, 2.0, 4.0)])
+        self.register_buffer("shift", torch.zeros(DIM))
+
+    def trunk(self, h, temb, e):
+        return super().trunk(h + self.shift + e.sum(), temb, None)
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """What each call of the graph is given."""
+    values_of, given = SegmentRunner.values_of, []
+
+    def spy(self, args):
+        given.append(args)
+        return values_of(self, args)
+
+    monkeypatch.setattr(SegmentRunner, "values_of", spy)
+    return given
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_no_parameter_of_the_model_is_handed_over(handed_over, is_frozen):
+    model = ShiftedDiT()
+    own = [id(parameter) for parameter in model.parameters()]
+    compiled = compiled_after(model, 0, frozen_weights=is_frozen, residual_diff_threshold=0.0)
+    for text in (1.0, 2.0):
+        inputs = {**third_step(), "encoder_hidden_states": nn.Parameter(torch.tensor([text]))}
+        model.shift = torch.full((DIM,), text)
+        torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
+        args = handed_over[-1]
+        assert sum(id(arg) in own for arg in args) == (0 if is_frozen else len(own))
+        assert any(arg is model.shift for arg in args)
+        assert any(arg is inputs["encoder_hidden_states"] for arg in args)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_parameters_that_are_handed_over_all_the_same_are_taken(handed_over):
+    """As by a wrapper that compiles a copy of the graph."""
+
+    def copying(gm, example_inputs):
+        compile_copy = torch._dynamo.lookup_backend("cachedit")
+        return compile_copy(copy.deepcopy(gm), example_inputs, options=options)
+
+    options = {"inner_backend": "eager", "frozen_weights": True}
+    model = adding_dit(1.0, 2.0, 4.0)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=copying)
+    torch.testing.assert_close(run(compiled, third_step()), run(model, third_step()))
+    assert len(handed_over[-1]) == 2 + len(list(model.parameters()))
+
+
+def test_a_model_that_dies_takes_its_weights_with_it():
+    model = adding_dit(1.0, 2.0, 4.0)
+    compiled = compiled_after(model, 2, frozen_weights=True)
+    weight, own = weakref.ref(model.blocks[1].step), weakref.ref(model)
+    del model, compiled
+    gc.collect()
+    assert own() is None and weight() is None
+
+
+@pytest.mark.parametrize("rule", ["replay", "taylorseer", "damped_line"])
+def test_under_inductor_it_draws_as_without(rule):
+    model = gated_dit()
+    drawn = []
+    for is_frozen in (False, True):
+        settings = {"frozen_weights": is_frozen, "predictor": rule, "max_warmup_steps": 2}
+        compiled = compiled_after(model, 0, inner_backend="inductor", **settings)
+        drawn.append([run(compiled, inputs) for inputs in toy_steps([90.0, 80.0, 60.0, 30.0])])
+        assert [step.hit for step in dc.summary(compiled).steps[-4:]] == [False, False, True, True]
+    torch.testing.assert_close(drawn[0], drawn[1])
 
 
 def test_an_attribute_of_a_module_is_not_seen():
