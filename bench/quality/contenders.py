@@ -47,7 +47,11 @@ OVER_NOISE: Settings = {"rule": "error_control", "paced_over": "noise"}
 # Between the presets and around them, and what the presets were until they were paced over noise.
 MORE_OF_OURS: Mapping[str, Settings] = {
     "E0.2 over noise": {**OVER_NOISE, "error_tolerance": 0.2, **LINE},
+    "E0.2 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.2, **CURVE},
+    "E0.09 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.09, **CURVE},
     "E0.06 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.06, **CURVE},
+    "E0.03 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.03, **CURVE},
+    "E0.01 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.01, **CURVE},
     "E0.1 over steps": {"rule": "error_control", "error_tolerance": 0.1, **LINE},
     "W6 every 2": {"rule": "even", "every": 2, "max_warmup_steps": 6, **LINE},
     "every 3": {"rule": "even", "every": 3, "max_warmup_steps": 1, **LINE},
@@ -106,15 +110,21 @@ MASKED: Mapping[str, tuple[int, int, Settings]] = {
     "W6 every 2 to the last, half a line": (2, 6, HALF_LINE),
     "W6 every 2 to the last, replay": (2, 6, REPLAY),
     "W6 every 2 to the last, damped": (2, 6, DAMPED),
+    "W8 every 2 to the last, half a line": (2, 8, HALF_LINE),
+    "W8 every 2 to the last, damped": (2, 8, DAMPED),
     "every 3 to the last": (3, 1, LINE),
     "every 3 to the last, replay": (3, 1, REPLAY),
     "W3 every 3 to the last, half a line": (3, 3, HALF_LINE),
     "W3 every 3 to the last, replay": (3, 3, REPLAY),
     "W3 every 3 to the last, damped": (3, 3, DAMPED),
+    "W3 every 3 to the last, order 2": (3, 3, CURVE),
+    "W3 every 3 to the last, order 2 of values": (3, 3, {**CURVE, **OF_VALUES}),
     "every 4 to the last": (4, 1, LINE),
     "every 4 to the last, half a line": (4, 1, HALF_LINE),
     "every 4 to the last, replay": (4, 1, REPLAY),
     "every 4 to the last, damped": (4, 1, DAMPED),
+    "W3 every 4 to the last, half a line": (4, 3, HALF_LINE),
+    "W3 every 4 to the last, damped": (4, 3, DAMPED),
 }
 
 

@@ -12,10 +12,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_cachegraph.module_lists import outermost_lists
 from dit_cachegraph.plan import LinkGraph
+from dit_cachegraph.segments.slots import gatherer
 
 
 class Link:
-    """The compiled graph of one block. `settings` are the options of its `torch.compile`."""
+    """The compiled graph of one block. `settings` are the options of its `torch.compile`;
+    `weights_of` are those among the arguments of a call."""
 
     def __init__(
         self,
@@ -26,6 +28,7 @@ class Link:
     ) -> None:
         self.function, self.graph, self.settings = function, graph, settings
         self.compile_seconds = compile_seconds
+        self.weights_of = gatherer(graph.weights)
 
 
 class Place(NamedTuple):
@@ -48,7 +51,7 @@ class Places:
 
     def of(self, link: Link, args: Sequence[object]) -> Place | None:
         """Which block this call of a link is of; None if its weights don't tell."""
-        weights = [args[i] for i in link.graph.weights]
+        weights = link.weights_of(args)
         if any(weight not in self._of_weight for weight in weights):
             self._find()
         found = (self._of_weight.get(weight) for weight in weights)

@@ -27,6 +27,7 @@ class LinkedModel(CachedModel):
     ) -> None:
         self.chain: Chain = chain
         self.slots: Slots = slots_of(chain, given)
+        self.fed: tuple[tuple[int, ...], ...] = _fed(chain)
         compiled = compiled_trunk(chain, self.slots, given, roles, costs)
         super().__init__(compiled, settings, called)
 
@@ -37,6 +38,14 @@ class LinkedModel(CachedModel):
             return None
         calls = [None] * len(self.chain.links)
         return self.segments.values_of([*weights, *given.tensors, *calls])
+
+
+def _fed(chain: Chain) -> tuple[tuple[int, ...], ...]:
+    """For each link the outputs of the one before that it is given, as its entries stand; none for
+    the first."""
+    pairs = zip(chain.links, chain.links[1:], strict=False)
+    later = [tuple(a.exits.index(stream) for _, stream in b.entries) for a, b in pairs]
+    return ((), *later)
 
 
 @dataclass(frozen=True, eq=False)

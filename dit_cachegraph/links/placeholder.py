@@ -22,9 +22,12 @@ _MESSAGE = (
 )
 
 
+_CAN_FORBID_ACCESS = hasattr(torch._C, "_set_storage_data_ptr_access_error_msg")
+
+
 def can_forbid_access() -> bool:
     """Whether this build of torch can make an access to data raise."""
-    return hasattr(torch._C, "_set_storage_data_ptr_access_error_msg")
+    return _CAN_FORBID_ACCESS
 
 
 def placeholder(spec: Spec) -> Tensor:
@@ -82,20 +85,23 @@ class Pending:
     """One call of a link that may not have run: its arguments, without the streams, which are
     given when it runs. `entries` are the arguments of these."""
 
-    __slots__ = ("_args", "_entries", "_link", "_versions", "handed")
+    __slots__ = ("_args", "_entries", "_given", "_link", "_versions", "handed")
 
     def __init__(self, link: Link, args: Sequence[object], entries: Sequence[int]) -> None:
         self._link, self._entries = link, entries
         self._args = [None if i in entries else arg for i, arg in enumerate(args)]
+        given = (self._args[i] for i in link.graph.tensors)
+        self._given = [arg for arg in given if isinstance(arg, Tensor)]
         self._versions = self._written_so_far()
         self.handed: Handed | None = None
 
     def can_run(self) -> bool:
-        """False once somebody has written to what it was given: its values are gone."""
+        """False once somebody has written to what it was given beside weights: its values are
+        gone."""
         return self._written_so_far() == self._versions
 
     def _written_so_far(self) -> list[int]:
-        return [version_of(arg) for arg in self._args if isinstance(arg, Tensor)]
+        return [version_of(tensor) for tensor in self._given]
 
     def run(self, streams: Sequence[object]) -> Sequence[Tensor]:
         args = list(self._args)

@@ -15,6 +15,7 @@ of the conditioning, between two blocks, nothing shows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import is_
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from dit_cachegraph.links.placeholder import Handed, Pending, placeholder
 from dit_cachegraph.links.watch import numbers_of
 from dit_cachegraph.requests.request import current_caller
 from dit_cachegraph.runtime.step import Step
+from dit_cachegraph.runtime.weights import Weights
 from dit_cachegraph.segments.slots import Values, tensor_at
 
 CHANGED = "other weights, or another graph"  # No fault of the caller's: it is watched anew.
@@ -39,6 +41,7 @@ class LinkedStep:
         self._num_called = 0
         self._is_plain = False
         self._step: Step | None = None
+        self._weights: Weights | None = None
         self._walk: Iterator[tuple[int, int]] = iter(())
         self._waiting: tuple[int, int] | None = None
         self._handed = Handed(())
@@ -78,14 +81,14 @@ class LinkedStep:
     def _why_not(self, i: int, link: Link, args: Sequence[object]) -> str | None:
         """Why this call of a link is not what was watched."""
         chain, expected = self._model.chain, self._model.chain.links[i]
-        place = str(expected.place)
+        place = expected.place
         if self._is_other(i, link, args):
             is_same_block = self._places.of(link, args) == expected.place
             return CHANGED if is_same_block else f"another block is called in the place of {place}"
         if i == 0:
             return None
         before = chain.links[i - 1]
-        handed = zip(expected.entries, self._fed(i), strict=True)
+        handed = zip(expected.entries, self._model.fed[i], strict=True)
         if not all(self._handed.is_output(p, args[q]) for (q, _), p in handed):
             return f"the code before {place} hands on another value than {before.place} returned"
         fed = {q for q, _ in expected.entries}
@@ -101,17 +104,9 @@ class LinkedStep:
         expected = self._model.chain.links[i]
         return (
             expected.link() is not link
-            or any(
-                args[w] is not ref()
-                for w, ref in zip(link.graph.weights, expected.weights, strict=True)
-            )
+            or not all(map(is_, link.weights_of(args), [ref() for ref in expected.weights]))
             or expected.numbers != numbers_of(link, args)
         )
-
-    def _fed(self, i: int) -> list[int]:
-        """The outputs of the link before that link `i` is given, as its entries stand."""
-        exits = self._model.chain.links[i - 1].exits
-        return [exits.index(stream) for _, stream in self._model.chain.links[i].entries]
 
     def _begin(self, args: Sequence[object]) -> None:
         values, model = self._values, self._model
@@ -119,6 +114,7 @@ class LinkedStep:
         for q, stream in model.chain.links[0].entries:
             values[slots[stream]] = args[q]
         self._step = model.begin(values, current_caller())
+        self._weights = self._step.weights
         self._walk = model.walker.walk(self._step)
         self._waiting = next(self._walk)
         self._advance(1)
@@ -175,17 +171,25 @@ class LinkedStep:
             self._pending.clear()
             self._entered = ()
 
+    def _are_weights_unwritten(self) -> bool:
+        """Since the step began: what was skipped would run with others."""
+        before = self._weights
+        if before is None:
+            return True
+        return self._model.weights.read(list(before.tensors)).num_writes == before.num_writes
+
     def _make_good(self, why: str) -> None:
         """Run what was skipped, drop the step, and refuse such calls from now on."""
         streams, links = self._entered, self._model.chain.links
+        are_unwritten = self._are_weights_unwritten()
         for k, call in enumerate(self._pending, self._first_pending):
-            if not call.can_run():
+            if not (are_unwritten and call.can_run()):
                 break
             true = call.run(streams)
             assert call.handed is not None
             call.handed.make_good(true)
             if k + 1 < len(links):
-                streams = [true[p] for p in self._fed(k + 1)]
+                streams = [true[p] for p in self._model.fed[k + 1]]
         self._is_plain, self._step, self._values = True, None, []
         self._pending.clear()
         self._give_up(why)

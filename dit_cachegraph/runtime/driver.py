@@ -68,7 +68,7 @@ class CachedModel:
         self.graphed = (
             None if capturer is None else GraphedRunner(compiled, self.segments, capturer)
         )
-        self._weights = WeightsReader(compiled.roles, are_frozen=are_weights_frozen)
+        self.weights = WeightsReader(compiled.roles, are_frozen=are_weights_frozen)
         self._trunk_weights = gatherer(compiled.roles.trunk_parameters)
         self._first_weight = next(iter(compiled.roles.trunk_parameters), None)
         self._conditioning = gatherer(compiled.roles.conditioning)
@@ -134,7 +134,7 @@ class CachedModel:
     def called(self, values: Values) -> Called:
         """What is called, told by its weights, and what an earlier fragment handed on."""
         began = time.perf_counter()
-        weights, model = self._weights.read(values), self._model(values)
+        weights, model = self.weights.read(values), self._model(values)
         if id(self) not in model.graphs:
             model.join(self, self.plans.options)
         note_cached(model)

@@ -8,7 +8,10 @@ from torch import Tensor
 Values = list[object]
 
 
-def gatherer(slots: Sequence[int]) -> Callable[[Values], Sequence[object]]:
+Gatherer = Callable[[Sequence[object]], Sequence[object]]
+
+
+def gatherer(slots: Sequence[int]) -> Gatherer:
     """`values` at `slots`, as a tuple."""
     if len(slots) > 1:
         return itemgetter(*slots)

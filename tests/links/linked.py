@@ -20,7 +20,7 @@ class SwitchedDiT(ToyDiT):
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
         blocks = list(self.blocks)
-        if self.way in ("swapped", "writes to the conditioning, swapped"):
+        if self.way.endswith("swapped"):
             blocks[3], blocks[4] = blocks[4], blocks[3]
         if self.way == "twice":
             blocks = blocks * 2
@@ -33,6 +33,8 @@ class SwitchedDiT(ToyDiT):
             h = block(h, temb, e)
             if self.way.startswith("writes to the conditioning") and i < 4:
                 temb += 0.5
+            if self.way.startswith("writes to a weight") and i == 2:
+                self.blocks[1].up.weight.mul_(2)
             if self.way == "scales" and i == 3:
                 h = 1.5 * h
             if self.way == "writes" and i == 3:

@@ -42,7 +42,14 @@ def test_what_a_link_sees_is_made_good(way: str, lines: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "way",
-    ["scales", "writes", "reads", "stops early", "writes to the conditioning, swapped"],
+    [
+        "scales",
+        "writes",
+        "reads",
+        "stops early",
+        "writes to the conditioning, swapped",
+        "writes to a weight, swapped",
+    ],
 )
 def test_what_no_link_sees_is_no_picture(way: str) -> None:
     """An error on a CUDA build, else NaN."""

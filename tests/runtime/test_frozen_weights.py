@@ -156,6 +156,17 @@ def test_no_parameter_of_the_model_is_handed_over(handed_over, is_frozen):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_what_dynamo_runs_at_a_call_does_not_grow_with_depth(is_frozen):
+    lengths = []
+    for steps in ((1.0, 2.0, 4.0), (1.0, 2.0, 4.0, 8.0, 16.0)):
+        model = adding_dit(*steps)
+        compiled_after(model, 1, frozen_weights=is_frozen)
+        (entry,) = _debug_get_cache_entry_list(type(model).forward.__code__)
+        lengths.append(len(entry.code.co_code))
+    assert (lengths[0] == lengths[1]) is is_frozen
+
+
 def test_parameters_that_are_handed_over_all_the_same_are_taken(handed_over):
     """As by a wrapper that compiles a copy of the graph."""
 
