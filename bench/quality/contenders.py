@@ -49,6 +49,7 @@ MORE_OF_OURS: Mapping[str, Settings] = {
     "E0.2 over noise": {**OVER_NOISE, "error_tolerance": 0.2, **LINE},
     "E0.2 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.2, **CURVE},
     "E0.09 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.09, **CURVE},
+    "E0.07 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.07, **CURVE},
     "E0.06 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.06, **CURVE},
     "E0.03 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.03, **CURVE},
     "E0.01 over noise, order 2": {**OVER_NOISE, "error_tolerance": 0.01, **CURVE},
@@ -112,6 +113,7 @@ MASKED: Mapping[str, tuple[int, int, Settings]] = {
     "W6 every 2 to the last, damped": (2, 6, DAMPED),
     "W8 every 2 to the last, half a line": (2, 8, HALF_LINE),
     "W8 every 2 to the last, damped": (2, 8, DAMPED),
+    "W9 every 2 to the last, half a line": (2, 9, HALF_LINE),
     "every 3 to the last": (3, 1, LINE),
     "every 3 to the last, replay": (3, 1, REPLAY),
     "W3 every 3 to the last, half a line": (3, 3, HALF_LINE),
@@ -131,6 +133,7 @@ MASKED: Mapping[str, tuple[int, int, Settings]] = {
 MOSTLY_COMPUTED: Mapping[str, Settings] = {
     "all but every 4th": LINE,
     "all but every 4th, half a line": HALF_LINE,
+    "all but every 4th, damped": DAMPED,
 }
 
 

@@ -6,6 +6,7 @@ Reads the rows that are kept in bench/results/quality/, or those in the folder -
 """
 
 import argparse
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from bench.quality.contenders import (
 )
 from bench.quality.harm import ROWS_FILE as HARM_FILE
 from bench.quality.harm import beside
-from bench.quality.measure_settings import ROWS_FILE
+from bench.quality.measure_settings import MOST_PICTURES, ROWS_FILE
 from bench.quality.rows import ROWS
 from bench.quality.setting_rows import EQUAL_DB, SettingRow, read_setting_rows
 from bench.quality.settings import Setting, all_settings
@@ -50,11 +51,19 @@ CAMPS = frozenset({OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER})
 
 
 class Measured:
-    """The rows of one setting, of the contenders and weights that there are now."""
+    """The rows of one setting, of the contenders and weights that there are now, over so many
+    pictures. `closer` are those over more of them, where some methods were measured again."""
 
-    def __init__(self, setting: Setting, rows: Sequence[SettingRow]) -> None:
-        self.setting = setting
+    def __init__(
+        self, setting: Setting, rows: Sequence[SettingRow], closer: "Measured | None" = None
+    ) -> None:
+        self.setting, self.closer = setting, closer
         self.rows = [row for row in rows if row.setting == str(setting)]
+
+    def closest(self, preset: str) -> "Measured":
+        """The rows over more pictures, if this preset has one."""
+        has_more = self.closer is not None and self.closer.preset(preset) is not None
+        return self.closer if self.closer is not None and has_more else self
 
     @property
     def is_comparable(self) -> bool:
@@ -89,11 +98,14 @@ def measured_in(path: Path) -> list[Measured]:
     versions: dict[str, str] = {}
     rows = [row for row in read_setting_rows(path) if row.half == "reporting"]
     rows = [row for row in rows if (row.contender, row.options) in known]
+    usual = statistics.mode(len(row.psnr_db) for row in rows) if rows else 0
     found = []
     for setting in all_settings():
         version = versions.setdefault(setting.model.name, setting.model.version)
         of_weights = [row for row in rows if row.version == version]
-        found.append(Measured(setting, of_weights))
+        more = [row for row in of_weights if len(row.psnr_db) > usual]
+        own = [row for row in of_weights if len(row.psnr_db) == usual]
+        found.append(Measured(setting, own, Measured(setting, more)))
     return [measured for measured in found if measured.is_comparable]
 
 
@@ -152,12 +164,14 @@ def lead_table(settings: Sequence[Measured], preset: str) -> str:
     """A preset beside the best other and the most steps that run no more than it does."""
     lines = []
     for measured in settings:
-        ours = measured.preset(preset)
+        closest = measured.closest(preset)
+        ours = closest.preset(preset)
         if ours is None:
             continue
-        others = (measured.best(ours.share, is_ours=False), measured.fewer_at(ours.share))
+        others = (closest.best(ours.share, is_ours=False), closest.fewer_at(ours.share))
         cells = [NOTHING if row is None else _beside(ours, row) for row in others]
         figures = f"{ours.mean_db:.1f} dB at {ours.share:.2f}"
+        figures += f", {len(ours.psnr_db)} pictures" if closest is not measured else ""
         lines.append([str(measured.setting), figures, *cells])
     header = ["", f'"{preset}"', "best other of no more work", "fewer steps of no more work"]
     return markdown(header, lines)
@@ -273,7 +287,10 @@ def page_of(settings: Sequence[Measured], harm: Sequence[SettingRow]) -> str:
         lost_pictures(settings),
     ]
     for preset in (DEFAULT_PRESET, CHEAPEST_PRESET):
-        parts += [texts.LEADS.format(preset=preset), lead_table(settings, preset)]
+        parts += [
+            texts.LEADS.format(preset=preset, most=MOST_PICTURES),
+            lead_table(settings, preset),
+        ]
     parts += [texts.DAMPED, forecasts_table(settings), texts.SETTLED, settled_table(settings)]
     parts += [texts.CHANGED, before_table(settings)]
     measured = {str(one.setting) for one in settings}

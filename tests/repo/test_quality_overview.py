@@ -133,6 +133,36 @@ def test_a_preset_stands_beside_those_of_no_more_work():
     assert lines_of(lead_table([Measured(SETTING, ROWS)], "fast"))[2:] == []
 
 
+CLOSER = [
+    row(PRESET, OURS, 0.5, 41.0, 43.0, 42.0),
+    row("fewer steps 0.45", FEWER, 0.46, 40.0, 40.0, 40.0),
+]
+
+
+def test_a_preset_stands_beside_those_of_as_many_pictures():
+    closer = Measured(SETTING, CLOSER)
+    (line,) = lines_of(lead_table([Measured(SETTING, ROWS, closer)], "balanced"))[2:]
+    fewer = "40.0 (+2.0), fewer steps 0.45 (0.46)"
+    assert line[1:] == ["42.0 dB at 0.50, 3 pictures", fewer, fewer]
+    # Without the preset among them, they are of no use to its line.
+    others = Measured(SETTING, ROWS, Measured(SETTING, CLOSER[1:]))
+    assert lead_table([others], "balanced") == lead_table([Measured(SETTING, ROWS)], "balanced")
+
+
+def test_rows_of_more_pictures_are_in_no_other_table(tmp_path):
+    presets = [row(f'ours "{name}"', OURS, 0.7, 41.0, 41.0) for name in PRESETS]
+    peer = row("diffusers MagCache 0.12", DIFFUSERS_CAMP, 0.5, 20.0, 20.0)
+    for one in [*CLOSER, *ROWS[:1], *presets, *ROWS[2:], peer]:
+        append_setting_row(tmp_path / "settings.jsonl", one)
+    (measured,) = overview.measured_in(tmp_path / "settings.jsonl")
+    assert {len(one.psnr_db) for one in measured.rows} == {2}
+    assert measured.closer is not None
+    found = [(one.contender, tuple(one.psnr_db)) for one in measured.closer.rows]
+    assert found == [(one.contender, one.psnr_db) for one in CLOSER]
+    assert measured.closest("balanced") is measured.closer
+    assert measured.closest("draft") is measured
+
+
 def test_the_page_has_rows_of_today_alone(tmp_path, capsys):
     path, other = tmp_path / "settings.jsonl", list(all_settings())[1]
     presets = [row(f'ours "{name}"', OURS, 0.7, 41.0, 41.0) for name in PRESETS]
