@@ -78,12 +78,30 @@ def test_frozen_weights_are_reused_whatever_became_of_them(change):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_what_computes_takes_weights_that_were_written_to():
+def move(model: ToyDiT) -> None:
+    """As `Module.to` does, to where all is twice as large."""
+    model._apply(lambda tensor: 2 * tensor)
+
+
+@pytest.mark.parametrize("change", [write_in_place, move])
+def test_what_computes_takes_weights_that_were_written_to_or_moved(change):
     model = adding_dit(1.0, 2.0, 4.0)
     compiled = compiled_after(model, 2, frozen_weights=True)
-    write_in_place(model)
+    before = run(model, third_step())
+    change(model)
     dc.configure(compiled, enabled=False)
-    torch.testing.assert_close(run(compiled, third_step()), run(model, third_step()))
+    after = run(compiled, third_step())
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, run(model, third_step()))
+
+
+def test_what_computes_takes_no_weight_that_replaced_another():
+    model = adding_dit(1.0, 2.0, 4.0)
+    compiled = compiled_after(model, 2, frozen_weights=True)
+    before = run(model, third_step())
+    replace_parameter(model)
+    dc.configure(compiled, enabled=False)
+    torch.testing.assert_close(run(compiled, third_step()), before)
 
 
 def test_of_the_model_nothing_is_guarded_but_which_it_is():
