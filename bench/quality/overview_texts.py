@@ -18,8 +18,9 @@ BEST = """## Best at so much work
 
 Ours / the best of all others (cache-dit, diffusers' caches, fewer steps by the same solver), and \
 the difference. "Ours" are presets and settings of `configure`; the last table names all of them. \
-Not every setting has every method: the command goes on with those that are missing. Some masks of \
-ours were tried because others led with as much work, which flatters ours a little."""
+Not every setting has every method: the command goes on with those that are missing. Some masks \
+and tolerances of ours were tried, on the prompts that things are chosen on, because others led \
+with as much work, which flatters ours a little."""
 
 NAMES = """## Which they are
 
