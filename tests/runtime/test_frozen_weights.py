@@ -174,6 +174,35 @@ def test_no_parameter_of_the_model_is_handed_over(handed_over, is_frozen):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+class EarlyTextDiT(ShiftedDiT):
+    """Reads the text before its own weight, so that Dynamo names both after the text, if they are
+    one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.no_text = nn.Parameter(torch.ones(1))
+
+    def trunk(self, h, temb, e):
+        return super().trunk(h, temb, e) + self.no_text
+
+
+class LateTextDiT(EarlyTextDiT):
+    def trunk(self, h, temb, e):
+        return super().trunk(h + self.no_text, temb, e)
+
+
+@pytest.mark.parametrize("made_of", [EarlyTextDiT, LateTextDiT])
+def test_a_parameter_of_the_model_as_an_argument_is_itself_alone(made_of):
+    """As of a model that has a text of its own, for none."""
+    model = made_of()
+    compiled = compiled_after(model, 0, frozen_weights=True, residual_diff_threshold=0.0)
+    given = {**third_step(), "encoder_hidden_states": nn.Parameter(torch.tensor([5.0]))}
+    for text in (model.no_text, given["encoder_hidden_states"], model.no_text):
+        inputs = {**given, "encoder_hidden_states": text}
+        torch.testing.assert_close(run(compiled, inputs), run(model, inputs))
+    assert counters["stats"]["unique_graphs"] == 2
+
+
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_what_dynamo_runs_at_a_call_does_not_grow_with_depth(is_frozen):
     lengths = []

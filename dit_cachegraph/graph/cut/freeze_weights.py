@@ -17,14 +17,16 @@ what a call hands over is read off the graph then too.
 So another model of the same class, which shares the code, is compiled anew; the same one isn't,
 whatever becomes of it. Dynamo drops what it compiled for a model once that dies, and its parameters
 with it. Buffers are handed over as ever: `Module.to` makes new ones, where it moves parameters.
+A parameter that the caller gives too is one argument, and that it is the same one stays guarded.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.source import NNModuleSource
-from torch._guards import ChainedSource, Source, TracingContext
+from torch._guards import ChainedSource, Guard, Source, TracingContext
 
 from dit_cachegraph.graph.fx_utils import source_of
 
@@ -60,10 +62,20 @@ def _leave_out_guards() -> frozenset[Source]:
     guards = context.guards_context.dynamo_guards
     found = [_called_module(guard.originating_source) for guard in guards]
     modules = dict.fromkeys(source for source in found if source is not None)
+    kept = [guard for guard in guards if _is_argument_too(guard)]
     for module in modules:
         guards.remove_guards_with_source(module)
         install_guard(module.make_guard(GuardBuilder.ID_MATCH))
+    install_guard(*kept)
     return frozenset(modules)
+
+
+def _is_argument_too(guard: Guard) -> bool:
+    """Whether it says that something is the very object that the caller gives, in no module."""
+    made = guard.create_fn
+    if not isinstance(made, functools.partial) or made.func is not GuardBuilder.DUPLICATE_INPUT:
+        return False
+    return _called_module(made.keywords["source_b"]) is None
 
 
 def _called_module(source: Source | None) -> Source | None:
