@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import weakref
 
 import pytest
@@ -12,6 +13,7 @@ from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from dit_cachegraph.segments.segment_runner import SegmentRunner
+from support.logged import logged
 from support.toy_dits import DIM, AddingBlock, ToyDiT, adding_dit, gated_dit, toy_inputs
 from support.toy_runs import compile_toy, once_more, run, toy_steps
 
@@ -297,6 +299,17 @@ def test_another_model_of_the_class_is_compiled_for_itself(steps):
     torch.testing.assert_close(run(own, third_step()), run(other, third_step()))
     assert counters["stats"]["unique_graphs"] == 2
     assert last_step(compiled, third_step())[0]
+
+
+def test_a_model_that_dynamo_cannot_tell_from_another_is_handed_over():
+    """It drops the guard on which it is, where it saves what it compiles."""
+    model, other = adding_dit(1.0, 2.0, 4.0), adding_dit(3.0, 5.0, 9.0)
+    with torch._dynamo.config.patch(caching_precompile=True), logged(logging.WARNING) as lines:
+        own = compiled_after(model, 2, frozen_weights=True)
+        others = compile_toy(other, **ALWAYS, frozen_weights=True)
+        torch.testing.assert_close(run(others, third_step()), run(other, third_step()))
+        assert last_step(own, third_step())[0]
+    assert any("it can't tell one model from another" in line for line in lines)
 
 
 def test_a_function_that_calls_the_model():

@@ -21,14 +21,22 @@ A parameter that the caller gives too is one argument, and that it is the same o
 """
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import fx, nn
 from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.source import NNModuleSource
 from torch._guards import ChainedSource, Guard, Source, TracingContext
 
 from dit_cachegraph.graph.fx_utils import source_of
+
+log = logging.getLogger("dit_cachegraph")
+DROPS_GUARDS = (
+    "frozen_weights: Dynamo checks the model as without, since under "
+    "`torch._dynamo.config.caching_precompile` it can't tell one model from another of its class"
+)
 
 
 def freeze_weights(
@@ -37,8 +45,12 @@ def freeze_weights(
     """Have no call look at the model of a graph that was compiled. Returns its parameters, which
     are attributes of `gm` now, by the argument that each of them was.
 
-    Where no guards are to be made of the graph any more (`aot_compile`), it stays as it is.
+    Where no guards are to be made of the graph any more (`aot_compile`), it stays as it is, and
+    where Dynamo would drop the guard on which model it is.
     """
+    if torch._dynamo.config.caching_precompile:
+        log.warning(DROPS_GUARDS)
+        return {}
     modules = _leave_out_guards()
     own = {
         i: (placeholder, example)
