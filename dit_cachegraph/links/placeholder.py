@@ -83,22 +83,29 @@ class Handed:
 
 class Pending:
     """One call of a link that may not have run: its arguments, without the streams, which are
-    given when it runs. `entries` are the arguments of these."""
+    given when it runs. `entries` are the arguments of these. Offloading moves all weights of a
+    block at once and counts no writes, so the address of one of them tells."""
 
-    __slots__ = ("_args", "_entries", "_given", "_link", "_versions", "handed")
+    __slots__ = ("_address", "_args", "_entries", "_given", "_link", "_versions", "handed")
 
     def __init__(self, link: Link, args: Sequence[object], entries: Sequence[int]) -> None:
         self._link, self._entries = link, entries
         self._args = [None if i in entries else arg for i, arg in enumerate(args)]
         given = (self._args[i] for i in link.graph.tensors)
         self._given = [arg for arg in given if isinstance(arg, Tensor)]
-        self._versions = self._written_so_far()
+        self._versions, self._address = self._written_so_far(), self._address_of_weights()
         self.handed: Handed | None = None
 
     def can_run(self) -> bool:
-        """False once somebody has written to what it was given beside weights: its values are
-        gone."""
-        return self._written_so_far() == self._versions
+        """False once somebody has written to what it was given beside weights, or has moved these:
+        its values are gone."""
+        is_unwritten = self._written_so_far() == self._versions
+        return is_unwritten and self._address_of_weights() == self._address
+
+    def _address_of_weights(self) -> int:
+        """Zero where there are none, and for one that holds others."""
+        weight = next((self._args[i] for i in self._link.graph.weights), None)
+        return weight.data_ptr() if isinstance(weight, Tensor) else 0
 
     def _written_so_far(self) -> list[int]:
         return [version_of(tensor) for tensor in self._given]

@@ -10,8 +10,8 @@ computes, nothing is written down, and this kind of call is refused from now on.
 
 What no link sees is code that begins to read between two blocks, or that stops before the last
 one: it has placeholders in its hands (`placeholder.py`). So has what computes on, where arguments
-of a skipped block were written to since. And where the model's own attributes change only values
-of the conditioning, between two blocks, nothing shows.
+of a skipped block were written to since, or its weights were moved away. And where the model's own
+attributes change only values of the conditioning, between two blocks, nothing shows.
 """
 
 from collections.abc import Callable, Iterator, Sequence

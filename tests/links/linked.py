@@ -35,6 +35,9 @@ class SwitchedDiT(ToyDiT):
                 temb += 0.5
             if self.way.startswith("writes to a weight") and i == 2:
                 self.blocks[1].up.weight.mul_(2)
+            if self.way.startswith("moves weights away") and i < 3:
+                for weight in block.parameters():  # As offloading to disk does.
+                    weight.data = torch.zeros_like(weight)
             if self.way == "scales" and i == 3:
                 h = 1.5 * h
             if self.way == "writes" and i == 3:

@@ -49,6 +49,7 @@ def test_what_a_link_sees_is_made_good(way: str, lines: list[str]) -> None:
         "stops early",
         "writes to the conditioning, swapped",
         "writes to a weight, swapped",
+        "moves weights away, swapped",
     ],
 )
 def test_what_no_link_sees_is_no_picture(way: str) -> None:
