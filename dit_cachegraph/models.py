@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_cachegraph.call_log import CallLog
@@ -106,7 +107,7 @@ class ModelRegistry:
         for other in states[1:]:
             state.absorb(other)
         if len(states) > 1:
-            for tensor in tensors:
+            for tensor in _plain(tensors):
                 self._by_weight[tensor] = state
         self._by_module[module] = state
         return state
@@ -116,7 +117,7 @@ class ModelRegistry:
 
     def of_weights(self, weights: Sequence[object]) -> ModelState:
         """The state of the model that was called with these trunk weights."""
-        tensors = [w for w in weights if isinstance(w, Tensor)]
+        tensors = _plain(weights)
         state = (self.by_weight(tensors[0]) if tensors else None) or self._owner(tensors)
         if state is None:
             state = self._new()
@@ -165,6 +166,13 @@ class ModelRegistry:
 
     def states_of(self, modules: Iterable[nn.Module]) -> list[ModelState]:
         return [self.of_module(module) for module in modules]
+
+
+def _plain(weights: Iterable[object]) -> list[Tensor]:
+    """The tensors among some weights, without those that hold others, if there are more: torch
+    swaps such a one for another (`Module.to`) only where nobody holds it weakly."""
+    tensors = [w for w in weights if isinstance(w, Tensor)]
+    return [w for w in tensors if not is_traceable_wrapper_subclass(w)] or tensors
 
 
 def _tensors_of(module: nn.Module) -> Iterable[Tensor]:

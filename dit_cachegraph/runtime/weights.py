@@ -6,7 +6,9 @@ they lie says nothing, since offloading moves weights from step to step. Numbers
 like the scale of an adapter, are compared by value: Dynamo hands them over as tensors on the host.
 
 A weight of another class may hold tensors of its own, as quantised ones do: a write to one of those
-leaves its counter as it was, so that theirs are read as well.
+leaves its counter as it was, so that theirs are read as well. Nothing holds it weakly: to move it,
+torch swaps it with another (`swap_tensors`), which it does with nothing that is held weakly. So it
+is known by its id, also when it is gone.
 
 Torch counts no writes through `.data`, nor to tensors made in inference mode: these stay unseen.
 With `frozen_weights` no weight is looked at, and the numbers alone are compared.
@@ -27,8 +29,8 @@ _version = attrgetter("_version")
 
 
 class WeightsNote(NamedTuple):
-    """Some weights, held weakly; once one is `dead`, another may have its id. `num_writes`: in
-    place, to all of them together."""
+    """Some weights, the plain ones held weakly; once one is `dead`, another may have its id.
+    `num_writes`: in place, to all of them together."""
 
     refs: tuple["weakref.ref[Tensor]", ...]
     dead: Sequence["weakref.ref[Tensor]"]
@@ -39,11 +41,12 @@ class WeightsNote(NamedTuple):
 
 class Weights(NamedTuple):
     """The weights of the trunk at one call, none where they are frozen. `num_writes`: in place, to
-    all of them together and to what they hold."""
+    all of them together and to what they hold; `plain` are those that hold no others."""
 
     tensors: Sequence[object]
     num_writes: int
     numbers: tuple[float, ...]
+    plain: Sequence[object]
 
     def are_those_of(self, note: WeightsNote) -> bool:
         """True if nothing was seen to change since."""
@@ -56,7 +59,7 @@ class Weights(NamedTuple):
 
     def note(self) -> WeightsNote:
         dead: list[weakref.ref[Tensor]] = []
-        refs = tuple([weakref.ref(w, dead.append) for w in self.tensors if isinstance(w, Tensor)])
+        refs = tuple([weakref.ref(w, dead.append) for w in self.plain if isinstance(w, Tensor)])
         ids = tuple(map(id, self.tensors))
         return WeightsNote(refs, dead, ids, self.num_writes, self.numbers)
 
@@ -68,14 +71,17 @@ class WeightsReader:
         self._weights = gatherer(() if are_frozen else roles.trunk_parameters)
         self._wrapped = () if are_frozen else roles.wrapped_parameters
         self._numbers = gatherer(roles.trunk_numbers)
+        wrapped = frozenset(roles.wrapped_parameters)
+        self._plain = gatherer([i for i in roles.trunk_parameters if i not in wrapped])
 
     def read(self, values: Values) -> Weights:
-        tensors = self._weights(values)
+        tensors = plain = self._weights(values)
         num_writes = _num_writes(tensors)
         if self._wrapped:
+            plain = self._plain(values)
             num_writes += _num_writes([p for i in self._wrapped for p in _parts_of(values[i])])
         numbers = tuple([n.item() for n in self._numbers(values) if isinstance(n, Tensor)])
-        return Weights(tensors, num_writes, numbers)
+        return Weights(tensors, num_writes, numbers, plain)
 
 
 def _parts_of(weight: object) -> Iterator[Tensor]:

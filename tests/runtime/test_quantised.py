@@ -10,7 +10,7 @@ from torch import nn
 
 import dit_cachegraph as dc
 from links.linked import SwitchedDiT, call, compile_blocks, watch
-from support.halved_weight import halve
+from support.halved_weight import HalvedWeight, halve
 from support.quantised_layers import (
     OperatorLinear,
     PackedLinear,
@@ -40,6 +40,23 @@ def test_a_write_inside_of_a_weight_computes():
     torch.testing.assert_close(run(compiled, third), run(plain, third))
     run(compiled, fourth)
     assert last_hits(compiled, 4) == [False, True, False, True]
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_model_whose_weights_hold_others_can_be_moved(is_frozen):
+    """Torch swaps them with others, which it refuses where anybody holds them weakly."""
+    model, plain = gated_dit(4), gated_dit(4)
+    halve(model)
+    compiled = compile_toy(model, residual_diff_threshold=1.0, frozen_weights=is_frozen)
+    first, second, third, fourth = toy_steps([90.0, 80.0, 70.0, 60.0])
+    for inputs in (first, second):
+        run(compiled, inputs)
+    model._apply(lambda w: HalvedWeight(2 * w.inner) if isinstance(w, HalvedWeight) else 2 * w)
+    plain._apply(lambda w: 2 * w)
+    run(compiled, third)
+    assert last_hits(compiled, 3) == [False, True, True]
+    dc.configure(compiled, enabled=False)
+    torch.testing.assert_close(run(compiled, fourth), run(plain, fourth))
 
 
 def test_where_blocks_are_compiled_one_by_one_it_computes_too():

@@ -92,13 +92,13 @@ def test_of_frozen_weights_the_numbers_alone_are_seen(change):
 
 def test_a_weight_that_died_leaves_its_place_to_no_other():
     kept, dying = torch.zeros(2), torch.zeros(2)
-    note = Weights((kept, dying), 0, ()).note()
+    note = Weights((kept, dying), 0, (), (kept, dying)).note()
     heir = torch.zeros(2)
     # As if the new one lay where the other did.
     note = note._replace(ids=(id(kept), id(heir)))
-    assert Weights((kept, heir), 0, ()).are_those_of(note)
+    assert Weights((kept, heir), 0, (), (kept, heir)).are_those_of(note)
     del dying
-    assert not Weights((kept, heir), 0, ()).are_those_of(note)
+    assert not Weights((kept, heir), 0, (), (kept, heir)).are_those_of(note)
 
 
 def test_no_python_runs_for_each_weight():

@@ -105,5 +105,6 @@ def _give(gm: fx.GraphModule, placeholder: fx.Node, parameter: nn.Parameter) -> 
     with gm.graph.inserting_before(placeholder):
         attribute = gm.graph.get_attr(placeholder.name)
     attribute.meta.update(placeholder.meta)
+    placeholder.meta.pop("grapharg", None)  # Torch swaps no parameter that is held weakly.
     placeholder.replace_all_uses_with(attribute)
     gm.graph.erase_node(placeholder)
