@@ -42,8 +42,9 @@ DROPS_GUARDS = (
 def freeze_weights(
     gm: fx.GraphModule, example_inputs: Sequence[object]
 ) -> Mapping[int, nn.Parameter]:
-    """Have no call look at the model of a graph that was compiled. Returns its parameters, which
-    are attributes of `gm` now, by the argument that each of them was.
+    """Have no call look at the model of a graph that was compiled. Returns its parameters, by the
+    argument that each of them was. `gm` itself holds none of them, since it is garbage that may lie
+    about for long after: it can't be run any more.
 
     Where no guards are to be made of the graph any more (`aot_compile`), it stays as it is, and
     where Dynamo would drop the guard on which model it is.
@@ -59,8 +60,8 @@ def freeze_weights(
         )
         if isinstance(example, nn.Parameter) and _called_module(source_of(placeholder)) in modules
     }
-    for placeholder, parameter in own.values():
-        _give(gm, placeholder, parameter)
+    for placeholder, _ in own.values():
+        _make_attribute(placeholder)
     gm.recompile()
     return {i: parameter for i, (_, parameter) in own.items()}
 
@@ -99,12 +100,12 @@ def _called_module(source: Source | None) -> Source | None:
     return found
 
 
-def _give(gm: fx.GraphModule, placeholder: fx.Node, parameter: nn.Parameter) -> None:
-    """Make an argument an attribute."""
-    setattr(gm, placeholder.name, parameter)
-    with gm.graph.inserting_before(placeholder):
-        attribute = gm.graph.get_attr(placeholder.name)
+def _make_attribute(placeholder: fx.Node) -> None:
+    """Have an argument be an attribute, which nobody sets."""
+    graph = placeholder.graph
+    with graph.inserting_before(placeholder):
+        attribute = graph.create_node("get_attr", placeholder.name)
     attribute.meta.update(placeholder.meta)
     placeholder.meta.pop("grapharg", None)  # Torch swaps no parameter that is held weakly.
     placeholder.replace_all_uses_with(attribute)
-    gm.graph.erase_node(placeholder)
+    graph.erase_node(placeholder)
