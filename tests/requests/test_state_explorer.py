@@ -198,9 +198,9 @@ def explore_over_graphs(family, num_schedules, capturer, number):
     num_replays.clear()
     tally = explore(family, num_schedules, before_each=count, number=number, cuda_graphs=True)
     count()
-    # A step has two or three runs; the first of each kind is captured, which short schedules are
-    # full of.
-    assert sum(num_replays) > tally.total() and sum(num_replays) > 2 * len(num_replays)
+    # Every step that is decided has two runs or more; one that is excused may run whole, as one.
+    num_decided = tally.total() - tally["computed, anything"] - tally["hit, anything"]
+    assert sum(num_replays) > 2 * num_decided and sum(num_replays) > 2 * len(num_replays)
     return tally
 
 
@@ -208,7 +208,7 @@ def explore_over_graphs(family, num_schedules, capturer, number):
 def test_schedules_over_cuda_graphs(family, capturer):
     tally = explore_over_graphs(family, 25, capturer, FROZEN)
     # What hypothesis draws hangs on the modules that are imported, whose constants it tries.
-    assert tally["hit, no excuse"] > 0 and tally["computed, no excuse"] > 20
+    assert tally["hit, no excuse"] > 3 and tally["computed, no excuse"] > 20
 
 
 def test_a_value_that_stays_in_the_pool_is_found(capturer, monkeypatch):
