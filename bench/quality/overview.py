@@ -37,8 +37,6 @@ SLACK = 0.015  # Less than half a step of 28: shares are of whole steps.
 BETTER_PRESETS, LEAST_DB = ("quality", "balanced"), 26
 NOTHING = "–"
 BEFORE = f"{OURS} E0.1 over steps"
-
-
 # Presets of long gaps and of short ones, and the same with other forecasts.
 FORECASTS = {
     '"draft"': name_of_preset("draft"),
@@ -62,8 +60,8 @@ class Measured:
 
     def closest(self, preset: str) -> "Measured":
         """The rows over more pictures, if this preset has one."""
-        has_more = self.closer is not None and self.closer.preset(preset) is not None
-        return self.closer if self.closer is not None and has_more else self
+        closer = self.closer
+        return self if closer is None or closer.preset(preset) is None else closer
 
     @property
     def is_comparable(self) -> bool:
