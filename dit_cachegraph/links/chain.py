@@ -9,8 +9,8 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dit_cachegraph.links.link import Link, Place
-from dit_cachegraph.links.watch import SeenLink, Spec, WatchedCall, WeightRefs, num_elements
+from dit_cachegraph.links.link import Link, Place, WeightRefs
+from dit_cachegraph.links.watch import SeenLink, Spec, WatchedCall, num_elements
 from dit_cachegraph.plan import Uncacheable
 
 INSTEAD = 'call `model.compile(backend="cachedit")` on the whole model instead, if it has no breaks'

@@ -4,11 +4,11 @@ Blocks of one class share one link, so the weights that a call brings tell which
 """
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_cachegraph.module_lists import outermost_lists
 from dit_cachegraph.plan import LinkGraph
@@ -41,31 +41,67 @@ class Place(NamedTuple):
         return f"{self.container}.{self.position}"
 
 
+class Owned(NamedTuple):
+    """A weight by the module that has it. Called, it returns the weight, None if it is gone."""
+
+    module: "weakref.ref[nn.Module]"
+    name: str
+
+    def __call__(self) -> object:
+        module = self.module()
+        return None if module is None else getattr(module, self.name, None)
+
+
+WeightRef = weakref.ref[object] | Owned
+WeightRefs = tuple[WeightRef, ...]
+
+
 class Places:
-    """Where the blocks of one model are, by their weights, which are held weakly. A weight that two
-    blocks share tells nothing."""
+    """Where the blocks of one model are, by their weights. A weight that two blocks share tells
+    nothing. Plain weights are held weakly, and one that holds others by the module that has it: to
+    move such a one torch swaps it with another, which it does with nothing that is held weakly."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
-        self._of_weight: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._known: dict[int, tuple[WeightRef, Place | None]] = {}
 
     def of(self, link: Link, args: Sequence[object]) -> Place | None:
         """Which block this call of a link is of; None if its weights don't tell."""
         weights = link.weights_of(args)
-        if any(weight not in self._of_weight for weight in weights):
+        if any(self._found(weight) is None for weight in weights):
             self._find()
-        found = (self._of_weight.get(weight) for weight in weights)
-        return next((place for place in found if place is not None), None)
+        found = filter(None, map(self._found, weights))
+        return next((place for _, place in found if place is not None), None)
+
+    def ref_of(self, weight: object) -> WeightRef:
+        """What returns a weight for as long as it is there, and None then."""
+        found = self._found(weight)
+        return weakref.ref(weight) if found is None else found[0]
+
+    def _found(self, weight: object) -> tuple[WeightRef, Place | None] | None:
+        found = self._known.get(id(weight))
+        return found if found is not None and found[0]() is weight else None
 
     def _find(self) -> None:
         model = self._model()
         assert model is not None, "it is being called"
-        self._of_weight.clear()
+        self._known.clear()
         for name, blocks in outermost_lists(model).items():
             for index, block in enumerate(blocks):
-                for weight in (*block.parameters(), *block.buffers()):
-                    self._add(weight, Place(name, index))
+                for weight, ref in _weights(block):
+                    self._add(weight, ref, Place(name, index))
 
-    def _add(self, weight: Tensor, place: Place) -> None:
-        is_shared = self._of_weight.get(weight, place) != place
-        self._of_weight[weight] = None if is_shared else place
+    def _add(self, weight: Tensor, ref: WeightRef, place: Place) -> None:
+        found = self._found(weight)
+        is_shared = found is not None and found[1] != place
+        self._known[id(weight)] = ref, None if is_shared else place
+
+
+def _weights(block: nn.Module) -> Iterator[tuple[Tensor, WeightRef]]:
+    for module in block.modules():
+        own = *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
+        for name, weight in own:
+            if is_traceable_wrapper_subclass(weight):
+                yield weight, Owned(weakref.ref(module), name)
+            else:
+                yield weight, weakref.ref(weight)

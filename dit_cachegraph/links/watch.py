@@ -13,10 +13,9 @@ from torch import Tensor
 
 from dit_cachegraph.call_stack import own_compiled_call
 from dit_cachegraph.links.glue import Glue, has_hook
-from dit_cachegraph.links.link import Link, Place, Places
+from dit_cachegraph.links.link import Link, Place, Places, WeightRefs
 
 _KEPT = " is kept by the caller"
-WeightRefs = tuple["weakref.ref[object]", ...]
 
 
 class Spec(NamedTuple):
@@ -77,7 +76,7 @@ class WatchedCall:
         self._look_back(seen)
         outputs = link.function(*args)
         self.seen.append(seen._replace(returned=tuple(map(spec_of, outputs))))
-        self.weights.append(tuple([weakref.ref(args[i]) for i in link.graph.weights]))
+        self.weights.append(tuple([self._places.ref_of(args[i]) for i in link.graph.weights]))
         self.numbers.append(numbers_of(link, args))
         self._returned.append([(weakref.ref(t), version_of(t)) for t in outputs])
         self._glue.watch(outputs)

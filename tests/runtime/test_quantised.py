@@ -73,6 +73,39 @@ def test_where_blocks_are_compiled_one_by_one_it_computes_too():
     assert last_hits(model, 4) == [False, True, False, True]
 
 
+def test_where_blocks_are_compiled_one_by_one_it_can_be_moved_too():
+    model, plain = SwitchedDiT(), SwitchedDiT()
+    halve(model)
+    compile_blocks(model, residual_diff_threshold=1.0)
+    watch(model)
+    first, second, third, fourth = toy_steps([60.0, 50.0, 40.0, 30.0])
+    call(model, first)
+    call(model, second)
+    model._apply(lambda w: HalvedWeight(2 * w.inner) if isinstance(w, HalvedWeight) else 2 * w)
+    plain._apply(lambda w: 2 * w)
+    call(model, third)
+    assert last_hits(model, 3) == [False, True, True]
+    dc.configure(model, enabled=False)
+    torch.testing.assert_close(call(model, fourth), call(plain, fourth))
+
+
+def test_where_blocks_are_compiled_one_by_one_a_replaced_one_computes():
+    model, plain = SwitchedDiT(), SwitchedDiT()
+    halve(model)
+    compile_blocks(model, residual_diff_threshold=1.0)
+    watch(model)
+    first, second, third, fourth = toy_steps([60.0, 50.0, 40.0, 30.0])
+    call(model, first)
+    call(model, second)
+    inner = model.blocks[2].up.weight.inner
+    model.blocks[2].up.weight = nn.Parameter(HalvedWeight(3 * inner), requires_grad=False)
+    with torch.no_grad():
+        plain.blocks[2].up.weight.mul_(3)
+    torch.testing.assert_close(call(model, third), call(plain, third))
+    call(model, fourth)
+    assert last_hits(model, 4) == [False, True, False, True]
+
+
 def with_layers(make: Callable[[nn.Linear], nn.Module], num_blocks: int = 4) -> nn.Module:
     model = gated_dit(num_blocks)
     for block in model.blocks:
