@@ -74,6 +74,12 @@ MORE_OF_OURS: Mapping[str, Settings] = {
         **OF_VALUES,
     },
     "W6 every 3": {"rule": "even", "every": 3, "max_warmup_steps": 6, **LINE},
+    "every 3, damped": {
+        "rule": "even",
+        "every": 3,
+        "max_warmup_steps": 1,
+        "predictor": "damped_line",
+    },
     "every 3, half a line": {"rule": "even", "every": 3, "max_warmup_steps": 1, **HALF_LINE},
     "every 4, half a line": {"rule": "even", "every": 4, "max_warmup_steps": 1, **HALF_LINE},
     "E0.1 over noise, half a line": {**OVER_NOISE, "error_tolerance": 0.1, **HALF_LINE},
@@ -172,10 +178,12 @@ def _fewer(share: float) -> Contender:
 
 
 def ours(name: str, settings: Settings, *, is_quick: bool = False) -> Contender:
-    """By these settings over the defaults."""
+    """By these settings over the defaults. A rule that spreads its steps is told how many there
+    are."""
 
     def draw(artist: Artist, num_steps: int) -> Drawn:
-        return by_ours(artist, settings, num_steps)
+        told = {"num_inference_steps": num_steps} if settings.get("rule") == "spread" else {}
+        return by_ours(artist, {**settings, **told}, num_steps)
 
     options = repr(sorted(settings.items()))
     return Contender(f"ours {name}", OURS, draw, options, is_quick)

@@ -21,6 +21,7 @@ from dit_cachegraph.policy.rules.dbcache import DBCache
 from dit_cachegraph.policy.rules.dbprune import DBPrune
 from dit_cachegraph.policy.rules.error_control import ErrorControl
 from dit_cachegraph.policy.rules.even import EvenSchedule
+from dit_cachegraph.policy.rules.spread import SpreadSchedule
 
 LINE, DAMPED = TaylorSeer(taylorseer_order=1), DampedLine()
 
@@ -63,8 +64,9 @@ CASES = [
     ([{"preset": "balanced"}], BALANCED),
     ([{"preset": "fast"}], (paced(0.12), LINE)),
     ([{"preset": "fast", "max_gap": 3}], (paced(0.12, max_gap=3), LINE)),
-    ([{"preset": "draft"}], (EvenSchedule(every=3, max_warmup_steps=1), DAMPED)),
-    ([{"preset": "draft"}, {"every": 4}], (EvenSchedule(every=4, max_warmup_steps=1), DAMPED)),
+    ([{"preset": "draft"}], (SpreadSchedule(compute_share=0.36), DAMPED)),
+    ([{"preset": "draft"}, {"compute_share": 0.3}], (SpreadSchedule(compute_share=0.3), DAMPED)),
+    ([{"preset": "draft"}, {"every": 4}], (EvenSchedule(every=4), Replay())),
     # An option of the preset's rule refines the preset, and its forecast stays.
     ([{"error_tolerance": 0.2}], (paced(0.2), LINE)),
     ([{"preset": "fast"}, {"max_gap": 3}],

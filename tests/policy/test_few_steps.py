@@ -34,11 +34,12 @@ def test_up_to_three_steps_are_all_computed(tiny):
 def test_a_draft_computes_a_third_of_the_steps_however_few():
     model = FLUX.build(4)
     compiled = compile_cached(model, preset=CHEAPEST_PRESET)
-    for num_steps, num_computed in ((4, 2), (7, 3)):
-        image = image_of(model, FLUX, seed=num_steps, size=3, num_steps=num_steps)
-        hits = [ran.hit for ran in run_all(compiled, image)]
-        assert hits == [step % 3 != 0 for step in range(num_steps)]
-        assert hits.count(False) == num_computed
+    for num_steps, not_told, told in ((4, [0, 3], [0, 3]), (8, [0, 3, 6], [0, 4, 7])):
+        for told_steps, computed in ((None, not_told), (num_steps, told)):
+            dc.configure(compiled, num_inference_steps=told_steps)
+            image = image_of(model, FLUX, seed=num_steps, size=3, num_steps=num_steps)
+            hits = [ran.hit for ran in run_all(compiled, image)]
+            assert [step for step in range(num_steps) if not hits[step]] == computed
 
 
 def test_cache_dits_default_computes_eight():

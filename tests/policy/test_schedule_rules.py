@@ -1,6 +1,8 @@
 """The rules that compare nothing, on synthetic images: each step against what the rule's text says,
 over hundreds of settings."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,17 +12,20 @@ from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, Ste
 from dit_cachegraph.policy.rules.error_control import ErrorControl
 from dit_cachegraph.policy.rules.even import EvenSchedule
 from dit_cachegraph.policy.rules.fixed import FixedSchedule
+from dit_cachegraph.policy.rules.spread import SpreadSchedule
 
 TRACES = settings(max_examples=250)
 num_steps = st.integers(1, 40)
 
 
-def play(rule: Rule, num: int, error_of=lambda step, last: None, levels=None) -> list[bool]:
+def play(
+    rule: Rule, num: int, error_of=lambda step, last: None, levels=None, told=None
+) -> list[bool]:
     """What the driver makes of a rule's answers; a computed step's error is that of a reuse at it
     of what the last computed one left."""
     history, last, hits = History(), None, []
     for step in range(num):
-        history = history.seen_by(rule)
+        history = history.seen_by(rule, told)
         seen = Observation(noise=None if levels is None else levels[step])
         reason = rule.why_compute(history, (), None) or ("new image" if last is None else None)
         decision = Decision(False, reason) if reason else rule.decide(history, seen)
@@ -40,6 +45,49 @@ def test_an_even_schedule(num, every, warmup):
     computed = {*range(warmup), *range(warmup - 1, num, every)}
     hits = play(EvenSchedule(every=every, max_warmup_steps=warmup), num)
     assert hits == [step not in computed for step in range(num)]
+
+
+@pytest.mark.parametrize(
+    ("share", "num", "computed"),
+    [
+        (0.36, 28, [0, 2, 4, 7, 11, 14, 17, 20, 24, 27]),
+        (0.36, 50, [0, 2, *range(4, 50, 3)]),
+        (0.36, 20, [0, 3, 6, 10, 13, 16, 19]),  # Short gaps would leave too long ones.
+        (0.36, 8, [0, 4, 7]),  # A gap of seven would be too long.
+        (0.5, 28, [0, 1, 2, 4, 7, 9, 11, 13, 16, 18, 20, 22, 25, 27]),
+        (1.0, 5, [0, 1, 2, 3, 4]),
+        (0.36, 2, [0, 1]),
+        (0.01, 1, [0]),
+    ],
+)
+def test_a_spread_schedule(share, num, computed):
+    hits = play(SpreadSchedule(compute_share=share), num, told=num)
+    assert [step for step in range(num) if not hits[step]] == computed
+
+
+@TRACES
+@given(st.integers(1, 120), st.floats(0.02, 1.0))
+def test_a_spread_schedule_keeps_its_share_and_its_gaps(num, share):
+    hits = play(SpreadSchedule(compute_share=share), num, told=num)
+    computed = [step for step in range(num) if not hits[step]]
+    gaps = [b - a for a, b in zip(computed, computed[1:], strict=False)]
+    longest = math.ceil(1 / share - 1e-9) + 1
+    assert computed[0] == 0 and computed[-1] == num - 1
+    assert len(computed) <= max(share * num + 1e-6, 1 + math.ceil((num - 1) / longest))
+    assert len(computed) > share * num - 1 - 1e-6
+    assert all(gap <= longest for gap in gaps)
+    assert gaps == [] or max(gaps[2:], default=1) - min(gaps[2:], default=1) <= 1
+
+
+@TRACES
+@given(num_steps, st.floats(0.02, 1.0))
+def test_a_spread_schedule_that_is_not_told_is_even(num, share):
+    every = math.ceil(1 / share - 1e-9)
+    assert play(SpreadSchedule(compute_share=share), num) == [i % every != 0 for i in range(num)]
+
+
+def test_a_spread_schedule_computes_past_what_it_was_told():
+    assert play(SpreadSchedule(), 7, told=4) == [False, True, True, False, False, False, False]
 
 
 @TRACES

@@ -27,6 +27,7 @@ RULES: dict[str, Seen] = {
     },
     "dbprune": {"rule": "dbprune", "residual_diff_threshold": 0.3, "max_warmup_steps": 1},
     "even": {"every": 2},
+    "spread": {"compute_share": 0.5},
     "fixed": {"compute_mask": MASK},
     "magcache": {"mag_ratios": [1.0] * 10, "retention_ratio": 0.3},
     "easycache": {"easycache_threshold": 0.6},
@@ -54,6 +55,7 @@ GATHERS = {
     "dbcache, hidden": Gathers(2, 2),
     "dbprune": Gathers(4, 4),  # Of four blocks the first runs, and each other one is looked at.
     "even": Gathers(1, 1),
+    "spread": Gathers(1, 1),
     "fixed": Gathers(1, 1),
     "magcache": Gathers(1, 1),
     "easycache": Gathers(2, 2),

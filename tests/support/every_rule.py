@@ -5,6 +5,7 @@ predictor can fit."""
 NUM_STEPS = 9
 SCHEDULES = {
     "even": {"every": 2},
+    "spread": {"compute_share": 0.5},
     "fixed": {"compute_mask": [1, 1, 1, 1, 1, 0, 0, 1, 0]},
     "magcache": {"mag_ratios": [1.0] * NUM_STEPS, "retention_ratio": 0.5},
     "dbcache": {
