@@ -159,6 +159,22 @@ def autocast_to_the_end(h: Tensor, t: Tensor) -> Tensor:
         return h + t * (h @ torch.eye(DIM))
 
 
+class AutocastBlock(GatedBlock):
+    """All that it does lies in its contexts, of which Dynamo says nothing inside of its call."""
+
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor | None = None) -> Tensor:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
+            return h + temb * self.down(torch.tanh(self.up(h)))
+
+
+class AutocastEachDiT(ToyDiT):
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                h = block(h, temb)
+        return h
+
+
 def test_context_around_the_blocks() -> None:
     assert_refused(
         AutocastTrunkDiT([GatedBlock() for _ in range(4)]),
@@ -172,6 +188,14 @@ def test_context_inside_the_block() -> None:
 
 def test_context_inside_the_block_to_its_end() -> None:
     assert assert_cached(writing_dit(autocast_to_the_end)).num_compiled == 3
+
+
+def test_contexts_that_are_all_of_the_block() -> None:
+    assert assert_cached(ToyDiT([AutocastBlock() for _ in range(4)])).num_compiled == 3
+
+
+def test_context_around_each_block() -> None:
+    assert assert_cached(AutocastEachDiT([GatedBlock() for _ in range(4)])).num_compiled == 3
 
 
 Glue = Callable[[Tensor], Tensor]

@@ -111,14 +111,17 @@ def _in_contexts_of_glue(nodes: Sequence[fx.Node], blocks: Sequence[Block]) -> s
 
 
 def _with_its_contexts(block: Block, nodes: Sequence[fx.Node]) -> Block:
-    """The block with the context managers that it enters first or leaves last: Dynamo puts those
-    nodes (autocast's) beside the block, without its module path."""
+    """The block with the context managers that it enters first or leaves last, or runs in as a
+    whole: Dynamo puts those nodes (autocast's) beside the block, without its module path."""
     first, last = block.first, block.last
-    while _closes(nodes[last + 1], nodes[first : last + 1]):
-        last += 1
-    while first > 0 and any(_closes(u, [nodes[first - 1]]) for u in nodes[first : last + 1]):
-        first -= 1
-    return replace(block, first=first, last=last)
+    while True:
+        while _closes(nodes[last + 1], nodes[first : last + 1]):
+            last += 1
+        while first > 0 and any(_closes(u, [nodes[first - 1]]) for u in nodes[first : last + 1]):
+            first -= 1
+        if first == 0 or not _closes(nodes[last + 1], [nodes[first - 1]]):
+            return replace(block, first=first, last=last)
+        first, last = first - 1, last + 1
 
 
 def _closes(node: fx.Node, opened: Sequence[fx.Node]) -> bool:
