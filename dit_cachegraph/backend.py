@@ -25,6 +25,7 @@ from dit_cachegraph.graph.find.check_fragment import check_fragment
 from dit_cachegraph.graph.find.find_blocks import find_blocks
 from dit_cachegraph.graph.find.find_link import find_link
 from dit_cachegraph.graph.fx_utils import weight_arguments
+from dit_cachegraph.graph.prepare.drop_grad_modes import drop_grad_modes
 from dit_cachegraph.graph.prepare.inline_regions import inline_regions
 from dit_cachegraph.graph.prepare.move_numbers import move_numbers
 from dit_cachegraph.graph.prepare.plain_writes import plain_writes
@@ -133,6 +134,7 @@ def _link(
 
 def _prepare(gm: fx.GraphModule) -> None:
     inline_regions(gm)
+    drop_grad_modes(gm)
     move_numbers(gm)
     plain_writes(gm)
 
