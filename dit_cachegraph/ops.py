@@ -42,13 +42,17 @@ def latents_sample(
     `sample_places`, if these are known."""
     if places is None:
         num_samples = latents.shape[0] if is_batched else 1
-        places = sample_places(num_samples, latents.numel() // num_samples, latents.device)
+        length = latents.numel() // max(num_samples, 1)
+        places = sample_places(num_samples, length, latents.device)
     return latents.take(places)
 
 
 def clock(timestep: Tensor) -> tuple[float, float]:
     """(max, sum) over all elements of a timestep on the host, in float32. Both, because a timestep
-    per token may begin with zeros for ever (the frame that image-to-video keeps)."""
+    per token may begin with zeros for ever (the frame that image-to-video keeps). Zeros, where it
+    has no element."""
+    if timestep.numel() == 0:
+        return 0.0, 0.0
     if timestep.numel() == 1:
         number = timestep.float().item()
         return number, number
@@ -57,8 +61,8 @@ def clock(timestep: Tensor) -> tuple[float, float]:
 
 
 def spread_over(length: int, count: int, device: torch.device) -> Tensor:
-    """`count` indices from all over a row of `length`, the same each time."""
-    return torch.arange(count, device=device) * _SPREAD % length
+    """`count` indices from all over a row of `length`, the same each time; none of an empty one."""
+    return torch.arange(count if length else 0, device=device) * _SPREAD % max(length, 1)
 
 
 def sample_places(num_samples: int, length: int, device: torch.device) -> Tensor:

@@ -10,12 +10,12 @@ BATCH_RULES: tuple[BatchRule, ...] = ("max", "mean", "per_sample")
 
 def batch_diff(moved: Sequence[float], size: Sequence[float], rule: BatchRule) -> float:
     """Relative L1 difference of a batch from its samples' `sum|v - a|` and `sum|a|`. Not finite
-    where any sample isn't, or where what it is compared with is zero."""
+    where any sample isn't, where what it is compared with is zero, or where there is none."""
     if rule == "mean":
         return _ratio(sum(moved), sum(size))
     ratios = [_ratio(m, s) for m, s in zip(moved, size, strict=True)]
     # `max` ignores a NaN that doesn't come first.
-    return math.nan if any(math.isnan(r) for r in ratios) else max(ratios)
+    return math.nan if any(math.isnan(r) for r in ratios) else max(ratios, default=math.nan)
 
 
 def worst_sample(moved: Sequence[float], size: Sequence[float], rule: BatchRule) -> int | None:

@@ -145,7 +145,8 @@ class StepReader:
         """Of several latents as of one flat tensor."""
         latents = given[0] if len(given) == 1 else torch.cat([t.reshape(-1) for t in given])
         num_samples = latents.shape[0] if is_batched else 1
-        places = self._places(num_samples, latents.numel() // num_samples, latents.device)
+        length = latents.numel() // max(num_samples, 1)
+        places = self._places(num_samples, length, latents.device)
         return ops.latents_sample(latents, places, is_batched=is_batched)
 
     def finish(self, begun: Begun, values: Values, asked: Asked) -> Reading:
@@ -246,4 +247,5 @@ def _clocks(timesteps: Iterable[Tensor]) -> Clock:
 
 def sums_of(table: Tensor) -> Sums:
     """Sums on the host, [B, 2]."""
-    return Sums(*zip(*table.tolist(), strict=True))
+    of_samples = table.tolist()
+    return Sums(*zip(*of_samples, strict=True)) if of_samples else NO_SUMS
