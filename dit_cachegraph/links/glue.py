@@ -63,10 +63,13 @@ class Glue(TorchDispatchMode):
             self.__enter__()
             self._is_on = True
 
-    def take_off(self) -> None:
-        if self._is_on and _get_current_dispatch_mode() is self:
+    def take_off(self) -> bool:
+        """Returns whether it was on."""
+        was_on = self._is_on and _get_current_dispatch_mode() is self
+        if was_on:
             self.__exit__(None, None, None)
             self._is_on = False
+        return was_on
 
     def begin(self) -> None:
         _watching.set(self)

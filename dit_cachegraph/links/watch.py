@@ -69,9 +69,21 @@ class WatchedCall:
 
     def run(self, link: Link, args: Sequence[object]) -> Sequence[Tensor]:
         """Run the link, and note what is seen."""
-        self._glue.take_off()
+        was_on = self._glue.take_off()
         own_call = own_compiled_call()
         self.counts = (own_call is None or has_hook(own_call)) and self.counts
+        try:
+            outputs = self._run(link, args)
+        finally:
+            # A compiled call that had no hook yet began with the mode on, and leaves the dispatcher
+            # as if it still were.
+            if was_on:
+                self._glue.put_on()
+        if own_call is None:
+            self._glue.put_on()
+        return outputs
+
+    def _run(self, link: Link, args: Sequence[object]) -> Sequence[Tensor]:
         seen = self._seen(link, args)
         self._look_back(seen)
         outputs = link.function(*args)
@@ -80,8 +92,6 @@ class WatchedCall:
         self.numbers.append(numbers_of(link, args))
         self._returned.append([(weakref.ref(t), version_of(t)) for t in outputs])
         self._glue.watch(outputs)
-        if own_call is None:
-            self._glue.put_on()
         return outputs
 
     def end(self) -> None:

@@ -24,6 +24,8 @@ class SwitchedDiT(ToyDiT):
             blocks[3], blocks[4] = blocks[4], blocks[3]
         if self.way == "twice":
             blocks = blocks * 2
+        if self.way == "leaves one out":
+            blocks.pop(2)
         if self.way == "stops early":
             blocks = blocks[:-1]
         kept, temb = [], temb.clone()

@@ -80,6 +80,22 @@ def test_the_same_before_any_hit_computes() -> None:
     assert dc.summary(model).steps == ()
 
 
+@pytest.mark.parametrize("inner_backend", ["eager", "inductor"])
+def test_a_block_that_the_first_calls_left_out_joins_later(inner_backend: str) -> None:
+    """Its first call of all comes in the middle of a call that is watched."""
+    model, eager = SwitchedDiT(way="leaves one out"), SwitchedDiT()
+    compile_blocks(model, inner_backend, residual_diff_threshold=1.0)
+    first, second, *others = toy_steps([90.0, 85.0, 80.0, 75.0, 70.0, 65.0, 60.0, 55.0])
+    call(model, first)
+    call(model, second)
+    model.way = "plain"
+    for inputs in others[:4]:
+        torch.testing.assert_close(call(model, inputs), call(eager, inputs))
+    for inputs in others[4:]:
+        call(model, inputs)
+    assert [step.hit for step in dc.summary(model).steps] == [False, True]
+
+
 def test_another_caller_is_watched_by_itself() -> None:
     """Without text the blocks are other graphs, and the kind of call is another."""
     (model, (third, _)), eager = linked(), SwitchedDiT()
