@@ -68,8 +68,9 @@ def spread_over(length: int, count: int, device: torch.device) -> Tensor:
 def sample_places(num_samples: int, length: int, device: torch.device) -> Tensor:
     """Where latents of so many samples of `length` elements each are looked at, counted over all of
     them. To be kept: it waits for the device, and is then there for each of its streams."""
-    each = spread_over(length, LATENTS_SAMPLE_SIZE, torch.device("cpu"))
-    begins = torch.arange(num_samples).unsqueeze(1) * length
+    host = torch.device("cpu")  # Not the one that is the default for new tensors.
+    each = spread_over(length, LATENTS_SAMPLE_SIZE, host)
+    begins = torch.arange(num_samples, device=host).unsqueeze(1) * length
     return (begins + each).reshape(-1).to(device)
 
 
@@ -101,6 +102,11 @@ def contents(tensors: Sequence[Tensor]) -> Tensor:
             waves = places.cos_()
         sums += [flat.sum(), flat.dot(waves)]
     return torch.stack(sums).reshape(-1, 2)
+
+
+def host_numbers(numbers: Sequence[float]) -> Tensor:
+    """Numbers in float32 on the host, whatever the user has as the default for new tensors."""
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")
 
 
 class HostCopy:

@@ -86,5 +86,6 @@ def _error(
 def _sums(moved: Sequence[Tensor], size: Sequence[Tensor]) -> Sums:
     """Over all streams, per sample; what is of no sample counts for each."""
     totals = [sum(x.double().abs().sum(1) for x in xs) for xs in (moved, size)]
-    moved_sums, size_sums = (torch.as_tensor(total).reshape(-1).tolist() for total in totals)
+    on_host = [torch.as_tensor(total, device="cpu") for total in totals]
+    moved_sums, size_sums = (total.reshape(-1).tolist() for total in on_host)
     return Sums(tuple(moved_sums), tuple(size_sums))

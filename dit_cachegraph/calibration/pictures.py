@@ -75,7 +75,7 @@ def _planes(pictures: Array) -> Tensor:
 def _blurred(planes: Tensor) -> Tensor:
     """By the Gaussian window, where all of it lies within the picture."""
     half = SSIM_WINDOW_PIXELS // 2
-    offsets = torch.arange(-half, half + 1, dtype=torch.float64)
+    offsets = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")
     weights = torch.exp(-0.5 * (offsets / SSIM_SIGMA_PIXELS) ** 2)
     weights = (weights / weights.sum()).reshape(1, 1, -1, 1)
     blurred = torch.nn.functional.conv2d(planes, weights)

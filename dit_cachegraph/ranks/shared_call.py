@@ -37,7 +37,7 @@ class SharedCall:
         self._sizes = [t.numel() for t in timesteps]
         parts = [t.reshape(-1).float() for t in (*samples, *timesteps)]
         self.device = next((t.device for t in parts if t.is_cuda), torch.device("cpu"))
-        header = torch.tensor(header_of(ranks.rank, standing))
+        header = ops.host_numbers(header_of(ranks.rank, standing))
         told = [part.to(self.device, non_blocking=True) for part in (header, *parts)]
         self._rows = ops.HostCopy([ranks.gather(torch.cat(told))])
 

@@ -27,9 +27,10 @@ def shared_sums(
     them at most."""
     sizes = [each.numel() for each in sums]
     is_too_much = sum(sizes) > room
-    head = torch.tensor(as_numbers("too much" if is_too_much else [each.shape for each in sums]))
+    told = as_numbers("too much" if is_too_much else [each.shape for each in sums])
+    head = ops.host_numbers(told)
     given = () if is_too_much else [each.reshape(-1).float() for each in sums]
-    rest = torch.zeros(room - sum(part.numel() for part in given))
+    rest = ops.host_numbers([0.0] * (room - sum(part.numel() for part in given)))
     vector = torch.cat([part.to(device, non_blocking=True) for part in (head, *given, rest)])
     (rows,) = ops.HostCopy([ranks.gather(vector)]).read()
     heads, added = rows.split([len(head), room], dim=1)

@@ -60,7 +60,7 @@ def judged_snapshots(
         snapshot, sums = ops.forecast_error(out, base, known, weights, dim)
         found.append(snapshot)
         total = sums if total is None else total + sums
-    return tuple(found), torch.zeros(1, 2) if total is None else total
+    return tuple(found), torch.zeros(1, 2, device="cpu") if total is None else total
 
 
 def joined(

@@ -92,7 +92,7 @@ def _as_tensor(value: object) -> Tensor:
     if isinstance(value, Tensor):
         return value
     assert isinstance(value, int)
-    return torch.empty((value, 0), dtype=torch.uint8)
+    return torch.empty((value, 0), dtype=torch.uint8, device="cpu")
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module:

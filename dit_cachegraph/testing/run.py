@@ -52,7 +52,7 @@ def redraw(module: nn.Module, seed: int) -> None:
     (a gate, an output projection) would hide what the blocks do."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, device="cpu")
         if parameter.ndim > 1:
             parameter.copy_(noise / math.sqrt(parameter[0].numel()))
         elif name.endswith("weight"):

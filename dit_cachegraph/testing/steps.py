@@ -31,7 +31,9 @@ def steps_from(model: nn.Module, inputs: Inputs, num_steps: int) -> list[Inputs]
                 "as a function of the step's number"
             )
     generator = torch.Generator().manual_seed(0)
-    ends = {n: torch.randn(t.shape, generator=generator).to(t) for n, t in latents.items()}
+    ends = {
+        n: torch.randn(t.shape, generator=generator, device="cpu").to(t) for n, t in latents.items()
+    }
     return [
         {
             **inputs,

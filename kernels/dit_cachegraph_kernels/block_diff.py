@@ -112,7 +112,8 @@ def _table(layout: Layout, num_blocks: int) -> tuple[Tensor, int]:
     unit = _WIDE_UNIT if is_aligned else 1
     rows = [(*(number // unit for number in row[:4]), row[4]) for row in rows]
     pairs = zip(rows[:num_blocks], rows[num_blocks:], strict=True)
-    table = torch.tensor([[*x, *c] for x, c in pairs], pin_memory=tensors[0].is_cuda)
+    numbers = [[*x, *c] for x, c in pairs]
+    table = torch.tensor(numbers, device="cpu", pin_memory=tensors[0].is_cuda)
     return table.to(tensors[0].device, non_blocking=True), unit
 
 

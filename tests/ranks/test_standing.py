@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from dit_cachegraph.ops import host_numbers
 from dit_cachegraph.policy.rules.dbcache import DBCache
 from dit_cachegraph.ranks.group import others_on_axes
 from dit_cachegraph.ranks.standing import HEADER_SIZE, Standing, digest, header_of, why_apart
@@ -52,9 +53,15 @@ def test_a_digest_is_the_same_in_every_process() -> None:
     assert {int(line) for line in told} == {digest(("text", 1.5, None))}
 
 
-def test_digests_are_exact_as_float32() -> None:
-    told = header_of(0, OF_ONE)
-    assert torch.tensor(told).tolist() == told
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_digests_are_exact_as_float32(dtype: torch.dtype) -> None:
+    """Also where new tensors are of another dtype by default."""
+    told, before = header_of(0, OF_ONE), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert host_numbers(told).tolist() == told
+    finally:
+        torch.set_default_dtype(before)
     assert len({digest(i) for i in range(1000)}) == 1000
 
 

@@ -94,4 +94,4 @@ def _with_sizes_in_tensors(packed: _Packed) -> _Packed:
 def _holding(size: torch.SymInt, given: Sequence[object]) -> torch.Tensor:
     tensor = next(value for value in given if isinstance(value, torch.Tensor))
     with tensor.fake_mode:  # type: ignore[attr-defined]  # all values of a trace are FakeTensors
-        return torch.empty((size, 0), dtype=torch.uint8)
+        return torch.empty((size, 0), dtype=torch.uint8, device="cpu")

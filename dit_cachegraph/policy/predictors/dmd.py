@@ -98,7 +98,8 @@ def _weights(products: Tensor, ahead: int, gap: int, rank: int, ridge: float) ->
     num = products.shape[-1]
     scale = products.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
     is_fit = products.isfinite().all(-1).all(-1)[:, None, None] & (scale > 0)
-    products = torch.where(is_fit, products / scale, torch.eye(num).to(products))
+    identity = torch.eye(num, dtype=products.dtype, device=products.device)
+    products = torch.where(is_fit, products / scale, identity)
     values, vectors = torch.linalg.eigh(products[:, :-1, :-1])
     sizes, vectors = values.flip(-1).clamp(min=TINY).sqrt()[:, None], vectors.flip(-1)
     is_ranked = torch.arange(num - 1, device=products.device) < (rank or num)
