@@ -1,6 +1,5 @@
 """Any text-to-image pipeline of diffusers, from a folder of this machine."""
 
-import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from dit_cachegraph.serving.studio import (
     Studio,
     why_not_that_size,
 )
+from dit_cachegraph.serving.twins import twin_of
 from dit_cachegraph.targets import modules_in
 
 if TYPE_CHECKING:
@@ -51,12 +51,7 @@ class PipelineStudio(Studio):
 
     def painter(self) -> Painter:
         assert self._pipe is not None, "load comes first"
-        parts = dict(self._pipe.components)
-        # They change as they are used; of tokenizers two threads at once are refused.
-        for name in parts:
-            if name == "scheduler" or name.startswith("tokenizer"):
-                parts[name] = copy.deepcopy(parts[name])
-        pipe = type(self._pipe)(**parts)
+        pipe = twin_of(self._pipe)
         pipe.set_progress_bar_config(disable=True)
         return _PipelinePainter(pipe, self.sizes)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import copy
 import json
 import queue
 import re
@@ -20,6 +19,7 @@ from pydantic import BaseModel, Field
 
 import dit_cachegraph
 from dit_cachegraph.demo.flux_scenes import SIDE_ARGUMENT, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.serving.twins import twin_of
 from support.serving_runs import Client, shorten, until
 
 pytestmark = pytest.mark.e2e
@@ -55,7 +55,7 @@ def shown():
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "serving.md").read_text(), re.DOTALL)
     (code,) = [block for block in blocks if "painters" in block]
     names = {
-        **{"asyncio": asyncio, "contextlib": contextlib, "copy": copy, "queue": queue},
+        **{"asyncio": asyncio, "contextlib": contextlib, "queue": queue, "twin_of": twin_of},
         **{"uuid": uuid, "Literal": Literal, "BaseModel": BaseModel, "Field": Field},
         **{"FastAPI": FastAPI, "Response": Response, "dit_cachegraph": dit_cachegraph},
         **{"load": load, "arguments": arguments, "png": png, "FIRST": shipped_prompts()[0]},
