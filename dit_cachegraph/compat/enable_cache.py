@@ -41,8 +41,9 @@ def enable_cache(
     The cache runs over the blocks as they are, at once; `compile=True`, or a `torch.compile` of the
     transformer before or after this, compiles them. `frozen_weights=True` is the promise that they
     stay as they are (`CompileOptions.frozen_weights` says what it gives up). `options` are those of
-    `cache_config` and of calibrators by their flat names. Called again, it replaces all settings.
-    The transformer's `forward` is replaced on the instance, until `disable_cache`.
+    `cache_config` and of calibrators by their flat names. Called again, it replaces all settings;
+    with `cache_type="NONE"` it turns off what was on. The transformer's `forward` is replaced on
+    the instance, until `disable_cache`.
 
     Raises:
         InvalidConfig: an unknown option, a bad value, something that is not taken here, or a
@@ -53,7 +54,7 @@ def enable_cache(
     refuse_not_taken(parallelism_config, attention_backend, quantize_config)
     check_bool("frozen_weights", frozen_weights)
     # What asks Dynamo imports it, and who calls what was exported does without it.
-    from dit_cachegraph.compat.cached_forward import install  # noqa: PLC0415
+    from dit_cachegraph.compat.cached_forward import install, remove  # noqa: PLC0415
 
     modules = modules_in(pipe_or_adapter)
     for module in modules:
@@ -61,6 +62,8 @@ def enable_cache(
             raise InvalidConfig(note)
     base = _base_settings(cache_config, calibrator_config, options)
     if base is None:
+        for module in modules:
+            remove(module)
         return pipe_or_adapter
     hints: list[tuple] = [()] * len(modules)
     if isinstance(pipe_or_adapter, BlockAdapter):
@@ -83,7 +86,7 @@ def _base_settings(
     """What all transformers go by; None for no cache at all."""
     flat, flat_calibrator = configs_of(options, is_partial=cache_config is not None)
     cache = flat if cache_config is None else cache_config
-    if cache.kind is CacheType.NONE:
+    if (flat if "cache_type" in flat.given() else cache).kind is CacheType.NONE:
         return None
     settings = cache.whole_settings()
     if cache_config is not None:
@@ -113,9 +116,14 @@ def refresh_context(
     images: a new one is seen by itself.
 
     Raises:
-        InvalidConfig: an unknown option, or a bad value.
+        InvalidConfig: an unknown option, a bad value, or `cache_type="NONE"`.
     """
     changed = settings_given(cache_config, calibrator_config, options)
+    if changed.get("enabled") is False:
+        raise InvalidConfig(
+            "cache_type='NONE': refresh_context changes a cache that is on; call disable_cache to "
+            "turn it off"
+        )
     if changed:
         configure(transformer, **changed)
     reset(transformer)

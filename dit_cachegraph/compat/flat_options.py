@@ -102,11 +102,15 @@ def settings_given(
     flat: Mapping[str, object],
 ) -> dict[str, object]:
     """What a configuration, a calibrator and flat options say together, and no more than that."""
-    given: dict[str, object] = {} if cache_config is None else cache_config.settings()
+    given: dict[str, object] = {} if cache_config is None else _said_by(cache_config)
     if flat:
         cache, calibrator = configs_of(flat, is_partial=True)
-        given |= cache.settings()
+        given |= _said_by(cache)
         calibrator_config = calibrator or calibrator_config
     if calibrator_config is not None:
         given |= calibrator_config.settings()
     return given
+
+
+def _said_by(cache: BasicCacheConfig) -> dict[str, object]:
+    return {"enabled": False} if cache.kind is CacheType.NONE else cache.settings()

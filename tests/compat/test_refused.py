@@ -8,7 +8,7 @@ from diffusers import FirstBlockCacheConfig
 
 import dit_cachegraph as dc
 from dit_cachegraph import BlockAdapter, DBCacheConfig, ForwardPattern, ParamsModifier
-from migration.stand_ins import OwnTransformer, load_wan22, own_loop
+from migration.stand_ins import OwnTransformer, load_wan22, own_loop, wan_prompt
 from support.tiny_models import build_flux
 
 
@@ -80,6 +80,29 @@ def test_no_cache_at_all():
     model = OwnTransformer()
     assert dc.enable_cache(model, DBCacheConfig(cache_type=dc.NONE)) is model
     assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_config": DBCacheConfig(cache_type="NONE")},
+        {"cache_type": "NONE"},
+        {"cache_config": DBCacheConfig(), "cache_type": "NONE"},
+    ],
+)
+def test_no_cache_turns_off_what_was_on(options):
+    """As any second `enable_cache` replaces what the first one said."""
+    model = dc.enable_cache(OwnTransformer())
+    dc.enable_cache(model, **options)
+    assert "forward" not in model.__dict__
+
+
+def test_no_cache_can_not_be_refreshed():
+    model = dc.enable_cache(OwnTransformer(), max_warmup_steps=3)
+    with pytest.raises(dc.InvalidConfig, match="call disable_cache to turn it off"):
+        dc.refresh_context(model, cache_config=DBCacheConfig(cache_type="NONE"))
+    dc.refresh_context(model, cache_config=DBCacheConfig(max_warmup_steps=4))
+    assert dc.strify(model) == "DBCache_F8B0_W4I1M0MC0_R0.08"
 
 
 @pytest.mark.parametrize("target", [None, 1, "pipe"])
@@ -168,6 +191,18 @@ class TestTwoTransformers:
         modifier = ParamsModifier(DBCacheConfig(residual_diff_threshold=0.3))
         dc.enable_cache(pipe, Fn_compute_blocks=1, params_modifiers=modifier)
         assert self.names(pipe) == ["DBCache_F8B0_W8I1M0MC0_R0.3"] * 2
+
+    @pytest.mark.parametrize(
+        "uncached",
+        [ParamsModifier(DBCacheConfig(cache_type="NONE")), ParamsModifier(cache_type="NONE")],
+    )
+    def test_one_is_left_uncached(self, pipe, uncached):
+        always = ParamsModifier(max_warmup_steps=1, residual_diff_threshold=1.0)
+        dc.enable_cache(pipe, params_modifiers=[uncached, always])
+        pipe(**wan_prompt())
+        first, second = (dc.summary(m).steps for m in (pipe.transformer, pipe.transformer_2))
+        assert {step.reason for step in first} == {"disabled"}
+        assert any(step.hit for step in second)
 
     def test_another_number(self, pipe):
         with pytest.raises(dc.InvalidConfig, match="has 3 entries for 2 transformers"):
