@@ -296,6 +296,8 @@ def _trials(
     if not recordings or not plans:
         return ()
     graph, plan = plans[-1]
+    if plan.settings.common.dry_run is None:
+        return ()
     (region,) = plan.regions
     return trials(
         plan.settings,

@@ -56,6 +56,17 @@ def test_thresholds_reuse_what_real_runs_do(tiny):
     assert any(step.hit for step in run_all(compiled, steps))
 
 
+def test_after_a_dry_run_any_rule_may_follow():
+    """Its recordings stay, and say nothing of a rule that decides on several regions."""
+    model = WAN.build(DEPTH)
+    compiled = compile_cached(model, **SETTINGS, dry_run=[0.1])
+    run_all(compiled, steps_of(WAN, model))
+    assert dc.summary(compiled).trials
+    dc.configure(compiled, dry_run=None, rule="dbprune")
+    run_all(compiled, steps_of(WAN, model, seed=1))
+    assert dc.summary(compiled).trials == ()
+
+
 def straight(num_steps: int) -> list[Recorded]:
     """A stream of ones whose effect at step s is s for the first sample, 2 s for the second."""
     factors = torch.tensor([[1.0], [2.0]])
