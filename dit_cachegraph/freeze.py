@@ -26,7 +26,8 @@ def frozen_config(
     """A fixed schedule of the last image of each branch: a step computes if it did on any.
 
     Raises:
-        InvalidConfig: there is no whole image, or each step decided on several regions.
+        InvalidConfig: there is no whole image, each step decided on several regions, or its steps
+            skipped different ones.
     """
     if len(regions) != 1:
         raise InvalidConfig(
@@ -35,12 +36,20 @@ def frozen_config(
     images = last_images(steps)
     if not images:
         raise InvalidConfig("no image has begun yet: draw one before its decisions are frozen")
+    skipped = {step.skipped for image in images for step in image if step.hit}
+    if len(skipped) > 1:
+        told = " and ".join(sorted(str(list(each)) for each in skipped))
+        raise InvalidConfig(
+            f"the steps of the last image skipped different blocks, {told}, as where guidance "
+            "leaves layers out or settings change: one region can't say that"
+        )
+    region = next(iter(skipped))[0] if skipped else regions[0]
     length = max(map(len, images))
     computes = [any(i >= len(image) or not image[i].hit for image in images) for i in range(length)]
     return {
         "rule": "fixed",
         "compute_mask": [int(compute) for compute in computes],
-        "fixed_region": list(regions[0]),
+        "fixed_region": list(region),
         **{name: value for name, value in settings.items() if name in PREDICTOR_NAMES},
     }
 

@@ -166,9 +166,14 @@ class Report:
         JSON, the same decisions whatever the batch or the machine, and no copy to wait for.
 
         Raises:
-            InvalidConfig: nothing is cached, no image has begun, or each step decided on several
-                regions.
+            InvalidConfig: nothing is cached, no image has begun, each step decided on several
+                regions or its steps skipped different ones, or the report is of several models.
         """
+        if len(self.statuses) > 1:
+            raise InvalidConfig(
+                f"{len(self.statuses)} models decide for themselves here: freeze each alone, as by "
+                "summary(pipe.transformer_2).as_config()"
+            )
         cached = [graph for graph in self.graphs if not graph.refusals]
         if not cached:
             raise InvalidConfig("nothing is cached here, so there are no decisions to freeze")

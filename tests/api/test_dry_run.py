@@ -194,6 +194,41 @@ def test_what_cannot_be_frozen():
     dc.reset(compiled)
 
 
+def test_what_skips_different_blocks_cannot_be_frozen():
+    """By the settings of its last step all hits would skip as many."""
+    model = WAN.build(DEPTH)
+    compiled = compile_cached(model, **SETTINGS, residual_diff_threshold=1.0)
+    steps = steps_of(WAN, model)
+    run_all(compiled, steps)
+    assert dc.summary(compiled).as_config()["fixed_region"] == [1, 4]
+    run_all(compiled, steps[:5])
+    dc.configure(compiled, Bn_compute_blocks=1)
+    run_all(compiled, steps[5:])
+    with pytest.raises(dc.InvalidConfig, match=r"skipped different blocks, .*\(1, 3\).*\(1, 4\)"):
+        dc.summary(compiled).as_config()
+
+
+class TwoModels:
+    """Stands for a pipeline of Wan 2.2: nothing but its components is asked for."""
+
+    def __init__(self) -> None:
+        models = (WAN.build(DEPTH), WAN.build(DEPTH))
+        self.components = dict(zip(("transformer", "transformer_2"), models, strict=True))
+
+
+def test_of_two_models_each_is_frozen_alone():
+    pipe = TwoModels()
+    for name, warmup in (("transformer", 2), ("transformer_2", 4)):
+        model = pipe.components[name]
+        settings = {"Fn_compute_blocks": 1, "max_warmup_steps": warmup}
+        compiled = compile_cached(model, **settings, residual_diff_threshold=1.0)
+        run_all(compiled, steps_of(WAN, model, num_steps=6))
+    with pytest.raises(dc.InvalidConfig, match="2 models decide for themselves here: freeze each"):
+        dc.summary(pipe).as_config()
+    masks = [dc.summary(m).as_config()["compute_mask"] for m in pipe.components.values()]
+    assert masks == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
+
+
 def test_a_branch_may_go_by_the_diff_of_the_one_before_it():
     """cfg_diff_compute_separate=False: the second pass of a step decides as the first one did."""
     model = WAN.build(DEPTH)
