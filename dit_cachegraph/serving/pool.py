@@ -201,12 +201,12 @@ def _drawn(painter: Painter, job: Job) -> Done | Refused:
     try:
         with handle:
             picture = painter.paint(job.ask, on_step)
+        return Done(png_of(picture), handle.report)
     except Stopped:
         return Refused(409, _CANCELLED)
     except Exception:
         log.exception("request %s failed", job.id)
         return Refused(500, "the model failed; the server's log has why")
-    return Done(png_of(picture), handle.report)
 
 
 def _end(job: Job, event: Done | Refused) -> None:

@@ -267,7 +267,9 @@ def test_one_that_fails_is_said_and_the_next_is_drawn():
                     raise ValueError("of the model")
                 on_step(preview)
 
-            return self.painter.paint(ask, fail)
+            picture = self.painter.paint(ask, fail)
+            # There is no PNG of floats.
+            return picture.convert("F") if ask.seed == 14 else picture
 
     class Studio(WatchedStudio):
         def painter(self):
@@ -276,12 +278,13 @@ def test_one_that_fails_is_said_and_the_next_is_drawn():
     studio = Studio()
     with served(studio, num_workers=1) as client:
         client.wait_until_ready()
-        answer = client.generate(num_steps=4, seed=13)
-        assert answer.status == 500
-        assert answer.json == {"error": "the model failed; the server's log has why"}
-        assert dc.summary(studio.pipe).state_nbytes == 0
-        assert client.generate(num_steps=4, seed=12).status == 200
-        assert client.metrics()["dit_cachegraph_http_requests_total", "500"] == 1
+        for num_failed, seed in enumerate((13, 14), 1):
+            answer = client.generate(num_steps=4, seed=seed)
+            assert answer.status == 500
+            assert answer.json == {"error": "the model failed; the server's log has why"}
+            assert dc.summary(studio.pipe).state_nbytes == 0
+            assert client.generate(num_steps=4, seed=12).status == 200
+            assert client.metrics()["dit_cachegraph_http_requests_total", "500"] == num_failed
 
 
 @pytest.mark.parametrize(
