@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dit_cachegraph.api import configure, reset, summary
 from dit_cachegraph.calibration.pictures import Array, as_array, psnr_db, ssim
 from dit_cachegraph.calibration.points import Point
 from dit_cachegraph.calibration.rival import FewerSteps, RunWithSteps
 from dit_cachegraph.config import resolve
+from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.freeze import settings_as_config
 from dit_cachegraph.report import Report
 
@@ -44,10 +47,20 @@ class Bench:
     spent_seconds: float = 0.0
 
     def draw_uncached(self, inputs: Sequence[object], settings: Settings) -> None:
-        """Draw what the others are compared with."""
+        """Draw what the others are compared with.
+
+        Raises:
+            InvalidConfig: a value of it is no finite number.
+        """
         configure(self.target, **settings)
         for one in inputs:
-            self.references[one], taken = self._timed(one)
+            drawn, taken = self._timed(one)
+            if not np.isfinite(drawn).all():
+                raise InvalidConfig(
+                    f"the uncached picture of {one!r} has values that are no finite numbers, so "
+                    "nothing can be compared with it: see that the model draws right without cache"
+                )
+            self.references[one] = drawn
             self.uncached_seconds.append(taken)
 
     def try_out(self, inputs: Sequence[object], settings: Settings) -> Point:

@@ -7,23 +7,40 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dit_cachegraph.exc import InvalidConfig
+
 Array = npt.NDArray[np.float64]
 
 # Of the window that SSIM was published with: a Gaussian of 1.5 pixels, cut at 11.
 SSIM_WINDOW_PIXELS, SSIM_SIGMA_PIXELS = 11, 1.5
 SSIM_STEADY = (0.01, 0.03)  # K1 and K2, as shares of the range.
+_RETURNS = (
+    "returns pictures: a tensor, an array, a picture of PIL or a list of them, such as "
+    "`pipe(...).images`"
+)
 
 
 def as_array(drawn: object) -> Array:
-    """What a run drew, float64: a tensor, an array, a picture of PIL, or a sequence of them."""
+    """What a run drew, float64: a tensor, an array, a picture of PIL, or a sequence of them.
+
+    Raises:
+        InvalidConfig: it is none of these, or there is nothing in it.
+    """
+    array = _numbers(drawn)
+    if not array.size:
+        raise InvalidConfig(f"a run of calibrate {_RETURNS}; got nothing in {drawn!r}")
+    return array
+
+
+def _numbers(drawn: object) -> Array:
     if isinstance(drawn, Tensor):
         return np.asarray(drawn.detach().float().cpu().numpy(), np.float64)
-    if isinstance(drawn, Sequence):
-        return np.stack([as_array(one) for one in drawn])
+    if isinstance(drawn, Sequence) and not isinstance(drawn, str | bytes):
+        return np.stack([_numbers(one) for one in drawn]) if drawn else np.empty(0)
     array = np.asarray(drawn)
-    if array.dtype == np.uint8:
-        return array.astype(np.float64) / 255
-    return array.astype(np.float64)
+    if array.dtype.kind not in "biuf":
+        raise InvalidConfig(f"a run of calibrate {_RETURNS}; got {type(drawn).__name__}")
+    return array.astype(np.float64) / (255 if array.dtype == np.uint8 else 1)
 
 
 def psnr_db(drawn: Array, reference: Array) -> float:

@@ -259,6 +259,32 @@ def test_a_run_that_raises_leaves_what_was_configured(fails_at, error):
     assert failing.hits() == [False, False, True, False, True, False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("drawn", "sentence"),
+    [
+        (None, r"returns pictures: .* such as `pipe\(...\).images`; got NoneType"),
+        ([None, None], "returns pictures: .*; got NoneType"),
+        ("ring.png", "returns pictures: .*; got str"),
+        ({"images": torch.zeros(2, 2)}, "returns pictures: .*; got dict"),
+        ([], r"returns pictures: .*; got nothing in \[\]"),
+        (torch.full((4, 4), torch.nan), "the uncached picture of 0 has values that are no finite"),
+    ],
+    ids=["None", "list of None", "str", "dict", "empty", "nan"],
+)
+def test_what_is_no_picture_is_refused_at_the_first_run(drawn, sentence):
+    drawing = Failing(0, KeyError)
+
+    def run(seed):
+        drawing.run(seed)
+        return drawn
+
+    dc.configure(drawing.compiled, rule="even", every=2)
+    with pytest.raises(dc.InvalidConfig, match=sentence):
+        dc.calibrate(drawing.compiled, run, target_psnr=35.0)
+    assert drawing.num_calls_left == -1
+    assert drawing.hits() == [False, False, True, False, True, False, True, False]
+
+
 def test_a_model_without_blocks_is_left_as_it_was():
     linear = torch.nn.Linear(4, 4)
     model = torch.compile(linear, backend="cachedit", options={"inner_backend": "eager"})
