@@ -23,6 +23,10 @@ class ForwardInPlace:
 
     original: Forward
 
+    def recompile_limit(self) -> int | None:
+        """How often it may be compiled, where that isn't for Dynamo's own setting to say."""
+        return None
+
 
 class Exported(nn.Module):
     """A model that was exported: its calls come here without Dynamo, which isn't asked about it."""
@@ -115,9 +119,15 @@ def asked_about(target: object) -> list[Asked]:
             notes=tuple(notes_on(module)),
             asides=tuple(asides_on(module)),
             is_exported=isinstance(module, Exported),
+            recompile_limit=_recompile_limit(module),
         )
         for module in modules
     ]
+
+
+def _recompile_limit(module: nn.Module) -> int | None:
+    forward = module.forward
+    return forward.recompile_limit() if isinstance(forward, ForwardInPlace) else None
 
 
 def is_compiled(module: nn.Module) -> bool:

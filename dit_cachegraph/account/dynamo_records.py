@@ -68,13 +68,17 @@ def codes_of(function: Callable[..., object]) -> Iterator[CodeType]:
         found = getattr(found, "__wrapped__", None)
 
 
-def limit_reached(codes: Sequence[CodeType], module: nn.Module | None) -> LimitReached | None:
-    """The limit that the first of `codes` has reached for calls of `module`."""
+def limit_reached(
+    codes: Sequence[CodeType], module: nn.Module | None, recompile_limit: int | None = None
+) -> LimitReached | None:
+    """The limit that the first of `codes` has reached for calls of `module`; `recompile_limit` is
+    that of its call, where it has one of its own."""
     config = torch._dynamo.config
+    limit = config.recompile_limit if recompile_limit is None else recompile_limit
     for code in codes:
         entries = _compiled_of(code)
         num_own = sum(_counts_for(entry, module) for entry in entries)
-        if num_own >= config.recompile_limit:
+        if num_own >= limit:
             return _told(code, entries, num_own, "recompile_limit")
         if len(entries) >= config.accumulated_recompile_limit:
             return _told(code, entries, len(entries), "accumulated_recompile_limit")

@@ -53,7 +53,8 @@ class Status:
 class Asked:
     """What is asked about: a model, the code of its forward, whether what it is given as has a
     compiled call, and its notes; `asides` are those of one that is cached. `is_exported`: Dynamo
-    has no part in its calls."""
+    has no part in its calls. `recompile_limit`: how often it may be compiled, where that isn't
+    Dynamo's own setting."""
 
     name: str
     module: nn.Module | None
@@ -62,6 +63,7 @@ class Asked:
     notes: tuple[str, ...] = ()
     asides: tuple[str, ...] = ()
     is_exported: bool = False
+    recompile_limit: int | None = None
 
 
 def status_of(asked: Asked, state: ModelState) -> Status:
@@ -103,7 +105,7 @@ def _after_last_call(asked: Asked, state: ModelState) -> tuple[Standing, str]:
 def _before_any_call(asked: Asked) -> tuple[Standing, str]:
     if asked.is_exported:
         return Standing.NOT_CALLED, "not called yet"
-    reached = limit_reached(asked.codes, asked.module)
+    reached = limit_reached(asked.codes, asked.module, asked.recompile_limit)
     if reached is not None or is_left_out(asked.codes):
         why = asked.notes[0] if asked.notes else reached or _LEFT_OUT
         return Standing.UNASKED, f"not cached: no call has come here; {why}"
@@ -137,7 +139,7 @@ def _why_unasked(asked: Asked, state: ModelState) -> str:
         return _told(why, "was in force")
     if state.calls.was_disabled:
         return _told(Unasked("default", True), "was set at an earlier call")
-    reached = limit_reached(asked.codes, asked.module)
+    reached = limit_reached(asked.codes, asked.module, asked.recompile_limit)
     num = state.calls.num_unasked
     said = "the last call ran eagerly" if num == 1 else f"the last {num} calls ran eagerly"
     if asked.notes or reached is not None:

@@ -8,6 +8,7 @@ cache. Its segments run as they are, until somebody asks to compile the transfor
 So a `torch.compile` around it compiles nothing of its own, and the blocks are compiled once.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,12 @@ NO_FULLGRAPH = (
     "graph: leave fullgraph=True out, or, in place of enable_cache, call "
     'torch.compile(transformer, backend="cachedit", fullgraph=True)'
 )
+
+
+# Without Inductor a further kind of call (a size, an adapter) costs no more than a trace. A server
+# has many, and Dynamo allows eight by itself, to all models together that share a decorator.
+NUM_KINDS_TRACED = 64
+_TAKES_A_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters  # since 2.13
 
 
 class CachedForward(ForwardInPlace):
@@ -58,7 +65,7 @@ class CachedForward(ForwardInPlace):
         self.compiles = False
         self.are_weights_frozen = False
         self.is_on = False
-        self._compiled: dict[tuple[bool, bool], Forward] = {}
+        self._compiled: dict[tuple[bool, bool, int | None], Forward] = {}
         self._overrides_before: Layers | None = None
         self._checked = False
 
@@ -130,15 +137,23 @@ class CachedForward(ForwardInPlace):
         """The original for the cache, compiled at its first call."""
         if not self._compiled:
             self.compiles = self.compiles or _is_compiled(self.module)
-        key = (self.compiles, self.are_weights_frozen)
+        limit = self.recompile_limit()
+        key = (self.compiles, self.are_weights_frozen, limit)
         if key not in self._compiled:
             inner = "inductor" if self.compiles else "eager"
+            limited: dict[str, Any] = {} if limit is None else {"recompile_limit": limit}
             self._compiled[key] = torch.compile(
                 self.original,
                 backend="cachedit",
                 options={"inner_backend": inner, "frozen_weights": self.are_weights_frozen},
+                **limited,
             )
         return self._compiled[key]
+
+    def recompile_limit(self) -> int | None:
+        if self.compiles or not _TAKES_A_LIMIT:
+            return None
+        return max(NUM_KINDS_TRACED, torch._dynamo.config.recompile_limit)
 
     def _check_hints(self) -> None:
         """Raises: InvalidConfig, where a hint contradicts the graph."""

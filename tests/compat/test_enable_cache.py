@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
+from dit_cachegraph.compat import cached_forward
 from migration.stand_ins import OwnTransformer, own_loop
 from support.tiny_pipelines import FAST_PIPELINES
 
@@ -231,6 +232,45 @@ def test_explain_of_a_cached_model():
 class WithIds(OwnTransformer):
     def forward(self, hidden_states, timestep, ids):
         return super().forward(hidden_states, timestep)
+
+
+class WithKinds(OwnTransformer):
+    def forward(self, hidden_states, timestep, ids):
+        return super().forward(hidden_states + len(ids), timestep)
+
+
+@pytest.mark.skipif(not cached_forward._TAKES_A_LIMIT, reason="torch.compile takes none")
+class TestKindsOfCalls:
+    """A list of another length is another kind of call, as another adapter is."""
+
+    @pytest.fixture
+    def model(self, monkeypatch):
+        monkeypatch.setattr(cached_forward, "NUM_KINDS_TRACED", 4)
+        torch._dynamo.reset()
+        with torch._dynamo.config.patch(recompile_limit=2):
+            yield dc.enable_cache(WithKinds(), **ALWAYS)
+
+    def call(self, model, num_ids: int, num_steps: int = NUM_STEPS) -> None:
+        with torch.no_grad():
+            for i in range(num_steps):
+                model(torch.ones(2, 8, 16), torch.ones(2) - i / 8, ids=[0] * num_ids)
+
+    def test_more_of_them_than_dynamo_allows_by_itself_are_cached(self, model):
+        for num_ids in range(4):
+            self.call(model, num_ids)
+            assert hits_of(model) == WARM_THEN_HITS
+            dc.check(model)
+
+    def test_beyond_the_limit_it_is_said(self, model):
+        for num_ids in range(5):
+            self.call(model, num_ids, num_steps=1)
+        with pytest.raises(dc.NotCached, match="4 times.*raise `torch._dynamo.config.recompile_l"):
+            dc.check(model)
+        with torch._dynamo.config.patch(recompile_limit=5):
+            torch._dynamo.reset()
+            for num_ids in range(5):
+                self.call(model, num_ids, num_steps=1)
+            dc.check(model)
 
 
 class TestCompiled:
