@@ -94,6 +94,38 @@ def test_block_that_lacks_only_a_value_nobody_reads() -> None:
     assert assert_cached(model).num_compiled == 4
 
 
+class MeasuringBlock(HiddenBlock):
+    """Hands on a value beside its stream, which Dynamo drops where nobody reads it."""
+
+    def __init__(self) -> None:
+        super().__init__(plain)
+
+    def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
+        h = super().forward(h, temb)
+        return h, h[:, :1]
+
+
+class MeasuredDiT(ToyDiT):
+    """Of one of its blocks alone that value is read."""
+
+    def __init__(self, measured: int) -> None:
+        torch.manual_seed(0)
+        super().__init__([MeasuringBlock() for _ in range(2)])
+        self.measured = measured
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        found = h
+        for i, block in enumerate(self.blocks):
+            h, first = block(h, temb)
+            found = first if i == self.measured else found
+        return h + found
+
+
+@pytest.mark.parametrize("measured", [0, 1])
+def test_of_two_blocks_either_may_be_the_one_that_lacks_it(measured: int) -> None:
+    assert assert_cached(MeasuredDiT(measured)).num_compiled == 3
+
+
 @pytest.mark.parametrize("hidden", [with_setitem, with_autocast], ids=lambda f: f.__name__)
 def test_blocks_that_all_have_the_effect(hidden: Hidden) -> None:
     assert num_compiled_of(hidden, hidden, hidden, hidden) == 3

@@ -56,8 +56,9 @@ def share_segments(pieces: Sequence[Piece]) -> list[Shared]:
         shared.members.append(i)
         shared.places[i] = tuple(piece.places[n] for n in piece.outputs)
     kinds = list(by_key.values())
-    for short in [k for k in kinds if len(k.members) == 1]:
-        _join_a_longer_one(short, kinds, pieces)
+    for short in list(kinds):
+        if len(short.members) == 1:  # Others may have joined it since.
+            _join_a_longer_one(short, kinds, pieces)
     return kinds
 
 
