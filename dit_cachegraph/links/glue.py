@@ -18,6 +18,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
+from dit_cachegraph.call_stack import own_compiled_call
+
+_NAME = "dit_cachegraph's mode"  # No variable can be called so.
+
 
 class Glue(TorchDispatchMode):
     """Looks at the operators between two blocks. `read` are the positions of the outputs that were
@@ -74,10 +78,14 @@ class Glue(TorchDispatchMode):
     def begin(self) -> None:
         _watching.set(self)
 
-    def end(self) -> None:
-        """The call is over."""
+    def end(self, within: FrameType | None = None) -> None:
+        """The call is over. A compiled call, `within` which it is ended, began with the mode as it
+        is, and leaves the dispatcher so: then it is taken off when that call's variables die."""
         self._is_over = True
-        self.take_off()
+        if self._is_on and within is not None:
+            within.f_locals[_NAME] = _TakesOff(self)
+        else:
+            self.take_off()
         if _watching.get() is self:
             _watching.set(None)
 
@@ -99,7 +107,19 @@ def stop_watching() -> None:
     """Of a call that failed, a traceback may keep the glue alive."""
     glue = _watching.get()
     if glue is not None:
-        glue.end()
+        glue.end(within=own_compiled_call())
+
+
+class _TakesOff:
+    """Lies in the frame of a compiled call, and dies with it."""
+
+    __slots__ = ("_glue",)
+
+    def __init__(self, glue: Glue) -> None:
+        self._glue = glue
+
+    def __del__(self) -> None:
+        self._glue.take_off()
 
 
 class GlueHook:

@@ -40,6 +40,8 @@ class SwitchedDiT(ToyDiT):
             if self.way.startswith("moves weights away") and i < 3:
                 for weight in block.parameters():  # As offloading to disk does.
                     weight.data = torch.zeros_like(weight)
+            if self.way == "fails" and i == 3:
+                raise RuntimeError("between two blocks")
             if self.way == "scales" and i == 3:
                 h = 1.5 * h
             if self.way == "writes" and i == 3:

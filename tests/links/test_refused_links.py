@@ -126,6 +126,23 @@ def test_an_exception_in_a_watched_call_does_not_count() -> None:
     assert [step.hit for step in dc.summary(model).steps[-2:]] == [True, True]
 
 
+@pytest.mark.parametrize("inner_backend", ["eager", "inductor"])
+def test_after_an_exception_in_a_watched_call_another_model_runs(inner_backend: str) -> None:
+    """Its first block is called for the first time with the mode still on, that of the model which
+    failed."""
+    model, other = SwitchedDiT(), SwitchedDiT()
+    for each in (model, other):
+        compile_blocks(each, inner_backend)
+    call(model, toy_inputs(80.0))
+    call(model, toy_inputs(70.0))
+    model.way, inputs = "fails", toy_inputs(80.0)
+    with pytest.raises(RuntimeError, match="between two blocks") as kept:
+        call(model, toy_inputs(60.0))
+    torch.testing.assert_close(call(other, inputs), call(SwitchedDiT(), inputs))
+    assert _get_current_dispatch_mode() is None
+    assert kept.traceback
+
+
 def _fail(*_: object) -> None:
     raise RuntimeError("in the middle")
 
