@@ -55,6 +55,8 @@ def precompile(
     Raises:
         CannotSave: the model is compiled already or has hooks, its forward breaks into several
             graphs, isn't cached, or isn't called by `draw`; or torch is older than 2.13.
+        InvalidConfig: `save` is a file.
+        OSError: `save` can't be made.
         UnknownTarget: `target` holds no transformer.
     """
     if (reason := _too_old()) is not None:
@@ -63,6 +65,10 @@ def precompile(
     parts = _parts_of(target)
     for part in parts:
         check_plain(part.module)
+    if folder.is_file():
+        raise InvalidConfig(f"save={str(folder)!r} is a file: give the name of a folder")
+    # Where nothing can be written, that is found before the minutes that compiling takes.
+    folder.mkdir(parents=True, exist_ok=True)
     calls = record_calls([part.module for part in parts], lambda: draw(target))
     made = {
         part: _programs_for(part.module, recorded, options)

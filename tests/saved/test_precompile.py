@@ -234,6 +234,18 @@ def test_what_is_no_folder_is_refused(given):
         dc.load(toy(), given)
 
 
+def test_what_nothing_can_be_saved_in_is_said_before_anything_is_drawn(tmp_path):
+    def draw(_: nn.Module) -> None:
+        pytest.fail("drawn, and compiled, for nothing")
+
+    file = tmp_path / "a file"
+    file.touch()
+    with pytest.raises(dc.InvalidConfig, match="a file' is a file: give the name of a folder"):
+        dc.precompile(toy(), draw, save=file, options=OPTIONS)
+    with pytest.raises(NotADirectoryError):
+        dc.precompile(toy(), draw, save=file / "below", options=OPTIONS)
+
+
 def test_an_empty_folder_is_nothing(tmp_path):
     assert_afresh(toy(), tmp_path, "nothing that `precompile` has saved whole")
 
