@@ -33,7 +33,8 @@ NO_FULLGRAPH = (
 
 # Without Inductor a further kind of call (a size, an adapter) costs no more than a trace. A server
 # has many, and Dynamo allows eight by itself, to all models together that share a decorator.
-NUM_KINDS_TRACED = 64
+# Not for ever: hooks that a guider puts on anew for each pass make each step a kind of its own.
+NUM_KINDS_TRACED = 32
 _TAKES_A_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters  # since 2.13
 
 
