@@ -68,6 +68,11 @@ def configs_of(
     calibrator_names = _calibrator_names()
     own = {name: value for name, value in flat.items() if name not in calibrator_names}
     prunes = cache_type(str(own.get("cache_type", "DBCache"))) is CacheType.DBPrune
+    of_dbprune = sorted(own.keys() & DBPruneConfig.defaults.keys() - DBCacheConfig.defaults.keys())
+    if of_dbprune and not prunes:
+        raise InvalidConfig(
+            f"{', '.join(of_dbprune)}: of DBPrune alone; give cache_type='DBPrune' beside it"
+        )
     cache = DBPruneConfig() if prunes else DBCacheConfig()
     cache = cache.reset(**own) if is_partial else cache.update(**own)
     return cache, _calibrator_of(flat)

@@ -49,6 +49,7 @@ def load_cache_config(
     read = _read(path_or_dict)
     sections = [name for name in read if name in SECTIONS]
     if not sections:
+        _check_sections(read)
         return configs_of(_with_mask(read), is_partial=reset)
     for name in read:
         if name not in SECTIONS:
@@ -57,6 +58,13 @@ def load_cache_config(
     if cache is None:
         return None, None
     return configs_of(_with_mask(_section("cache_config", cache)), is_partial=reset)
+
+
+def _check_sections(read: Mapping[str, object]) -> None:
+    """Raises: InvalidConfig, for a section by another name; no option holds options."""
+    for name, value in read.items():
+        if isinstance(value, Mapping):
+            raise unknown_option(name, SECTIONS)
 
 
 def load_options(path_or_dict: Source, reset: bool = False) -> dict[str, Any]:

@@ -142,6 +142,7 @@ class TestFiles:
         [
             # The typo of cache-dit's own documentation, which does nothing there.
             ("cache_config: {enable_sperate_cfg: true}", "did you mean enable_separate_cfg"),
+            ("cache_confg: {max_warmup_steps: 2}", "option cache_confg: did you mean cache_config"),
             (
                 "cache_confg: {max_warmup_steps: 1}\nattention_backend: a",
                 "did you mean cache_config",

@@ -144,6 +144,11 @@ class DBCache(Rule):
         check_bool("cfg_diff_compute_separate", self.cfg_diff_compute_separate)
         mask = check_mask("steps_computation_mask", self.steps_computation_mask)
         object.__setattr__(self, "steps_computation_mask", mask)
+        if self.Bn_compute_blocks_ids and not self.Bn_compute_blocks:
+            raise InvalidConfig(
+                "Bn_compute_blocks_ids are among the last Bn_compute_blocks, which are none: say "
+                "beside it how many there are"
+            )
         ids = check_ids("Bn_compute_blocks_ids", self.Bn_compute_blocks_ids, self.Bn_compute_blocks)
         object.__setattr__(self, "Bn_compute_blocks_ids", ids)
 
