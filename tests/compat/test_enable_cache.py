@@ -149,6 +149,19 @@ class TestOtherHooks:
         own_loop(model, NUM_STEPS)
         assert len(seen) == NUM_STEPS and hits_of(model) == WARM_THEN_HITS
 
+    def test_forward_hooks_on_a_block(self, model):
+        """Traced as by `torch.compile`, so that one which comes later waits for a reset; and what
+        it does in Python, Dynamo does beside the graph, at each step."""
+        seen = []
+        dc.enable_cache(model, **ALWAYS)
+        own_loop(model, NUM_STEPS)
+        model.blocks[10].register_forward_hook(lambda *_: seen.append(True))
+        own_loop(model, NUM_STEPS)
+        assert not seen
+        torch._dynamo.reset()
+        own_loop(model, NUM_STEPS)
+        assert len(seen) == NUM_STEPS and hits_of(model) == WARM_THEN_HITS
+
 
 class TestCopies:
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
