@@ -28,7 +28,12 @@ PRESETS: Mapping[str, Mapping[str, object]] = MappingProxyType(
         # A third of the work, whatever is seen: no error control goes so low where paths bend. Over
         # such gaps a whole line overshoots under strong guidance.
         CHEAPEST_PRESET: MappingProxyType(
-            {"rule": "spread", "compute_share": 0.36, "predictor": "damped_line"}
+            {
+                "rule": "spread",
+                "compute_share": 0.36,
+                "predictor": "damped_line",
+                "damped_line_least": 0.1,
+            }
         ),
     }
 )

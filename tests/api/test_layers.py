@@ -23,7 +23,7 @@ from dit_cachegraph.policy.rules.error_control import ErrorControl
 from dit_cachegraph.policy.rules.even import EvenSchedule
 from dit_cachegraph.policy.rules.spread import SpreadSchedule
 
-LINE, DAMPED = TaylorSeer(taylorseer_order=1), DampedLine()
+LINE, DRAWN = TaylorSeer(taylorseer_order=1), DampedLine(damped_line_least=0.1)
 
 
 def paced(tolerance, **options):
@@ -64,8 +64,8 @@ CASES = [
     ([{"preset": "balanced"}], BALANCED),
     ([{"preset": "fast"}], (paced(0.12), LINE)),
     ([{"preset": "fast", "max_gap": 3}], (paced(0.12, max_gap=3), LINE)),
-    ([{"preset": "draft"}], (SpreadSchedule(compute_share=0.36), DAMPED)),
-    ([{"preset": "draft"}, {"compute_share": 0.3}], (SpreadSchedule(compute_share=0.3), DAMPED)),
+    ([{"preset": "draft"}], (SpreadSchedule(compute_share=0.36), DRAWN)),
+    ([{"preset": "draft"}, {"compute_share": 0.3}], (SpreadSchedule(compute_share=0.3), DRAWN)),
     ([{"preset": "draft"}, {"every": 4}], (EvenSchedule(every=4), Replay())),
     # An option of the preset's rule refines the preset, and its forecast stays.
     ([{"error_tolerance": 0.2}], (paced(0.2), LINE)),
