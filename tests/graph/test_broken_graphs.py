@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config
+from torch._dynamo.decorators import mark_unbacked
 
 import dit_cachegraph as dc
 from support.toy_dits import DIM, GatedBlock, ToyDiT, toy_inputs
@@ -154,6 +155,19 @@ def test_size_that_depends_on_data_between_segments() -> None:
     sentence = "made in prologue and used in blocks.0, has a size that depends on data"
     with config.patch(capture_dynamic_output_shape_ops=True):
         assert_refused(UnpaddedDiT(gated_blocks(3)), sentence)
+
+
+@pytest.mark.parametrize("mark", [mark_unbacked, torch._dynamo.mark_dynamic])
+def test_size_of_which_nothing_may_be_assumed(mark) -> None:
+    """It doesn't depend on data, and is refused with what to do instead."""
+    compiled, (inputs,) = compile_toy(ToyDiT(gated_blocks(3))), toy_steps([90.0])
+    mark(inputs["hidden_states"], 1)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.NotCachedWarning)
+        compiled(**inputs)
+    told = " ".join(dc.summary(compiled).refusals)
+    assert ("marked" in told and "torch._dynamo.mark_dynamic" in told) == (mark is mark_unbacked)
+    assert dc.summary(compiled).is_cached == (mark is not mark_unbacked)
 
 
 def test_explain_says_that_only_a_side_list_is_whole() -> None:

@@ -31,6 +31,16 @@ _VIEWS = frozenset(
     ("reshape", "view", "permute", "transpose", "flatten", "unflatten", "movedim", "contiguous")
 )
 
+_DEPENDS_ON_DATA = (
+    "depends on data (a mask, most likely): a hit would not know it; drop the padding before the "
+    "model, keep its size and mask it inside the blocks, or compile the blocks one by one "
+    '(`block.compile(backend="cachedit")` for each), which are joined at run time'
+)
+_MARKED = (
+    "the caller has marked as one that nothing may be assumed of (`mark_unbacked`), so that blocks "
+    "can't be compared: mark it by `torch._dynamo.mark_dynamic` instead"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -168,6 +178,8 @@ def segment_name(segment: int, blocks: Sequence[Block]) -> str:
 def _check_borders(
     nodes: Sequence[fx.Node], segment_of: dict[fx.Node, int], blocks: Sequence[Block]
 ) -> None:
+    arguments = [value_of(node) for node in nodes if node.op == "placeholder"]
+    given = {size for value in arguments for size in free_unbacked_symbols(value)}
     for node in nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
@@ -181,11 +193,10 @@ def _check_borders(
                 "integer; a context manager around several blocks does this: enter it inside the "
                 "block, or around the whole model"
             )
-        if users and free_unbacked_symbols(value_of(node)):
+        unbacked = free_unbacked_symbols(value_of(node)) if users else set()
+        if unbacked:
+            why = _MARKED if unbacked <= given else _DEPENDS_ON_DATA
             raise CannotCut(
                 f"`{node.name}`{line_of(node)}, made in {segment_name(own, blocks)} and used in "
-                f"{segment_name(segment_of[users[0]], blocks)}, has a size that depends on data (a "
-                "mask, most likely): a hit would not know it; drop the padding before the model, "
-                "keep its size and mask it inside the blocks, or compile the blocks one by one "
-                '(`block.compile(backend="cachedit")` for each), which are joined at run time'
+                f"{segment_name(segment_of[users[0]], blocks)}, has a size that {why}"
             )
