@@ -12,6 +12,7 @@ from dit_cachegraph.api import summary
 from dit_cachegraph.freeze import last_images
 from dit_cachegraph.report import Report
 from dit_cachegraph.step_log import StepReport
+from dit_cachegraph.targets import modules_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,30 +24,45 @@ WIDTH_INCHES, PANEL_INCHES, DPI = 9.0, 4.5, 100
 
 def plot(target: object, path: str | Path) -> None:
     """Draw the last image of each guidance branch of `target` into the file `path`, in a format
-    that its name tells (.png, .svg, .pdf).
+    that its name tells (.png, .svg, .pdf); of several transformers one below the other.
 
     Raises:
-        ValueError: no image has begun yet.
+        ValueError: no image has begun yet, or what it was drawn with is gone.
         ImportError: matplotlib is not installed.
     """
-    save_plot(summary(target), path)
+    _save([summary(module) for module in modules_in(target)], path)
 
 
 def save_plot(report: Report, path: str | Path) -> None:
-    """The same of a report."""
-    images = last_images(report.steps)
-    if not images:
+    """The same of the report of one model."""
+    _save([report], path)
+
+
+def _save(reports: Sequence[Report], path: str | Path) -> None:
+    numbered = list(enumerate(reports, 1))
+    drawn = [(n, report, image) for n, report in numbered for image in last_images(report.steps)]
+    if not drawn:
         raise ValueError("nothing to plot: no image has begun yet")
-    num_blocks = max(graph.num_blocks for graph in report.graphs)
-    figure = _figure(len(images))
+    figure = _figure(len(drawn))
     panels = figure.subplots(
-        2 * len(images), 1, squeeze=False, gridspec_kw={"height_ratios": [3, 1] * len(images)}
+        2 * len(drawn), 1, squeeze=False, gridspec_kw={"height_ratios": [3, 1] * len(drawn)}
     )[:, 0]
-    for i, image in enumerate(images):
+    for i, (n, report, image) in enumerate(drawn):
+        model = f"model {n}, " if len(reports) > 1 else ""
         _draw_numbers(panels[2 * i], image, report)
-        _draw_blocks(panels[2 * i + 1], image, num_blocks)
+        panels[2 * i].set_title(f"{model}request {image[0].request}", size=10, loc="left")
+        _draw_blocks(panels[2 * i + 1], image, _num_blocks(report))
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)
+
+
+def _num_blocks(report: Report) -> int:
+    if not report.graphs:
+        raise ValueError(
+            "nothing to plot: the graphs of the last image are gone, as after "
+            "`torch._dynamo.reset()`; draw once more"
+        )
+    return max(graph.num_blocks for graph in report.graphs)
 
 
 def _figure(num_images: int) -> "Figure":
@@ -76,7 +92,6 @@ def _draw_numbers(axes: "Axes", image: Sequence[StepReport], report: Report) -> 
         axes.plot([s.step for s in errors], heights, "D-", color=ERROR_COLOR, markersize=5,
                   linewidth=1, label="error that a reuse would have made")  # fmt: skip
     axes.set_ylabel("share of the stream")
-    axes.set_title(f"request {image[0].request}", size=10, loc="left")
     _finish(axes, len(image))
     axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[0]:

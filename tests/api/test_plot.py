@@ -1,8 +1,11 @@
 """The picture of what the steps saw and decided: that it shows what is in the report."""
 
+import gc
+
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
 import dit_cachegraph as dc
 from support.running import compile_cached, run_all
@@ -52,6 +55,32 @@ def test_both_guidance_branches_are_drawn(tmp_path):
         run_all(compiled, pair)
     dc.plot(compiled, tmp_path / "both.png")
     assert matplotlib.image.imread(tmp_path / "both.png").shape[:2] == (900, 900)
+
+
+class TwoModels:
+    """Stands for a pipeline of Wan 2.2: nothing but its components is asked for."""
+
+    def __init__(self) -> None:
+        self.components = {"transformer": WAN.build(2), "transformer_2": WAN.build(4)}
+
+
+def test_of_two_transformers_both_are_drawn(tmp_path):
+    pipe = TwoModels()
+    for model, num_steps in zip(pipe.components.values(), (4, 6), strict=True):
+        inputs = WAN.make_inputs(model, batch=1, size=3, text_tokens=4, seed=0)
+        run_all(compile_cached(model, every=2), trajectory(WAN, inputs, num_steps))
+    dc.plot(pipe, tmp_path / "both.png")
+    assert matplotlib.image.imread(tmp_path / "both.png").shape[:2] == (900, 900)
+
+
+def test_what_was_drawn_with_graphs_that_are_gone(tmp_path):
+    model = WAN.build(2)
+    inputs = WAN.make_inputs(model, batch=1, size=3, text_tokens=4, seed=0)
+    run_all(compile_cached(model, every=2), trajectory(WAN, inputs, 4))
+    torch._dynamo.reset()
+    gc.collect()
+    with pytest.raises(ValueError, match="graphs of the last image are gone, .* draw once more"):
+        dc.plot(model, tmp_path / "gone.png")
 
 
 def test_nothing_to_plot(tmp_path):
