@@ -152,6 +152,8 @@ def _demo(args: argparse.Namespace) -> str | None:
     missing = what_is_missing()
     if missing is not None:
         return missing
+    if args.out.is_file():
+        return f"--out {args.out} is a file: give the name of a folder"
     # What the demo needs beside torch is optional; `what_is_missing` has looked for it.
     import transformers  # noqa: PLC0415
 

@@ -131,6 +131,15 @@ def test_missing_compiler_is_one_sentence(capsys):
     assert capsys.readouterr().err == f"error: {needs.NO_COMPILER}\n"
 
 
+def test_a_file_in_the_place_of_its_folder_is_one_sentence(tmp_path, capsys):
+    """And not an error after all is drawn."""
+    file = tmp_path / "demo_out"
+    file.touch()
+    assert cli.main(["demo", "--out", str(file)]) == 2
+    told = f"error: --out {file} is a file: give the name of a folder\n"
+    assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize("arguments", [["--num-prompts", "0"], ["--num-prompts", "33"]])
 def test_bad_number_of_prompts_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
