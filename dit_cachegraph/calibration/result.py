@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from dit_cachegraph.calibration.plot_frontier import plot_frontier
 from dit_cachegraph.calibration.points import Point, Quality, Search
 from dit_cachegraph.calibration.rival import FewerSteps
 from dit_cachegraph.calibration.rounding import below_noise
+from dit_cachegraph.exc import InvalidConfig
 
 
 class CalibratedConfig(Mapping[str, object]):
@@ -111,8 +113,20 @@ class CalibratedConfig(Mapping[str, object]):
 
     @classmethod
     def from_json(cls, text: str) -> "CalibratedConfig":
-        """What `to_json` wrote."""
-        read = json.loads(text)
+        """What `to_json` wrote.
+
+        Raises:
+            InvalidConfig: it is something else.
+        """
+        try:
+            return cls._from_dict(json.loads(text))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidConfig(
+                f"from_json takes what to_json has written: {error!r} in {text[:60]!r}"
+            ) from error
+
+    @classmethod
+    def _from_dict(cls, read: dict[str, Any]) -> "CalibratedConfig":
         best, holdout, *tried = (
             Point(**point) for point in (read["best"], read["holdout"], *read["tried"])
         )

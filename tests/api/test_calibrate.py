@@ -285,6 +285,12 @@ def test_what_is_no_picture_is_refused_at_the_first_run(drawn, sentence):
     assert drawing.hits() == [False, False, True, False, True, False, True, False]
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", "not JSON", '{"best": {"share": 1}}'])
+def test_what_is_no_calibration_is_refused(text):
+    with pytest.raises(dc.InvalidConfig, match="from_json takes what to_json has written"):
+        CalibratedConfig.from_json(text)
+
+
 def test_a_model_without_blocks_is_left_as_it_was():
     linear = torch.nn.Linear(4, 4)
     model = torch.compile(linear, backend="cachedit", options={"inner_backend": "eager"})
