@@ -40,7 +40,7 @@ BEFORE = f"{OURS} E0.1 over steps"
 # Presets of long gaps and of short ones, and the same with other forecasts.
 FORECASTS = {
     '"draft"': name_of_preset("draft"),
-    "not told": f"{OURS} every 3, damped",
+    "every third": f"{OURS} every 3, damped",
     "a whole line": f"{OURS} every 3",
     "half a line": f"{OURS} every 3, half a line",
     '"fast"': name_of_preset("fast"),

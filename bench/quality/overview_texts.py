@@ -49,19 +49,18 @@ the last steps take most of the noise away, and over steps the longest reuses ca
 
 DAMPED = """## Why "draft" spreads its steps and damps its line
 
-Where `num_inference_steps` tells it how many steps there are, as in all other tables, it puts the \
-first that it computes closer together, where guidance bends the path most, and computes the last, \
-which no later one puts right. Not told, it computes every third, as do the two beside it. Of 26 \
-settings, on the prompts that things are chosen on, 20 were better so, by up to 4.8 dB, and the \
-others worse by up to 1.6.
+Where `num_inference_steps` tells it how many steps there are, as in all other tables, the first \
+that it computes are closer together, where guidance bends the path most, and the last is one of \
+them, which no later one puts right. Where nobody tells it, it computes every third, as in the \
+three columns beside it.
 
 A guidance of 7 multiplies by six or seven what a pass misses, and over gaps of three steps the \
-line through the last two computed ones overshoots. `predictor="damped_line"` goes a quarter along \
+line through the last two computed ones overshoots. `predictor="damped_line"` goes a tenth along \
 it, and of the rest as far as the line before came true: far less under such guidance, nearly all \
-of it where a path is smooth, which costs there what the figures say. Beside it are, not told \
-either, `configure(pipe, preset="draft", predictor="taylorseer")` and, half as far along the \
-line, `predictor="hicache", hicache_order=1`; and "fast", whose gaps are as short as the error \
-asks for, with a damped line. A dash: not measured."""
+of it where a path is smooth, which costs there what the figures say. Beside it are, of every \
+third step, such a line of a quarter at the least (`damped_line_least=0.25`), a whole one \
+(`predictor="taylorseer"`) and half of one (`predictor="hicache", hicache_order=1`); and "fast", \
+whose gaps are as short as the error asks for, with a damped line too. A dash: not measured."""
 
 SETTLED = """## What is settled without a cache
 
