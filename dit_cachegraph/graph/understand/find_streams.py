@@ -124,10 +124,13 @@ def _block_values_behind(entry: fx.Node, made: set[fx.Node]) -> list[fx.Node]:
 
 def _join_entries_with_exits(end: _Ends, labels: _UnionFind) -> None:
     """A block of a kind of its own (SD3's last one) has no sibling that says which stream its exits
-    are. Then the residual path says it (`out = in + ...`), then the shape, then the order."""
+    are. Then the residual path says it (`out = in + ...`), then the shape, then the order. What a
+    block hands on beside a stream that goes on is none, also where it has the shape of one."""
     entries = [entry for entry in end.entries if not is_weight(entry)]
     roots = {labels.find(entry) for entry in entries}
     lone = [node for node in end.exits if labels.find(node) not in roots]
+    going_on = roots & {labels.find(node) for node in end.exits}
+    entries = [entry for entry in entries if labels.find(entry) not in going_on]
     for node in lone:
         behind = _residual_entries(node, set(entries))
         same_shape = [entry for entry in entries if shape_key(entry) == shape_key(node)]
