@@ -86,7 +86,7 @@ OPTIONS: Mapping[str, tuple[list[object], list[object], str]] = MappingProxyType
         "Bn_compute_blocks_ids": (
             [None, ()],
             [[0], (-1,), "0", 1, [True]],
-            "block numbers from 0 to -1",
+            "among the last Bn_compute_blocks, which are none (say beside it how many there are)",
         ),
         "non_compute_blocks_diff_threshold": (
             [0, 0.08],

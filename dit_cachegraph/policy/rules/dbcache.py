@@ -146,8 +146,8 @@ class DBCache(Rule):
         object.__setattr__(self, "steps_computation_mask", mask)
         if self.Bn_compute_blocks_ids and not self.Bn_compute_blocks:
             raise InvalidConfig(
-                "Bn_compute_blocks_ids are among the last Bn_compute_blocks, which are none: say "
-                "beside it how many there are"
+                "Bn_compute_blocks_ids must be among the last Bn_compute_blocks, which are none "
+                f"(say beside it how many there are), got {self.Bn_compute_blocks_ids!r}"
             )
         ids = check_ids("Bn_compute_blocks_ids", self.Bn_compute_blocks_ids, self.Bn_compute_blocks)
         object.__setattr__(self, "Bn_compute_blocks_ids", ids)
