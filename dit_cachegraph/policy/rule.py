@@ -256,3 +256,15 @@ class Rule(abc.ABC):
         """The rule's memory after a step; `history` is the one that `decide` saw. Where an error
         was measured, this is asked when that is known: when the next step looks."""
         return None
+
+
+class Schedule(Rule):
+    """The base of rules that compare nothing: which steps compute hangs on their numbers alone, and
+    the others skip the whole trunk."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
+        return (Span(0, sum(list_sizes)),)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_cachegraph.policy.checks import check_int
-from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span
+from dit_cachegraph.policy.rule import Decision, History, Observation, Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvenSchedule(Rule):
+class EvenSchedule(Schedule):
     """The options of an even schedule."""
 
     name: ClassVar[str] = "even"
@@ -27,13 +27,6 @@ class EvenSchedule(Rule):
     def __post_init__(self) -> None:
         check_int("every", self.every, at_least=1)
         check_int("max_warmup_steps", self.max_warmup_steps, at_least=1)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
-
-    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
-        return (Span(0, sum(list_sizes)),)
 
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_mask
-from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span
+from dit_cachegraph.policy.rule import Decision, History, Observation, Schedule, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FixedSchedule(Rule):
+class FixedSchedule(Schedule):
     """The options of a fixed schedule."""
 
     name: ClassVar[str] = "fixed"
@@ -35,10 +35,6 @@ class FixedSchedule(Rule):
             raise InvalidConfig(
                 f"fixed_region must be two block numbers, the smaller one first, got {region!r}"
             )
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         start, stop = self.fixed_region or (0, sum(list_sizes))

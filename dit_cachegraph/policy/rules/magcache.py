@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_int, check_number, check_numbers
-from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span, StepResult
+from dit_cachegraph.policy.rule import Decision, History, Observation, Schedule, StepResult
 
 
 class Skipped(NamedTuple):
@@ -36,7 +36,7 @@ class Skipped(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MagCache(Rule):
+class MagCache(Schedule):
     """The options of MagCache."""
 
     name: ClassVar[str] = "magcache"
@@ -64,13 +64,6 @@ class MagCache(Rule):
         check_number("magcache_threshold", self.magcache_threshold)
         check_int("max_skip_steps", self.max_skip_steps, at_least=0)
         check_number("retention_ratio", self.retention_ratio)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
-
-    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
-        return (Span(0, sum(list_sizes)),)
 
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None

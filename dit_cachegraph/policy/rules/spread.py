@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_number
-from dit_cachegraph.policy.rule import Decision, History, Need, Observation, Rule, Span
+from dit_cachegraph.policy.rule import Decision, History, Observation, Schedule
 
 NUM_SHORT_GAPS = 2
 SHORT = 2 / 3  # Of the mean gap.
@@ -23,7 +23,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpreadSchedule(Rule):
+class SpreadSchedule(Schedule):
     """The options of a spread schedule."""
 
     name: ClassVar[str] = "spread"
@@ -40,20 +40,12 @@ class SpreadSchedule(Rule):
                 f"compute_share must be above 0 and at most 1, got {self.compute_share!r}"
             )
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
-
-    def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
-        return (Span(0, sum(list_sizes)),)
-
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None
     ) -> str | None:
         step, num_steps = history.step, history.num_steps
         if num_steps is None:
-            every = math.ceil(1 / self.compute_share - ROUNDING)
-            return f"every {every} steps" if step % every == 0 else None
+            return f"every {self._every} steps" if step % self._every == 0 else None
         if step >= num_steps:
             return f"past the {num_steps} steps"
         return "spread" if self._is_computed(step, num_steps) else None
@@ -79,8 +71,13 @@ class SpreadSchedule(Rule):
         return max(int(self.compute_share * num_steps + ROUNDING), least)
 
     @property
+    def _every(self) -> int:
+        """The mean gap, in whole steps."""
+        return math.ceil(1 / self.compute_share - ROUNDING)
+
+    @property
     def _longest_gap(self) -> int:
-        return math.ceil(1 / self.compute_share - ROUNDING) + 1
+        return self._every + 1
 
     @property
     def _short_gap(self) -> int:
