@@ -42,8 +42,7 @@ def latents_sample(
     `sample_places`, if these are known."""
     if places is None:
         num_samples = latents.shape[0] if is_batched else 1
-        length = latents.numel() // max(num_samples, 1)
-        places = sample_places(num_samples, length, latents.device)
+        places = sample_places(num_samples, latents.numel(), latents.device)
     return latents.take(places)
 
 
@@ -65,9 +64,10 @@ def spread_over(length: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(count if length else 0, device=device) * _SPREAD % max(length, 1)
 
 
-def sample_places(num_samples: int, length: int, device: torch.device) -> Tensor:
-    """Where latents of so many samples of `length` elements each are looked at, counted over all of
-    them. To be kept: it waits for the device, and is then there for each of its streams."""
+def sample_places(num_samples: int, num_elements: int, device: torch.device) -> Tensor:
+    """Where latents of so many samples, and so many elements in all, are looked at, counted over
+    all of them. To be kept: it waits for the device, and is then there for each of its streams."""
+    length = num_elements // max(num_samples, 1)
     host = torch.device("cpu")  # Not the one that is the default for new tensors.
     each = spread_over(length, LATENTS_SAMPLE_SIZE, host)
     begins = torch.arange(num_samples, device=host).unsqueeze(1) * length

@@ -83,7 +83,7 @@ class Glue(TorchDispatchMode):
         is, and leaves the dispatcher so: then it is taken off when that call's variables die."""
         self._is_over = True
         if self._is_on and within is not None:
-            within.f_locals[_NAME] = _TakesOff(self)
+            within.f_locals[_NAME] = _AtItsEnd(self.take_off)
         else:
             self.take_off()
         if _watching.get() is self:
@@ -110,16 +110,19 @@ def stop_watching() -> None:
         glue.end(within=own_compiled_call())
 
 
-class _TakesOff:
-    """Lies in the frame of a compiled call, and dies with it."""
+class _AtItsEnd:
+    """Lies in the frame of a compiled call, dies with it, and then does what is left to do."""
 
-    __slots__ = ("_glue",)
+    __slots__ = ("_then",)
 
-    def __init__(self, glue: Glue) -> None:
-        self._glue = glue
+    def __init__(self, then: Callable[[], object]) -> None:
+        self._then = then
+
+    def __call__(self) -> None:
+        """Torch calls what a hook returned: too early, the dispatcher isn't yet as it was."""
 
     def __del__(self) -> None:
-        self._glue.take_off()
+        self._then()
 
 
 class GlueHook:
@@ -130,26 +133,11 @@ class GlueHook:
         if glue is None:
             return _nothing
         glue.take_off()
-        return _PutsOn(glue)
+        return _AtItsEnd(glue.put_on)
 
 
 def _nothing() -> None:
     """There is no glue to watch."""
-
-
-class _PutsOn:
-    """Lies in the frame of a compiled call, and dies with it."""
-
-    __slots__ = ("_glue",)
-
-    def __init__(self, glue: Glue) -> None:
-        self._glue = glue
-
-    def __call__(self) -> None:
-        """Too early: the dispatcher isn't yet as it was."""
-
-    def __del__(self) -> None:
-        self._glue.put_on()
 
 
 def has_hook(frame: FrameType) -> bool:

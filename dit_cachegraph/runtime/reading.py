@@ -145,8 +145,7 @@ class StepReader:
         """Of several latents as of one flat tensor."""
         latents = given[0] if len(given) == 1 else torch.cat([t.reshape(-1) for t in given])
         num_samples = latents.shape[0] if is_batched else 1
-        length = latents.numel() // max(num_samples, 1)
-        places = self._places(num_samples, length, latents.device)
+        places = self._places(num_samples, latents.numel(), latents.device)
         return ops.latents_sample(latents, places, is_batched=is_batched)
 
     def finish(self, begun: Begun, values: Values, asked: Asked) -> Reading:
