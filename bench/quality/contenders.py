@@ -74,12 +74,7 @@ MORE_OF_OURS: Mapping[str, Settings] = {
         **OF_VALUES,
     },
     "W6 every 3": {"rule": "even", "every": 3, "max_warmup_steps": 6, **LINE},
-    "every 3, damped": {
-        "rule": "even",
-        "every": 3,
-        "max_warmup_steps": 1,
-        "predictor": "damped_line",
-    },
+    "every 3, damped": {"rule": "even", "every": 3, "max_warmup_steps": 1, **DAMPED},
     "every 3, half a line": {"rule": "even", "every": 3, "max_warmup_steps": 1, **HALF_LINE},
     "every 4, half a line": {"rule": "even", "every": 4, "max_warmup_steps": 1, **HALF_LINE},
     "E0.1 over noise, half a line": {**OVER_NOISE, "error_tolerance": 0.1, **HALF_LINE},

@@ -17,6 +17,7 @@ from oracles.dbcache import EagerOracle
 from support.running import compile_cached, run_all
 from support.sharing import fresh_dynamo as fresh_dynamo
 from support.tiny_models import FLUX, SD3, WAN, trajectory
+from support.two_models import TwoModels
 
 DEPTH = 4
 SETTINGS = {"Fn_compute_blocks": 1, "max_warmup_steps": 2}
@@ -208,16 +209,8 @@ def test_what_skips_different_blocks_cannot_be_frozen():
         dc.summary(compiled).as_config()
 
 
-class TwoModels:
-    """Stands for a pipeline of Wan 2.2: nothing but its components is asked for."""
-
-    def __init__(self) -> None:
-        models = (WAN.build(DEPTH), WAN.build(DEPTH))
-        self.components = dict(zip(("transformer", "transformer_2"), models, strict=True))
-
-
 def test_of_two_models_each_is_frozen_alone():
-    pipe = TwoModels()
+    pipe = TwoModels(WAN.build(DEPTH), WAN.build(DEPTH))
     for name, warmup in (("transformer", 2), ("transformer_2", 4)):
         model = pipe.components[name]
         settings = {"Fn_compute_blocks": 1, "max_warmup_steps": warmup}

@@ -10,6 +10,7 @@ import torch
 import dit_cachegraph as dc
 from support.running import compile_cached, run_all
 from support.tiny_models import WAN, trajectory
+from support.two_models import TwoModels
 
 REUSED = np.array([0x1A, 0x7F, 0x37]) / 255
 
@@ -57,15 +58,8 @@ def test_both_guidance_branches_are_drawn(tmp_path):
     assert matplotlib.image.imread(tmp_path / "both.png").shape[:2] == (900, 900)
 
 
-class TwoModels:
-    """Stands for a pipeline of Wan 2.2: nothing but its components is asked for."""
-
-    def __init__(self) -> None:
-        self.components = {"transformer": WAN.build(2), "transformer_2": WAN.build(4)}
-
-
 def test_of_two_transformers_both_are_drawn(tmp_path):
-    pipe = TwoModels()
+    pipe = TwoModels(WAN.build(2), WAN.build(4))
     for model, num_steps in zip(pipe.components.values(), (4, 6), strict=True):
         inputs = WAN.make_inputs(model, batch=1, size=3, text_tokens=4, seed=0)
         run_all(compile_cached(model, every=2), trajectory(WAN, inputs, num_steps))

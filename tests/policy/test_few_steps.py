@@ -34,7 +34,12 @@ def test_up_to_three_steps_are_all_computed(tiny):
 def test_a_draft_computes_a_third_of_the_steps_however_few():
     model = FLUX.build(4)
     compiled = compile_cached(model, preset=CHEAPEST_PRESET)
-    for num_steps, not_told, told in ((4, [0, 3], [0, 3]), (8, [0, 3, 6], [0, 4, 7])):
+    three = [0, 3, 6]
+    for num_steps, not_told, told in (
+        (4, [0, 3], [0, 3]),
+        (7, three, three),
+        (8, three, [0, 4, 7]),
+    ):
         for told_steps, computed in ((None, not_told), (num_steps, told)):
             dc.configure(compiled, num_inference_steps=told_steps)
             image = image_of(model, FLUX, seed=num_steps, size=3, num_steps=num_steps)

@@ -42,6 +42,12 @@ def test_a_write_inside_of_a_weight_computes():
     assert last_hits(compiled, 4) == [False, True, False, True]
 
 
+def double(model: nn.Module, plain: nn.Module) -> None:
+    """All weights, as `Module.to` moves them."""
+    model._apply(lambda w: HalvedWeight(2 * w.inner) if isinstance(w, HalvedWeight) else 2 * w)
+    plain._apply(lambda w: 2 * w)
+
+
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_a_model_whose_weights_hold_others_can_be_moved(is_frozen):
     """Torch swaps them with others, which it refuses where anybody holds them weakly."""
@@ -51,22 +57,28 @@ def test_a_model_whose_weights_hold_others_can_be_moved(is_frozen):
     first, second, third, fourth = toy_steps([90.0, 80.0, 70.0, 60.0])
     for inputs in (first, second):
         run(compiled, inputs)
-    model._apply(lambda w: HalvedWeight(2 * w.inner) if isinstance(w, HalvedWeight) else 2 * w)
-    plain._apply(lambda w: 2 * w)
+    double(model, plain)
     run(compiled, third)
     assert last_hits(compiled, 3) == [False, True, True]
     dc.configure(compiled, enabled=False)
     torch.testing.assert_close(run(compiled, fourth), run(plain, fourth))
 
 
-def test_where_blocks_are_compiled_one_by_one_it_computes_too():
+def linked_up_to_a_hit() -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
+    """A model whose blocks are compiled one by one, after a computed step and a reused one, and the
+    steps that come next."""
     model = SwitchedDiT()
     halve(model)
     compile_blocks(model, residual_diff_threshold=1.0)
     watch(model)
-    first, second, third, fourth = toy_steps([60.0, 50.0, 40.0, 30.0])
+    first, second, *others = toy_steps([60.0, 50.0, 40.0, 30.0])
     call(model, first)
     call(model, second)
+    return model, others
+
+
+def test_where_blocks_are_compiled_one_by_one_it_computes_too():
+    model, (third, fourth) = linked_up_to_a_hit()
     model.blocks[2].up.weight.inner.mul_(3)
     call(model, third)
     call(model, fourth)
@@ -74,15 +86,8 @@ def test_where_blocks_are_compiled_one_by_one_it_computes_too():
 
 
 def test_where_blocks_are_compiled_one_by_one_it_can_be_moved_too():
-    model, plain = SwitchedDiT(), SwitchedDiT()
-    halve(model)
-    compile_blocks(model, residual_diff_threshold=1.0)
-    watch(model)
-    first, second, third, fourth = toy_steps([60.0, 50.0, 40.0, 30.0])
-    call(model, first)
-    call(model, second)
-    model._apply(lambda w: HalvedWeight(2 * w.inner) if isinstance(w, HalvedWeight) else 2 * w)
-    plain._apply(lambda w: 2 * w)
+    (model, (third, fourth)), plain = linked_up_to_a_hit(), SwitchedDiT()
+    double(model, plain)
     call(model, third)
     assert last_hits(model, 3) == [False, True, True]
     dc.configure(model, enabled=False)
@@ -90,13 +95,7 @@ def test_where_blocks_are_compiled_one_by_one_it_can_be_moved_too():
 
 
 def test_where_blocks_are_compiled_one_by_one_a_replaced_one_computes():
-    model, plain = SwitchedDiT(), SwitchedDiT()
-    halve(model)
-    compile_blocks(model, residual_diff_threshold=1.0)
-    watch(model)
-    first, second, third, fourth = toy_steps([60.0, 50.0, 40.0, 30.0])
-    call(model, first)
-    call(model, second)
+    (model, (third, fourth)), plain = linked_up_to_a_hit(), SwitchedDiT()
     inner = model.blocks[2].up.weight.inner
     model.blocks[2].up.weight = nn.Parameter(HalvedWeight(3 * inner), requires_grad=False)
     with torch.no_grad():
