@@ -1,7 +1,9 @@
 """A share of the steps, spread over an image of so many: closer where it begins, which is where
-guidance bends its path most, and to the last step, which no later one puts right.
+guidance bends its path most, and to the last step, which no later one puts right. The gap before
+that is short too, since the last steps of a shifted schedule take most of the noise away, and the
+longest lie before it.
 
-    compute_share=0.36    28 steps    0 . 2 . 4 . . 7 . . . 11 . . 14 . . 17 . . 20 . . . 24 . . 27
+    compute_share=0.36    28 steps    0 . 2 . 4 . . 7 . . 10 . . 13 . . . 17 . . . 21 . . . 25 . 27
                           not told    0 . . 3 . . 6 . .
 
 `docs/quality.md` has what it is worth.
@@ -16,9 +18,9 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_number
 from dit_cachegraph.policy.rule import Decision, History, Observation, Schedule
 
-NUM_SHORT_GAPS = 2
+MAX_SHORT_GAPS = ((2, 1), (1, 1), (0, 1))  # First ones and last ones: as many as leave room.
 SHORT = 2 / 3  # Of the mean gap.
-MAX_STRETCH = 1.2  # Of the mean gap: what short ones may stretch the others to.
+MAX_STRETCH = 4 / 3  # Of the mean gap: what short ones may stretch the others to.
 ROUNDING = 1e-9
 
 
@@ -54,17 +56,19 @@ class SpreadSchedule(Schedule):
         return Decision(True, "hit between those that are spread")
 
     def _is_computed(self, step: int, num_steps: int) -> bool:
-        """True for the steps of the short gaps, and those nearest to even gaps from there on."""
-        num_gaps = self._num_computed(num_steps) - 1
+        """True for the ends of the short gaps, and of the even ones between, the longer last."""
+        num_gaps, short = self._num_computed(num_steps) - 1, self._short_gap
         if num_gaps == 0:
             return step == 0
-        num_short, short = self._num_short(num_steps, num_gaps), self._short_gap
-        start = num_short * short
-        if step < start:
-            return step % short == 0
-        num_even, length = num_gaps - num_short, num_steps - 1 - start
-        k = round((step - start) * num_even / length)
-        return round(k * length / num_even) == step - start
+        num_first, num_last = self._num_short(num_steps, num_gaps)
+        start, end = num_first * short, num_steps - 1 - num_last * short
+        if not start < step < end:
+            return min(abs(step - start), abs(step - end)) % short == 0
+        gap, num_longer = divmod(end - start, num_gaps - num_first - num_last)
+        before_longer = end - num_longer * (gap + 1)
+        if step <= before_longer:
+            return (step - start) % gap == 0
+        return (end - step) % (gap + 1) == 0
 
     def _num_computed(self, num_steps: int) -> int:
         least = 1 + math.ceil((num_steps - 1) / self._longest_gap)
@@ -83,11 +87,13 @@ class SpreadSchedule(Schedule):
     def _short_gap(self) -> int:
         return max(round(SHORT / self.compute_share), 1)
 
-    def _num_short(self, num_steps: int, num_gaps: int) -> int:
-        """How many gaps may be short, so that those that are left are not much longer."""
+    def _num_short(self, num_steps: int, num_gaps: int) -> tuple[int, int]:
+        """How many of the first and of the last gaps may be short, so that those between are not
+        much longer."""
         mean = min(MAX_STRETCH / self.compute_share, self._longest_gap) + ROUNDING
-        for num_short in range(min(NUM_SHORT_GAPS, num_gaps - 1), 0, -1):
-            left = num_steps - 1 - num_short * self._short_gap
-            if left <= mean * (num_gaps - num_short):
-                return num_short
-        return 0
+        for counts in MAX_SHORT_GAPS:
+            num_between = num_gaps - sum(counts)
+            length = num_steps - 1 - sum(counts) * self._short_gap
+            if num_between > 0 and length <= mean * num_between:
+                return counts
+        return 0, 0
