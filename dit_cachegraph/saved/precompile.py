@@ -166,8 +166,8 @@ def _put(target: Target, part: _Part, programs: "list[Program]", options: Option
 
 def _parts_of(target: object) -> list[_Part]:
     modules = modules_in(target)
-    if isinstance(target, nn.Module):
-        return [_Part("model", module) for module in modules]
+    if modules == [target]:
+        return [_Part("model", modules[0])]
     components = getattr(target, "components", {})
     names = {id(value): name for name, value in components.items()}
     if any(id(module) not in names for module in modules):

@@ -271,6 +271,20 @@ def compiled_in_place() -> nn.Module:
     return model
 
 
+def compiled_outside() -> nn.Module:
+    return torch.compile(toy(), backend="cachedit")
+
+
+def compiled_function():
+    model = toy()
+
+    @torch.compile(backend="cachedit")
+    def call(**inputs):
+        return model(**inputs)
+
+    return call
+
+
 def hooked() -> nn.Module:
     model = toy()
     model.register_forward_hook(lambda *_: None)
@@ -287,16 +301,28 @@ def draw_with_gradients(model):
         (breaking, draw, "forward isn't one graph"),
         (lambda: toy(depth=1), draw, "there is nothing to save: not cached"),
         (compiled_in_place, draw, "compiled already"),
+        (compiled_outside, draw, "as they are before `torch.compile`"),
+        (compiled_function, draw, "as they are before `torch.compile`"),
         (hooked, draw, "has hooks"),
         (toy, draw_with_gradients, "gradients or autocast on"),
         (toy, lambda model: None, "never called ReadingDiT"),
     ],
-    ids=["breaks", "no blocks", "compiled", "hooks", "gradients", "no call"],
+    ids=[
+        *("breaks", "no blocks", "compiled", "what was compiled of it", "a compiled function"),
+        *("hooks", "gradients", "no call"),
+    ],
 )
 def test_what_cant_be_saved_says_why(tmp_path, model, drawn, sentence):
     with pytest.raises(dc.CannotSave, match=sentence):
         dc.precompile(model(), drawn, save=tmp_path, options=OPTIONS)
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_loaded_into_what_is_compiled_already(saved):
+    compiled = compiled_outside()
+    with pytest.raises(dc.CannotSave, match="as they are before `torch.compile`"):
+        dc.load(compiled, saved, OPTIONS)
+    assert set(compiled.state_dict()) == {f"_orig_mod.{name}" for name in toy().state_dict()}
 
 
 class ScaledDiT(ReadingDiT):
