@@ -8,7 +8,8 @@ Guards on Python's objects can't be saved, so a saved program is asked for by wh
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,13 @@ _PLAIN = (
     torch.dtype,
     torch.device,
     torch.layout,
+    torch.memory_format,
+    Enum,
 )
+
+
+class Untold(NamedTuple):
+    """In the place of a value that can't be told from others of its class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,8 @@ def modes_now() -> Modes:
 
 
 class Argument(NamedTuple):
-    """Its class, with its plain value, its length, or the number of the tensor in the call."""
+    """Its class, with its plain value, its length, or the number of the tensor in the call;
+    `Untold` where it has none of these."""
 
     of: type
     told: object
@@ -65,10 +73,16 @@ class Argument(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class CallKind:
     """`arguments`: of each argument by its path, the class of a tensor and which of the call's
-    tensors it is, or the value of all else; the type alone of what has no plain value."""
+    tensors it is, or the value of all else."""
 
     arguments: tuple[tuple[str, Argument], ...]
     modes: Modes
+
+    @property
+    def untold(self) -> tuple[str, Argument] | None:
+        """The first argument whose values can't be told apart, and its path: no graph may be taken
+        for another of its class."""
+        return next((each for each in self.arguments if each[1].told == Untold()), None)
 
     def difference(self, other: "CallKind") -> str | None:
         """The first thing in which `other` differs, as words; None where there is nothing."""
@@ -102,7 +116,7 @@ def _add(
     path: str, value: object, found: list[tuple[str, Argument]], numbers: dict[int, int]
 ) -> None:
     items: Iterable[tuple[object, object]] = ()
-    told: object = None
+    told: object = Untold()
     if isinstance(value, Tensor):
         told = numbers.setdefault(id(value), len(numbers))
     elif isinstance(value, _PLAIN):
@@ -111,6 +125,11 @@ def _add(
         told, items = len(value), value.items()
     elif isinstance(value, (list, tuple)):
         told, items = len(value), enumerate(value)
+    elif isinstance(value, (slice, range)):
+        told, items = 3, [(name, getattr(value, name)) for name in ("start", "stop", "step")]
+    elif is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value)]
+        told, items = len(names), [(name, getattr(value, name)) for name in names]
     found.append((path, Argument(type(value), told)))
     for key, item in items:
         _add(f"{path}[{key!r}]", item, found, numbers)

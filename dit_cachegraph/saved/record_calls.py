@@ -36,7 +36,8 @@ def record_calls(
     tensors alone.
 
     Raises:
-        CannotSave: gradients or autocast are on at a call, or each call has other numbers.
+        CannotSave: gradients or autocast are on at a call, each call has other numbers, or an
+            argument is of a class whose values can't be told apart.
     """
     found: list[dict[tuple[CallKind, Sizes], RecordedCall]] = [{} for _ in modules]
     handles = [
@@ -61,6 +62,13 @@ class _Recorder:
             raise CannotSave(
                 f"{type(module).__name__} was called with gradients or autocast on: draw under "
                 "`torch.no_grad()`, with the model in the dtype that it is to run in"
+            )
+        if kind.untold is not None:
+            path, argument = kind.untold
+            raise CannotSave(
+                f"{type(module).__name__} was called with {argument} as {path}, whose values can't "
+                "be told apart, so that a saved call might be taken for another: give it as "
+                "tensors, numbers, text, or a dataclass, list or dictionary of them"
             )
         sizes = tuple(tensor.shape for tensor in _tensors_of((args, kwargs)))
         self._calls.setdefault((kind, sizes), RecordedCall(kind, sizes, args, dict(kwargs)))

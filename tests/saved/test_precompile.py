@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,6 +141,65 @@ def test_a_call_of_another_kind_is_compiled(saved, change, said):
     assert graphs_traced() == 1
     (line,) = [line for line in lines if "no saved program" in line]
     assert said in line
+
+
+class Scaling(NamedTuple):
+    by: float
+
+
+@dataclass
+class Gain:
+    by: float
+    of: Scaling
+
+
+class GainedDiT(ReadingDiT):
+    def forward(self, hidden_states, timestep, encoder_hidden_states, gain, tokens=slice(0, 3)):
+        whole = super().forward(hidden_states, timestep, encoder_hidden_states)
+        return whole[:, tokens] * gain.by * gain.of.by
+
+
+def test_values_inside_of_arguments_are_told_apart(tmp_path):
+    def call(model, gain, **given):
+        with torch.no_grad():
+            return model(**toy_inputs(90.0), gain=gain, **given)
+
+    def gained():
+        return GainedDiT([GatedBlock() for _ in range(3)]).eval()
+
+    first = Gain(2.0, Scaling(1.0))
+    dc.precompile(gained(), lambda model: call(model, first), save=tmp_path, options=OPTIONS)
+    torch._dynamo.reset()
+    plain = gained()
+    model = dc.load(plain, tmp_path, OPTIONS)
+    with logged(logging.WARNING) as lines:
+        torch.testing.assert_close(call(model, Gain(2.0, Scaling(1.0))), call(plain, first))
+        assert was_loaded(model) == [True]
+        assert lines == []
+        for gain in (Gain(3.0, Scaling(1.0)), Gain(2.0, Scaling(5.0))):
+            torch.testing.assert_close(call(model, gain), call(plain, gain))
+        other = {"tokens": slice(1, 4)}
+        torch.testing.assert_close(call(model, first, **other), call(plain, first, **other))
+    said = ["gain['by'] is 3.0", "gain['of'][0] is 5.0", "tokens['start'] is 1 in place of 0"]
+    assert len(lines) == len(said)
+    assert all(text in line for text, line in zip(said, lines, strict=True))
+
+
+class ChoosingDiT(ReadingDiT):
+    def forward(self, hidden_states, timestep, encoder_hidden_states, choice):
+        whole = super().forward(hidden_states, timestep, encoder_hidden_states)
+        return 2 * whole if "twice" in choice else whole
+
+
+def test_an_argument_whose_values_cant_be_told_apart_isnt_saved(tmp_path):
+    model = ChoosingDiT([GatedBlock() for _ in range(3)]).eval()
+
+    def draw_twice(model):
+        with torch.no_grad():
+            model(**toy_inputs(90.0), choice={"twice"})
+
+    with pytest.raises(dc.CannotSave, match="called with a set as choice, whose values can't be"):
+        dc.precompile(model, draw_twice, save=tmp_path, options=OPTIONS)
 
 
 def test_with_gradients_on_nothing_saved_runs(saved):
