@@ -40,6 +40,7 @@ class Modes:
     """What in a process changes what a graph does, or whether one may be made."""
 
     is_grad_enabled: bool
+    is_inference_mode_enabled: bool
     is_autocast_enabled: bool
     default_dtype: torch.dtype
     matmul_precision: str
@@ -49,6 +50,7 @@ class Modes:
 def modes_now() -> Modes:
     return Modes(
         torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
         torch._C._is_any_autocast_enabled(),
         torch.get_default_dtype(),
         torch.get_float32_matmul_precision(),
@@ -72,8 +74,8 @@ class Argument(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallKind:
-    """`arguments`: of each argument by its path, the class of a tensor and which of the call's
-    tensors it is, or the value of all else."""
+    """`arguments`: of each argument by its path, the class of a tensor, which of the call's
+    tensors it is and whether inference mode has made it, or the value of all else."""
 
     arguments: tuple[tuple[str, Argument], ...]
     modes: Modes
@@ -131,5 +133,9 @@ def _add(
         names = [field.name for field in fields(value)]
         told, items = len(names), [(name, getattr(value, name)) for name in names]
     found.append((path, Argument(type(value), told)))
+    if isinstance(value, Tensor):
+        # Dynamo makes another graph of one, also outside of that mode.
+        how = f"whether {path} was made in inference mode"
+        found.append((how, Argument(bool, value.is_inference())))
     for key, item in items:
         _add(f"{path}[{key!r}]", item, found, numbers)

@@ -136,19 +136,19 @@ def _programs_for(
     module: nn.Module, calls: list[RecordedCall], options: Options
 ) -> "list[Program]":
     """A program for each kind of call, and for each size where one can't be for several."""
-    from dit_cachegraph.saved.program import compile_program  # noqa: PLC0415
+    from dit_cachegraph.saved.program import compile_program, mode_of  # noqa: PLC0415
 
     if not calls:
         raise CannotSave(f"`draw` never called {type(module).__name__}: there is nothing to save")
     programs: list[Program] = []
     for call in calls:
-        if any(p.kind == call.kind and p.takes(module, call.args, call.kwargs) for p in programs):
-            continue
+        alike = [program for program in programs if program.kind == call.kind]
+        with mode_of(call.kind):
+            if any(program.takes(module, call.args, call.kwargs) for program in alike):
+                continue
         example = with_open_sizes(call, calls)
         log.info("%s: compiling program %d", type(module).__name__, len(programs) + 1)
-        with torch.no_grad():
-            made = compile_program(module, call.kind, example.args, example.kwargs, options)
-        programs.append(made)
+        programs.append(compile_program(module, call.kind, example.args, example.kwargs, options))
     return programs
 
 

@@ -9,6 +9,7 @@ model are left out: it has to stay as it was when it was saved, as with `frozen_
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -63,7 +64,8 @@ def program_from_bytes(data: bytes, module: nn.Module) -> Program:
     kind, options, function = pickle.loads(data)
     names = _function_of(module).__globals__
     try:
-        loaded = AOTCompiledFunction.deserialize(function, names, _functions_around(module))
+        with mode_of(kind):
+            loaded = AOTCompiledFunction.deserialize(function, names, _functions_around(module))
     except (InvalidCxxCompiler, CppCompileError) as error:
         raise CannotLoad(f"its kernels have to be built anew here, which fails: {error}") from error
     return Program(kind, options, loaded)
@@ -84,13 +86,21 @@ def compile_program(
         options={"guard_filter_fn": _is_on_own_tensors},
     )
     try:
-        function = compiled.aot_compile((tuple(args), dict(kwargs)))
+        with mode_of(kind):
+            function = compiled.aot_compile((tuple(args), dict(kwargs)))
     except Unsupported as error:
         raise CannotSave(
             f"{type(module).__name__} can't be saved: its forward isn't one graph, and what runs "
             f"between two can't be written down. Dynamo says: {error}"
         ) from error
     return Program(kind, options, function)
+
+
+def mode_of(kind: CallKind) -> AbstractContextManager[object]:
+    """That in which gradients are off at its calls: guards on tensors tell the two apart, by that
+    in which they are made."""
+    is_inference = kind.modes.is_inference_mode_enabled
+    return torch.inference_mode() if is_inference else torch.no_grad()
 
 
 def _backend_that_saves(options: Options) -> Callable[..., Any]:

@@ -112,8 +112,9 @@ def _differing(sizes: Sequence[torch.Size]) -> list[int]:
 
 
 def _marked(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """A copy, since a mark lies on the tensor."""
-    copy = tensor.clone()
+    """A copy, since a mark lies on the tensor; of inference mode where that is."""
+    with torch.inference_mode(tensor.is_inference()):
+        copy = tensor.clone()
     for dim in dims:
         torch._dynamo.maybe_mark_dynamic(copy, dim)
     return copy

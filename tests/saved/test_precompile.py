@@ -202,6 +202,40 @@ def test_an_argument_whose_values_cant_be_told_apart_isnt_saved(tmp_path):
         dc.precompile(model, draw_twice, save=tmp_path, options=OPTIONS)
 
 
+@pytest.mark.parametrize("are_inputs_of_it", [True, False])
+def test_what_is_drawn_in_inference_mode_is_loaded_in_it(tmp_path, are_inputs_of_it):
+    given = [toy_inputs(angle, batch=batch) for batch in BATCHES for angle in (90.0, 80.0)]
+
+    @torch.inference_mode()
+    def infer(model):
+        inputs = given
+        if are_inputs_of_it:
+            inputs = [{name: value.clone() for name, value in each.items()} for each in given]
+        return [model(**each) for each in inputs]
+
+    dc.precompile(toy(), infer, save=tmp_path, options=OPTIONS)
+    assert len(list(tmp_path.rglob("*.bin"))) == 1, "one program takes both batches"
+    torch._dynamo.reset()
+    model = dc.load(toy(), tmp_path, OPTIONS)
+    with logged(logging.WARNING) as lines:
+        torch.testing.assert_close(infer(model), infer(toy()))
+        assert (was_loaded(model), lines) == ([True], [])
+        draw(model, (2,))
+    (line,) = lines
+    assert "is_inference_mode_enabled=False" in line
+    assert was_loaded(model) == [True, False]
+
+
+def test_a_tensor_of_inference_mode_is_told_from_others(saved):
+    model, plain = dc.load(toy(), saved, OPTIONS), toy()
+    with torch.inference_mode():
+        inputs = toy_inputs(90.0)
+    with torch.no_grad(), logged(logging.WARNING) as lines:
+        torch.testing.assert_close(model(**inputs), plain(**inputs))
+    (line,) = lines
+    assert "whether hidden_states was made in inference mode is True in place of False" in line
+
+
 def test_with_gradients_on_nothing_saved_runs(saved):
     model = dc.load(toy(), saved, OPTIONS)
     with pytest.warns(dc.NotCachedWarning, match="compiled with gradients on"):
