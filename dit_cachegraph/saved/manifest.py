@@ -1,13 +1,19 @@
 """What was saved, for which model and by what: checked before anything of it is read.
 
-folder/transformer/manifest.json    versions, the model's parts, a hash of each program
-folder/transformer/program_0.bin    code: to be trusted like a package that is installed
+folder/transformer/manifest.json            versions, the model's parts, a hash of each program
+folder/transformer/program_5d41402a.bin     code: to be trusted like a package that is installed
+
+Programs are named by what is in them, and each file appears whole: whoever reads finds all of what
+one process has saved, also while another saves into the same folder.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import platform
+import tempfile
+import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,27 +47,59 @@ class Manifest:
     built_for: tuple[str, ...] = ()
 
 
-def write_programs(folder: Path, module: nn.Module, programs: list[bytes]) -> None:
-    """Write the programs of `module` with their manifest, which comes last: a folder without one is
-    none."""
+def check_writable(folder: Path, names: Iterable[str]) -> None:
+    """Raises OSError where nothing can be written into `folder`, or for the parts of these names
+    of a pipeline into theirs."""
+    for place in (folder, *(folder_for(folder, name) for name in names)):
+        if place.exists():
+            with tempfile.TemporaryFile(dir=place):
+                pass
+
+
+def write_programs(folder: Path, module: nn.Module, programs: Iterable[bytes]) -> None:
+    """Write the programs of `module`, then their manifest in the place of the one before it, whose
+    own programs go."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _FILE).unlink(missing_ok=True)
+    before = _manifest_in(folder)
     hashes = {}
-    for i, data in enumerate(programs):
-        name = f"program_{i}.bin"
-        (folder / name).write_bytes(data)
-        hashes[name] = hashlib.sha256(data).hexdigest()
+    for data in programs:
+        found = hashlib.sha256(data).hexdigest()
+        name = f"program_{found[:16]}.bin"
+        _write_whole(folder / name, data)
+        hashes[name] = found
     manifest = Manifest(maker_on(_device_of(module)), _parts_of(module), hashes)
-    (folder / _FILE).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    _write_whole(folder / _FILE, json.dumps(asdict(manifest), indent=1).encode())
+    if isinstance(before, Manifest):
+        for name in before.programs.keys() - hashes.keys():
+            path = folder / name
+            if path.parent == folder:
+                path.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """In one step, for whoever reads: what was there before stays up to it."""
+    beside = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _manifest_in(folder: Path) -> Manifest | str:
+    """The manifest in a folder, or why there is none."""
+    try:
+        return parse_manifest((folder / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{folder} holds nothing that `precompile` has saved whole: {error!r}"
 
 
 def read_programs(folder: Path, module: nn.Module) -> list[bytes] | str:
     """The programs that were saved in `folder` for a model like `module`; a sentence where there
     are none, or not for such a one or from elsewhere."""
-    try:
-        manifest = parse_manifest((folder / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"{folder} holds nothing that `precompile` has saved whole: {error!r}"
+    manifest = _manifest_in(folder)
+    if isinstance(manifest, str):
+        return manifest
     here = maker_on(_device_of(module))
     misfit = why_made_elsewhere(manifest.maker, here) or _other_model(manifest.model, module)
     if misfit is not None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from dit_cachegraph.exc import CannotLoad, CannotSave, InvalidConfig, NotLoadedWarning
 from dit_cachegraph.saved.forward import SavedForward, check_plain
-from dit_cachegraph.saved.manifest import folder_for, read_programs, write_programs
+from dit_cachegraph.saved.manifest import check_writable, folder_for, read_programs, write_programs
 from dit_cachegraph.saved.record_calls import RecordedCall, record_calls, with_open_sizes
 from dit_cachegraph.targets import modules_in
 
@@ -56,7 +56,7 @@ def precompile(
         CannotSave: the model is compiled already or has hooks, its forward breaks into several
             graphs, isn't cached, or isn't called by `draw`; or torch is older than 2.13.
         InvalidConfig: `save` is a file.
-        OSError: `save` can't be made.
+        OSError: `save` can't be made, or nothing can be written into it.
         UnknownTarget: `target` holds no transformer.
     """
     if (reason := _too_old()) is not None:
@@ -69,6 +69,7 @@ def precompile(
         raise InvalidConfig(f"save={str(folder)!r} is a file: give the name of a folder")
     # Where nothing can be written, that is found before the minutes that compiling takes.
     folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder, [part.name for part in parts])
     calls = record_calls([part.module for part in parts], lambda: draw(target))
     made = {
         part: _programs_for(part.module, recorded, options)

@@ -24,6 +24,7 @@ import dit_cachegraph as dc
 from dit_cachegraph.cpu import cpu_features
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.savable import SavableModel
+from dit_cachegraph.saved.manifest import read_programs, write_programs
 from support.logged import logged
 from support.tiny_pipelines import FAST_PIPELINES
 from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
@@ -299,7 +300,7 @@ def test_what_another_version_or_machine_made_is_compiled_afresh(folder, name):
     "damage", [lambda d: d[:-1], lambda d: d[:-1] + b"?"], ids=["cut", "other"]
 )
 def test_nothing_runs_of_a_file_that_was_changed(folder, damage):
-    path = folder / "model" / "program_0.bin"
+    (path,) = (folder / "model").glob("*.bin")
     path.write_bytes(damage(path.read_bytes()))
     assert_afresh(toy(), folder, "missing, cut short or changed")
 
@@ -338,6 +339,43 @@ def test_what_nothing_can_be_saved_in_is_said_before_anything_is_drawn(tmp_path)
         dc.precompile(toy(), draw, save=file, options=OPTIONS)
     with pytest.raises(NotADirectoryError):
         dc.precompile(toy(), draw, save=file / "below", options=OPTIONS)
+    (tmp_path / "model").touch()
+    with pytest.raises(NotADirectoryError):
+        dc.precompile(toy(), draw, save=tmp_path, options=OPTIONS)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that nobody may write into")
+def test_a_folder_that_is_there_and_takes_no_file_is_found_before_anything_is_drawn():
+    with pytest.raises(OSError, match="/proc"):
+        dc.precompile(toy(), lambda _: pytest.fail("drawn"), save="/proc", options=OPTIONS)
+
+
+def test_who_saves_into_one_folder_at_once_leaves_what_one_of_them_has_saved(tmp_path):
+    """One is at its second program while the other writes all of its own."""
+    model, folder = toy(), tmp_path / "model"
+
+    def programs_of_the_first():
+        yield b"first"
+        write_programs(folder, model, [b"second", b"second too"])
+        yield b"first too"
+
+    write_programs(folder, model, [b"from before"])
+    write_programs(folder, model, programs_of_the_first())
+    assert read_programs(folder, model) == [b"first", b"first too"]
+    write_programs(folder, model, [b"last"])
+    assert read_programs(folder, model) == [b"last"]
+    assert not [path for path in folder.iterdir() if path.read_bytes().startswith(b"first")]
+
+
+def test_what_was_saved_stays_where_it_cant_be_replaced(tmp_path):
+    model = toy()
+    write_programs(tmp_path, model, [b"before"])
+    in_the_way = tmp_path / f"program_{hashlib.sha256(b'after').hexdigest()[:16]}.bin" / "below"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(OSError, match="program_"):
+        write_programs(tmp_path, model, [b"after"])
+    assert read_programs(tmp_path, model) == [b"before"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_an_empty_folder_is_nothing(tmp_path):
@@ -570,7 +608,7 @@ def test_a_new_process_neither_traces_nor_compiles(saved_alone, tmp_path):
 def built_for_another_cpu(folder: Path) -> None:
     """Give one of the instruction sets that were noted another name, and sign it."""
     path, noted = folder / "model" / "manifest.json", sorted(cpu_features())[0].encode()
-    program = path.with_name("program_0.bin")
+    (program,) = path.parent.glob("*.bin")
     as_pickled = pickle.SHORT_BINUNICODE + bytes([len(noted)])
     assert as_pickled + noted in program.read_bytes()
     another = program.read_bytes().replace(as_pickled + noted, as_pickled + noted[:-1] + b"?")
