@@ -9,6 +9,7 @@ from torch import nn
 
 from dit_cachegraph.exc import CannotSave
 from dit_cachegraph.saved.call_kind import CallKind, kind_of
+from dit_cachegraph.saved.model_parts import WatchedParts, num_hooks
 from dit_cachegraph.targets import is_compiled
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class SavedForward:
     def __init__(self, module: nn.Module, programs: "list[Program]", compiled: Forward) -> None:
         self._module, self._programs, self._compiled = module, programs, compiled
         self._signature = inspect.signature(module.forward)
+        self._parts = WatchedParts(module)
         self._told: set[CallKind] = set()
 
     def __call__(self, *args: object, **kwargs: object) -> object:
@@ -38,8 +40,9 @@ class SavedForward:
             kind = kind_of(self._signature, args, kwargs)
         except TypeError:
             return None  # The model says what is wrong with them.
-        if has_hooks(self._module):
-            self._tell_once(kind, "hooks were put on the model since")
+        change = self._parts.change()
+        if change is not None:
+            self._tell_once(kind, f"the model has changed since: {change}")
             return None
         for program in self._programs:
             if program.kind == kind and program.takes(self._module, args, kwargs):
@@ -60,17 +63,12 @@ class SavedForward:
             log.warning("%s: no saved program takes this call, which is compiled: %s", name, why)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether more runs at a call of the module than its own forward."""
-    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
-
-
 def check_plain(module: nn.Module) -> None:
     """Raises CannotSave where more than the module's own forward would run at its calls."""
     name = type(module).__name__
     if is_compiled(module):
         raise CannotSave(f"{name} is compiled already: give it as it was before")
-    if has_hooks(module):
+    if num_hooks(module):
         raise CannotSave(
             f"{name} has hooks or a forward of its own (offloading, another library's cache), "
             "which a saved call wouldn't run: put them on after this"

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from dit_cachegraph.exc import CannotSave
+from dit_cachegraph.saved.model_parts import other_model, parts_of
 
 _FILE = "manifest.json"
 
@@ -38,7 +39,7 @@ class Maker:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`model`: a line for each module, parameter and buffer; `programs`: the hash of each file;
+    """`model`: a line for each part of the model; `programs`: the hash of each file;
     `built_for`: what a CPU has to have that runs them, where nothing in them can do without."""
 
     maker: Maker
@@ -67,7 +68,7 @@ def write_programs(folder: Path, module: nn.Module, programs: Iterable[bytes]) -
         name = f"program_{found[:16]}.bin"
         _write_whole(folder / name, data)
         hashes[name] = found
-    manifest = Manifest(maker_on(_device_of(module)), _parts_of(module), hashes)
+    manifest = Manifest(maker_on(_device_of(module)), parts_of(module), hashes)
     _write_whole(folder / _FILE, json.dumps(asdict(manifest), indent=1).encode())
     if isinstance(before, Manifest):
         for name in before.programs.keys() - hashes.keys():
@@ -101,9 +102,12 @@ def read_programs(folder: Path, module: nn.Module) -> list[bytes] | str:
     if isinstance(manifest, str):
         return manifest
     here = maker_on(_device_of(module))
-    misfit = why_made_elsewhere(manifest.maker, here) or _other_model(manifest.model, module)
+    misfit = why_made_elsewhere(manifest.maker, here)
     if misfit is not None:
         return misfit
+    other = other_model(manifest.model, module)
+    if other is not None:
+        return f"it was saved for another {type(module).__name__}: {other}"
     programs = []
     for name, expected in manifest.programs.items():
         path = folder / name
@@ -154,33 +158,6 @@ def why_made_elsewhere(saved: Maker, here: Maker) -> str | None:
         if was != now:
             return f"it was saved with {name} {was}, and this is {now}: save it again here"
     return None
-
-
-def _parts_of(module: nn.Module) -> tuple[str, ...]:
-    """A line for all of the model that decides what is compiled."""
-    lines = [f"{n or 'it'}: {type(m).__name__}{_training(m)}" for n, m in module.named_modules()]
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    lines += [f"{n}: {list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for n, t in tensors]
-    config = getattr(module, "config", None)
-    if isinstance(config, dict):
-        lines += [f"config {n}: {v!r}" for n, v in config.items() if not n.startswith("_")]
-    return tuple(lines)
-
-
-def _training(module: nn.Module) -> str:
-    return " in training" if module.training else ""
-
-
-def _other_model(saved: tuple[str, ...], module: nn.Module) -> str | None:
-    here = _parts_of(module)
-    if saved == here:
-        return None
-    name = type(module).__name__
-    first = next((line for line in here if line not in set(saved)), None)
-    if first is None:
-        lost = next((line for line in saved if line not in set(here)), "the order of its parts")
-        return f"it was saved for another {name}: this one lacks `{lost}`"
-    return f"it was saved for another {name}: this one has `{first}`"
 
 
 def folder_for(folder: Path, name: str) -> Path:

@@ -49,8 +49,8 @@ def precompile(
     open in what is compiled. `options` are those of `torch.compile`. Returns what `load` returns,
     so that this process needn't load.
 
-    The folder holds code: load only what you would install. As with `frozen_weights`, the model has
-    to stay as it was; the values of its weights may be others.
+    The folder holds code: load only what you would install. The values of the model's weights may
+    be others later; calls of a model whose parts have changed are compiled as they come.
 
     Raises:
         CannotSave: the model is compiled already or has hooks, its forward breaks into several

@@ -4,7 +4,7 @@
 
 Of Dynamo's guards only those on the sizes, dtypes and devices of the call's own tensors are kept.
 Those on Python's values and on the process can't be saved: `CallKind` stands for them. Those on the
-model are left out: it has to stay as it was when it was saved, as with `frozen_weights`.
+model are left out: `model_parts` stands for them.
 """
 
 import pickle

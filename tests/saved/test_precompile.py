@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -19,15 +20,18 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch._inductor.utils import fresh_cache
+from torch.nn.utils.parametrizations import weight_norm
 
 import dit_cachegraph as dc
 from dit_cachegraph.cpu import cpu_features
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.savable import SavableModel
 from dit_cachegraph.saved.manifest import read_programs, write_programs
+from dit_cachegraph.saved.model_parts import WatchedParts
+from support.halved_weight import HalvedWeight
 from support.logged import logged
 from support.tiny_pipelines import FAST_PIPELINES
-from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
+from support.toy_dits import DIM, GatedBlock, ReadingDiT, toy_inputs
 
 OPTIONS = {
     "inner_backend": "eager",
@@ -252,6 +256,142 @@ def test_hooks_that_were_put_on_later_run(saved):
         inner.register_forward_hook(lambda *_: seen.append(1))
         model(**toy_inputs(90.0))
     assert seen == [1]
+
+
+class Times:
+    """What a layer calls, with a number of its own."""
+
+    by = 1.0
+
+    def __call__(self, x):
+        return self.by * x
+
+
+class TunedBlock(GatedBlock):
+    def __init__(self):
+        super().__init__()
+        self.gain, self.processor = 1.0, Times()
+
+    def forward(self, h, temb, e=None):
+        return self.processor(self.gain * super().forward(h, temb, e))
+
+
+def tuned() -> nn.Module:
+    torch.manual_seed(0)
+    return ReadingDiT([TunedBlock() for _ in range(3)]).eval()
+
+
+@pytest.fixture(scope="module")
+def saved_tuned(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tuned")
+    dc.precompile(tuned(), draw, save=folder, options=OPTIONS)
+    return folder
+
+
+class Adapted(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.low_rank = layer, nn.Linear(DIM, 2 * DIM)
+
+    def forward(self, x):
+        return self.layer(x) + self.low_rank(x)
+
+
+def adapt(block):
+    block.up = Adapted(block.up)
+
+
+def gain(block):
+    block.gain = 3.0
+
+
+def other_processor(block):
+    block.processor = torch.tanh
+
+
+def tune_processor(block):
+    block.processor.by = 3.0
+
+
+def hook(block):
+    block.register_forward_hook(lambda *given: 2 * given[-1])
+
+
+def other_forward(block):
+    block.forward = lambda h, temb, e: 2 * h
+
+
+def parametrize(block):
+    weight_norm(block.up)
+    block.up.parametrizations.weight.original0.data.mul_(2)
+
+
+def halve_up(block):
+    block.up.weight = nn.Parameter(HalvedWeight(block.up.weight.detach()), requires_grad=False)
+
+
+def transpose(block):
+    block.up.weight = nn.Parameter(block.up.weight.detach().t().contiguous().t())
+
+
+CHANGES = [
+    (adapt, "`blocks.1.up: Adapted in training`"),
+    (gain, "`blocks.1.gain: 3.0`"),
+    (other_processor, "`blocks.1.processor: .*tanh`"),
+    (tune_processor, "`blocks.1.processor.by: 3.0`"),
+    (hook, r"`blocks.1: hooks or another forward \(1\)`"),
+    (other_forward, r"`blocks.1: hooks or another forward \(1\)`"),
+    (parametrize, "`blocks.1.up: ParametrizedLinear`"),
+    (halve_up, r"`blocks.1.up.weight: \[16, 8\] float32 of HalvedWeight`"),
+    (transpose, r"`blocks.1.up.weight: \[16, 8\] float32 with strides \[1, 16\]`"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), CHANGES)
+def test_what_a_forward_goes_by_is_a_part_of_the_model(saved_tuned, change, sentence):
+    model = tuned()
+    change(model.blocks[1])
+    with pytest.warns(dc.NotLoadedWarning, match=sentence):
+        dc.load(model, saved_tuned, OPTIONS)
+
+
+@pytest.mark.parametrize(("change", "sentence"), CHANGES)
+def test_a_model_that_changes_after_loading_is_compiled_as_it_is(saved_tuned, change, sentence):
+    plain = tuned()
+    model = dc.load(plain, saved_tuned, {**OPTIONS})
+    draw(model, (2,))
+    change(plain.blocks[1])
+    with logged(logging.WARNING) as lines:
+        outputs = draw(model, (2,))
+    torch.testing.assert_close(outputs, compiled_afresh(plain)[:5])
+    (line,) = lines
+    assert re.search(f"the model has changed since: this one has {sentence}", line)
+
+
+def test_a_change_that_is_taken_back_leaves_what_was_loaded(saved_tuned):
+    plain = tuned()
+    model = dc.load(plain, saved_tuned, OPTIONS)
+    layer = plain.blocks[1].up
+    adapt(plain.blocks[1])
+    draw(model, (2,))
+    plain.blocks[1].up = layer
+    with logged(logging.WARNING) as lines:
+        draw(model, (2,))
+    assert lines == []
+    assert was_loaded(model) == [False, True]
+
+
+def test_nothing_of_python_runs_for_each_part_of_a_model():
+    def num_calls(depth):
+        watched, calls = WatchedParts(toy(depth=depth)), []
+        sys.setprofile(lambda frame, event, _: calls.append(frame) if event == "call" else None)
+        try:
+            watched.change()
+        finally:
+            sys.setprofile(None)
+        return len(calls)
+
+    assert num_calls(2) == num_calls(20)
 
 
 def test_wrong_arguments_are_the_models_own_error(saved):

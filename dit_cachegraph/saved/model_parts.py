@@ -1,0 +1,156 @@
+"""What of a model decides what is compiled for it, as lines, and whether it has changed since.
+
+Dynamo's guards on a model can't be saved. These stand for them: what was compiled runs only on a
+model of the same lines.
+
+    blocks.0.up: Linear                             blocks.0.up.weight: [16, 8] float32
+    blocks.0.attn.processor: FluxAttnProcessor      blocks.0.scale: 0.5
+    blocks.0: hooks or another forward (1)
+"""
+
+import operator
+from collections.abc import Iterator, Sequence, Sized
+from enum import Enum
+from itertools import chain
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (bool, int, float, Enum, torch.dtype)
+
+
+class _Attribute(NamedTuple):
+    """`holder[name]`, which a forward may go by."""
+
+    path: str
+    holder: dict[str, object]
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_told(self.holder[self.name])}"
+
+
+def parts_of(module: nn.Module) -> tuple[str, ...]:
+    """A line for all of the model that decides what is compiled."""
+    modules = list(module.named_modules())
+    lines = [f"{n or 'it'}: {type(m).__name__}{_training(m)}" for n, m in modules]
+    lines += [
+        f"{n or 'it'}: hooks or another forward ({num_hooks(m)})"
+        for n, m in modules
+        if num_hooks(m)
+    ]
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    lines += [f"{n}: {_tensor_line(t)}" for n, t in tensors]
+    lines += [str(attribute) for n, m in modules for attribute in _attributes(n, m)]
+    config = getattr(module, "config", None)
+    if isinstance(config, dict):
+        lines += [f"config {n}: {v!r}" for n, v in config.items() if not n.startswith("_")]
+    return tuple(lines)
+
+
+def other_model(saved: Sequence[str], module: nn.Module) -> str | None:
+    """What of the model isn't as in lines of before; None where all is."""
+    here = parts_of(module)
+    if tuple(saved) == here:
+        return None
+    first = next((line for line in here if line not in set(saved)), None)
+    if first is not None:
+        return f"this one has `{first}`"
+    lost = next((line for line in saved if line not in set(here)), "the order of its parts")
+    return f"this one lacks `{lost}`"
+
+
+def num_hooks(module: nn.Module) -> int:
+    """How much more runs at a call of the module than its own forward."""
+    hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return hooks + ("forward" in vars(module))
+
+
+class WatchedParts:
+    """Whether a model still is as it was. Nothing is walked but at a call after a change."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._parts = module, parts_of(module)
+        self._seen = _Seen(module)
+        self._change: str | None = None
+
+    def change(self) -> str | None:
+        """What of it is otherwise now, as words."""
+        if not self._seen.is_unchanged():
+            self._change = other_model(self._parts, self._module)
+            self._seen = _Seen(self._module)
+        return self._change
+
+
+class _Seen:
+    """The very objects that a model is made of: no function of Python runs for each of them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = list(module.modules())
+        told = [attribute for m in modules for attribute in _attributes("", m)]
+        told += [_Attribute("", vars(m), "training") for m in modules]
+        self._holders = [attribute.holder for attribute in told]
+        self._names = [attribute.name for attribute in told]
+        self._parts: list[dict[str, Any]] = []
+        for held in modules:
+            self._parts += (held._modules, held._parameters, held._buffers)
+        hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
+        values = [attribute.holder[attribute.name] for attribute in told]
+        inside = [d for value in values if isinstance(d := getattr(value, "__dict__", None), dict)]
+        self._counted: list[Sized] = [*map(vars, modules), *self._parts, *hooks, *inside]
+        self._count = self._count_now()
+        self._objects = list(self._objects_now())
+
+    def is_unchanged(self) -> bool:
+        if self._count_now() != self._count:
+            return False
+        try:
+            return all(map(operator.is_, self._objects_now(), self._objects))
+        except KeyError:  # An attribute has gone, and another one come.
+            return False
+
+    def _count_now(self) -> int:
+        return sum(map(len, self._counted))
+
+    def _objects_now(self) -> Iterator[object]:
+        parts = chain.from_iterable(map(dict.values, self._parts))
+        return chain(parts, map(operator.getitem, self._holders, self._names))
+
+
+def _attributes(path: str, module: nn.Module) -> Iterator[_Attribute]:
+    """The numbers and the functions that a module holds, and the numbers that those hold."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training" or isinstance(value, type):
+            continue
+        own = f"{path}.{name}".lstrip(".")
+        if isinstance(value, _PLAIN) or callable(value):
+            yield _Attribute(own, vars(module), name)
+        if callable(value):
+            inside = getattr(value, "__dict__", {})
+            yield from (
+                _Attribute(f"{own}.{n}", inside, n)
+                for n, held in inside.items()
+                if isinstance(held, _PLAIN)
+            )
+
+
+def _told(value: object) -> str:
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, FunctionType | BuiltinFunctionType):
+        return value.__qualname__
+    return type(value).__name__
+
+
+def _tensor_line(tensor: Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    kind = type(tensor)
+    of = "" if kind in (Tensor, nn.Parameter, nn.Buffer) else f" of {kind.__name__}"
+    lies = "" if tensor.is_contiguous() else f" with strides {list(tensor.stride())}"
+    return f"{list(tensor.shape)} {dtype}{of}{lies}"
+
+
+def _training(module: nn.Module) -> str:
+    return " in training" if module.training else ""
