@@ -158,7 +158,9 @@ def _put(target: Target, part: _Part, programs: "list[Program]", options: Option
     given = cast(dict[str, Any], dict(options))
     compiled = cast(nn.Module, torch.compile(part.module, backend="cachedit", options=given))
     if programs:
-        compiled.forward = SavedForward(part.module, programs, compiled.forward)
+        forward = SavedForward(part.module, programs, compiled.forward)
+        # Where the caller's own code is compiled, a trace ends here and goes on afterwards.
+        compiled.forward = torch.compiler.disable(forward, reason="it is compiled already")
     if target is part.module:
         return cast(Target, compiled)
     setattr(target, part.name, compiled)

@@ -4,6 +4,7 @@ every call or folder that doesn't fit is compiled afresh, with the reason."""
 import hashlib
 import json
 import logging
+import operator
 import os
 import pickle
 import re
@@ -107,6 +108,24 @@ def test_what_is_loaded_draws_the_same_without_a_trace(saved):
     assert was_loaded(model) == [True], "one program takes both batches"
     assert "loaded in" in str(report)
     dc.check(model)
+
+
+def test_a_function_of_the_caller_that_is_compiled_leaves_it_whole(saved):
+    torch._dynamo.reset()
+    model, targets = dc.load(toy(), saved, OPTIONS), []
+
+    def note(gm, _):
+        targets.extend(node.target for node in gm.graph.nodes if node.op == "call_function")
+        return gm.forward
+
+    @torch.compile(backend=note)
+    def doubled(**inputs):
+        return 2 * model(**inputs)
+
+    outputs = draw(doubled)
+    assert set(targets) == {operator.mul}, "nothing of the driver is traced"
+    assert [step.hit for step in dc.summary(model).steps] == DECISIONS * 2
+    torch.testing.assert_close(outputs, [2 * output for output in compiled_afresh(toy())])
 
 
 def test_the_process_that_saves_goes_on_with_it(tmp_path):
