@@ -29,6 +29,7 @@ from dit_cachegraph.graph.prepare.drop_grad_modes import drop_grad_modes
 from dit_cachegraph.graph.prepare.inline_regions import inline_regions
 from dit_cachegraph.graph.prepare.move_numbers import move_numbers
 from dit_cachegraph.graph.prepare.plain_writes import plain_writes
+from dit_cachegraph.graph.prepare.unmark_given import unmark_given
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
 from dit_cachegraph.graph.understand.check_share import check_share
@@ -133,6 +134,7 @@ def _link(
 
 
 def _prepare(gm: fx.GraphModule) -> None:
+    unmark_given(gm)
     inline_regions(gm)
     drop_grad_modes(gm)
     move_numbers(gm)

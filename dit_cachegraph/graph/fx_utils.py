@@ -20,6 +20,7 @@ from dit_cachegraph.plan import Block
 _Item = TypeVar("_Item")
 _MODULES_DICT = re.compile(r"(?:\.__dict__\['_modules'\]|\._modules)\['([^']+)'\]")
 _ITEM = re.compile(r"\[(\d+)\]")
+WEIGHT_MARK = "_dynamo_static_input_type"
 _ROOT = re.compile(r"^[LG]\['[^']*'\](?:\.__self__)?\.?")
 
 
@@ -107,18 +108,25 @@ def source_of(placeholder: fx.Node) -> Any:  # noqa: ANN401  # Dynamo's `Source`
 def is_number_of_module(placeholder: fx.Node) -> bool:
     """True for a Python number that some module holds: after it has changed once, Dynamo hands it
     over as a tensor without sizes, at each call a new one."""
-    value, source = value_of(placeholder), source_of(placeholder)
-    if is_parameter(placeholder) or source is None or not isinstance(value, torch.Tensor):
+    value = value_of(placeholder)
+    if is_parameter(placeholder) or not isinstance(value, torch.Tensor):
+        return False
+    return value.dim() == 0 and is_of_module(placeholder)
+
+
+def is_of_module(placeholder: fx.Node) -> bool:
+    """True for an argument that Dynamo found in some module."""
+    source = source_of(placeholder)
+    if source is None:
         return False
     # `guard_source` was a method up to torch 2.11 and is a property since.
     guarded = source.guard_source() if callable(source.guard_source) else source.guard_source
-    return value.dim() == 0 and "NN_MODULE" in guarded.name
+    return "NN_MODULE" in guarded.name
 
 
 def is_parameter(placeholder: fx.Node) -> bool:
     """True for parameters, buffers and plain tensor attributes of modules."""
-    tensor_dict = placeholder.meta.get("tensor_dict") or {}
-    return "_dynamo_static_input_type" in tensor_dict
+    return WEIGHT_MARK in (placeholder.meta.get("tensor_dict") or {})
 
 
 def is_weight(node: fx.Node) -> bool:

@@ -19,7 +19,14 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from dit_cachegraph.exc import CannotSave
-from dit_cachegraph.graph.fx_utils import free_symbols, is_weight, layout_key, storage_of, value_of
+from dit_cachegraph.graph.fx_utils import (
+    WEIGHT_MARK,
+    free_symbols,
+    is_weight,
+    layout_key,
+    storage_of,
+    value_of,
+)
 from dit_cachegraph.graph.node_effects import has_effect
 
 
@@ -36,7 +43,7 @@ def as_traced(program: ExportedProgram) -> fx.GraphModule:
         if "val" in node.meta:
             node.meta["example_value"] = node.meta["val"]
         if node.op == "placeholder" and kinds[node.name] is not InputKind.USER_INPUT:
-            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+            node.meta["tensor_dict"] = {WEIGHT_MARK: "unguarded"}
         if node.op == "placeholder" and kinds[node.name] is InputKind.PARAMETER:
             node.meta["example_value"] = nn.Parameter(node.meta["val"], requires_grad=False)
     _leave_out_constants(gm)
