@@ -95,7 +95,7 @@ def contents(tensors: Sequence[Tensor]) -> Tensor:
     sum over all of them at once would round as their number has it."""
     sums, waves = [], None
     for tensor in tensors:
-        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
         flat = real.reshape(-1).double()
         if waves is None:
             places = torch.arange(flat.numel(), device=flat.device, dtype=torch.float64)

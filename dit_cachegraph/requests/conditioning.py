@@ -1,6 +1,7 @@
 """What a call was given beside latents and timestep: its text, its masks, its positions.
 
-identity   their storages, offsets and shapes: the very same objects, or slices of them made anew
+identity   their storages, and what they read of them: the very same objects, or slices of them made
+           anew
 versions   how often they were written to
 content    sums over their elements, for callers that rebuild or write their conditioning at every
            call
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dit_cachegraph import ops
+from dit_cachegraph.requests.latents import place_of
 
 T = TypeVar("T")
 MAX_IDLE, MAX_ENDED = 1024, 8  # Requests by name of which nothing is held, under the same objects.
@@ -24,7 +26,7 @@ MAX_IDLE, MAX_ENDED = 1024, 8  # Requests by name of which nothing is held, unde
 def identity_of(request_key: Hashable | None, tensors: Sequence[Tensor]) -> tuple[Hashable, ...]:
     """Equal for the very same objects, good while their storages live. Its first entry is the
     request's key."""
-    return (request_key, *[(id(t.untyped_storage()), t.storage_offset(), t.shape) for t in tensors])
+    return (request_key, *[(id(t.untyped_storage()), place_of(t)) for t in tensors])
 
 
 Numbers = Callable[[], Sequence[float]]

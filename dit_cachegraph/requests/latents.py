@@ -16,7 +16,7 @@ says nothing, so only the elements that changed are compared.
 import math
 import operator
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,7 +89,7 @@ class Objects(NamedTuple):
     step. `place` is the same for the same objects, None where there are none."""
 
     storages: tuple["weakref.ref[torch.UntypedStorage]", ...]
-    places: tuple[tuple[int | torch.SymInt, torch.Size], ...]
+    places: tuple[Hashable, ...]
     versions: tuple[int, ...] | None
     place: int | None
 
@@ -111,9 +111,22 @@ def objects_of(values: Sequence[object]) -> Objects:
     """What a call took. Of its latents that is all of them, since one may stand still for ever."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors]
-    places = tuple([(tensor.storage_offset(), tensor.shape) for tensor in tensors])
+    places = tuple([place_of(tensor) for tensor in tensors])
     place = id(storages[0]) if storages else None
     return Objects(tuple(map(weakref.ref, storages)), places, versions_of(tensors), place)
+
+
+def place_of(tensor: Tensor) -> Hashable:
+    """Equal for what reads the same elements of a storage, in the same way."""
+    is_strided = tensor.layout is torch.strided
+    return (
+        tensor.storage_offset(),
+        tensor.shape,
+        tensor.stride() if is_strided else tensor.layout,
+        tensor.dtype,
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
 
 
 def versions_of(values: Sequence[object]) -> tuple[int, ...] | None:

@@ -172,6 +172,32 @@ def test_passes_with_a_text_each_hit():
     assert hits_of(model, 2 * NUM_STEPS) == [hit for hit in HITS for _ in range(2)]
 
 
+class TurnedDiT(CrossDiT):
+    """Turns a text by complex numbers."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, rotation: Tensor) -> Tensor:
+        text = (rotation * torch.complex(noise(7, 4), noise(8, 4))).imag
+        return super().forward(hidden_states, timestep, text)
+
+
+SQUARE = noise(9, DIM)
+ROTATION = torch.polar(torch.ones(1, 4, DIM), noise(9, 4))
+VIEWS = {
+    "transposed": (CrossDiT, (SQUARE, SQUARE.mT)),
+    "conjugated": (TurnedDiT, (ROTATION, ROTATION.conj())),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_passes_with_another_view_of_one_text_each_hit(kind):
+    make, texts = VIEWS[kind]
+    model = compile_even(make(0, 4))
+    for step, (actual, expected) in enumerate(draw(model, texts)):
+        if not HITS[step // 2]:
+            torch.testing.assert_close(actual, expected)
+    assert hits_of(model, 2 * NUM_STEPS) == [hit for hit in HITS for _ in range(2)]
+
+
 @pytest.mark.parametrize("is_named", [False, True], ids=["unnamed", "named"])
 @pytest.mark.parametrize("is_in_place", [False, True], ids=["new latents", "in place"])
 def test_a_timestep_that_is_evaluated_twice_hits(is_in_place, is_named):
