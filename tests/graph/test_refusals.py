@@ -9,10 +9,11 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import dit_cachegraph as dc
 from support.tiny_models import FLUX
-from support.toy_dits import GatedBlock, ToyDiT, adding_dit, gated_dit, toy_inputs
+from support.toy_dits import GatedBlock, ReadingDiT, ToyDiT, adding_dit, gated_dit, toy_inputs
 from support.toy_runs import assert_cached, assert_refused, compile_toy, once_more, run, toy_steps
 
 NO_LIST = "calls no module of a list"
@@ -267,3 +268,34 @@ def test_large_finite_step_may_hit() -> None:
     for inputs in steps:
         run(compiled, inputs)
     assert dc.summary(compiled).steps[-1].hit
+
+
+class UnwrappingDiT(ReadingDiT):
+    """Takes the text out of what holds it."""
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states):
+        return super().forward(hidden_states, timestep, encoder_hidden_states.a)
+
+
+def holding(text: Tensor) -> Tensor:
+    return TwoTensor(text, text)
+
+
+def test_blocks_that_hand_on_a_tensor_of_another_class() -> None:
+    model = ReadingDiT([GatedBlock() for _ in range(3)])
+    compiled = compile_toy(model, residual_diff_threshold=1.0)
+    inputs = toy_inputs(90.0)
+    inputs["encoder_hidden_states"] = holding(inputs["encoder_hidden_states"])
+    with pytest.warns(dc.NotCachedWarning, match="hand on a TwoTensor, a tensor of a class of its"):
+        actual = run(compiled, inputs)
+    torch.testing.assert_close(actual.a, run(model, inputs).a)
+
+
+def test_blocks_that_hand_on_plain_tensors_whatever_the_model_is_given() -> None:
+    model = UnwrappingDiT([GatedBlock() for _ in range(3)])
+    compiled = compile_toy(model, residual_diff_threshold=1.0)
+    first, second = toy_steps([90.0, 80.0])
+    text = holding(first["encoder_hidden_states"])
+    for inputs in (first, second):
+        run(compiled, {**inputs, "encoder_hidden_states": text})
+    assert [step.hit for step in dc.summary(compiled).steps] == [False, True]

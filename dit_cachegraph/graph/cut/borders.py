@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import sympy
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor
 
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.fx_utils import free_symbols, is_size_argument, value_of
@@ -51,9 +52,17 @@ class Borders:
 
 
 def contiguous_fake(value: torch.Tensor) -> torch.Tensor:
-    """A fake value of the same type and sizes that lies contiguous in memory."""
-    mode = value.fake_mode  # type: ignore[attr-defined]  # Dynamo's values are FakeTensors
-    with mode, torch.no_grad():
+    """A fake value of the same type and sizes that lies contiguous in memory.
+
+    Raises:
+        CannotCut: it is of a class that wraps other tensors.
+    """
+    if not isinstance(value, FakeTensor):
+        raise CannotCut(
+            f"the blocks hand on a {type(value).__name__}, a tensor of a class of its own, which "
+            "can't be compared and kept as a plain one is: give the model plain tensors"
+        )
+    with value.fake_mode, torch.no_grad():
         return torch.empty(value.shape, dtype=value.dtype, device=value.device)
 
 
