@@ -54,6 +54,7 @@ def export(
     Raises:
         CannotSave: the model can't be exported in one piece or isn't cached, is given or returns
             what is no tensor and no plain value, or goes by a rule or predictor of your own.
+        OSError: nothing can be written beside `path`.
     """
     began = time.perf_counter()
     # What traces and compiles imports Dynamo, and who loads what was exported does without it.
@@ -61,6 +62,9 @@ def export(
 
     settings = _settings_of(module)
     check_plain(module)
+    # Where nothing can be written, that is found before the minutes that compiling takes.
+    with tempfile.TemporaryFile(dir=Path(path).parent):
+        pass
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / SEGMENTS
         made = cut_module(module, example, dynamic_shapes or {})

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
 from dit_cachegraph.exc import InvalidConfig
@@ -175,6 +176,11 @@ def _check_leaf(leaf: object, form: GivenTensor | GivenValue) -> None:
     if isinstance(form, GivenTensor):
         if not isinstance(leaf, Tensor):
             raise InvalidConfig(f"{form.path} is {leaf!r}, and was exported as {form}")
+        if type(leaf) not in (Tensor, nn.Parameter, nn.Buffer) or is_functorch_wrapped_tensor(leaf):
+            raise InvalidConfig(
+                f"{form.path} is a {type(leaf).__name__} of a class of its own or inside of "
+                f"`torch.vmap`, and was exported as {form}: compiled code takes plain tensors"
+            )
         if leaf.dtype != form.dtype or leaf.device.type != form.device:
             seen = f"{leaf.dtype} on {leaf.device.type}"
             raise InvalidConfig(f"{form.path} is {seen}, and was exported as {form}")

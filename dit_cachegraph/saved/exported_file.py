@@ -23,6 +23,7 @@ from dit_cachegraph.exc import CannotLoad
 from dit_cachegraph.plan import ArgumentRoles, StreamKind, Trunk
 from dit_cachegraph.saved.exported_call import CallForm
 from dit_cachegraph.saved.manifest import Manifest, maker_on, parse_manifest, why_made_elsewhere
+from dit_cachegraph.saved.model_parts import tensor_line
 
 PLAN, CONSTANTS, SEGMENTS = "plan.json", "constants.pt", "segments.pt2"
 _MANIFEST = "manifest.json"
@@ -44,14 +45,8 @@ class ExportedPlan:
 
 
 def weight_lines(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """A line for each: its name, sizes, dtype and how it lies in memory."""
-    return tuple(f"{name}: {_told(tensor)}" for name, tensor in weights.items())
-
-
-def _told(tensor: Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    strides = "" if tensor.is_contiguous() else f" with strides {list(tensor.stride())}"
-    return f"{list(tensor.shape)} {dtype}{strides}"
+    """A line for each: its name, and what code is compiled for of it."""
+    return tuple(f"{name}: {tensor_line(tensor)}" for name, tensor in weights.items())
 
 
 def write_file(

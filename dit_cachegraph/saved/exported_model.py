@@ -4,6 +4,7 @@ Nothing here or beneath imports Dynamo or Inductor: torch loads packages by its 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,17 +18,26 @@ from dit_cachegraph.saved.exported_call import CallReader
 from dit_cachegraph.saved.exported_file import weight_lines
 from dit_cachegraph.targets import Exported
 
+# What code is compiled for, of each weight: read without a function of Python for each.
+_READ: tuple[Callable[[Tensor], object], ...] = (
+    type,
+    attrgetter("shape"),
+    Tensor.stride,
+    attrgetter("dtype"),
+    attrgetter("device"),
+)
+
 
 class ExportedModel(Exported):
     """What `load_exported` returns. It is called with the arguments that were exported, by name;
     its weights are parameters and buffers, named as those of the model that was exported."""
 
-    def __init__(self, driver: BatchedModel, reader: CallReader) -> None:
+    def __init__(self, driver: BatchedModel, reader: CallReader, device: torch.device) -> None:
         super().__init__()
-        self._driver, self._reader = driver, reader
+        self._driver, self._reader, self._device = driver, reader, device
         self._owners: dict[str, tuple[nn.Module, str]] = {}
         self._lines: tuple[str, ...] = ()
-        self._checked: tuple[int, ...] = ()
+        self._checked: tuple[object, ...] = ()
 
     def hold(self, name: str, tensor: Tensor, *, is_saved: bool) -> None:
         """Take in a weight under its name. `is_saved`: it is one of the state dict."""
@@ -41,13 +51,25 @@ class ExportedModel(Exported):
         self._lines += weight_lines({name: tensor})
 
     def _check(self, weights: Mapping[str, Tensor]) -> None:
-        """Others may have been set since, for which the code isn't compiled."""
-        ids = tuple(map(id, weights.values()))
-        if ids != self._checked:
+        """Others may have been set since, or given other data, for which the code isn't compiled:
+        it would read beyond their ends."""
+        seen = tuple([tuple(map(read, weights.values())) for read in _READ])
+        if seen != self._checked:
             for expected, line in zip(self._lines, weight_lines(weights), strict=True):
                 if line != expected:
                     raise InvalidConfig(f"a weight is `{line}`, and was exported as `{expected}`")
-            self._checked = ids
+            for name, tensor in weights.items():
+                if tensor.device != self._device:
+                    raise InvalidConfig(
+                        f"{name} lies on {tensor.device}, and the code is for {self._device}"
+                    )
+            self._checked = seen
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an exported model can be neither copied nor pickled, since its code is loaded from "
+            "its file: call `load_exported` again"
+        )
 
     def _apply(self, fn: Callable[..., object], recurse: bool = True) -> NoReturn:
         raise InvalidConfig(

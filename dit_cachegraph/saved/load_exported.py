@@ -54,7 +54,7 @@ def load_exported(path: str | Path, state_dict: Mapping[str, Tensor]) -> Exporte
     plan = _plan_in(Path(path), parts[PLAN])
     compiled = _compiled(plan, parts[SEGMENTS], began)
     kind = class_named(plan.model)
-    model = kind(BatchedModel(compiled, plan.settings, kind), CallReader(plan.call))
+    model = kind(BatchedModel(compiled, plan.settings, kind), CallReader(plan.call), device)
     constants = torch.load(io.BytesIO(parts[CONSTANTS]), map_location=device, weights_only=True)
     for name in plan.call.weights:
         is_saved = name not in constants

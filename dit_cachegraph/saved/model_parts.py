@@ -42,12 +42,21 @@ def parts_of(module: nn.Module) -> tuple[str, ...]:
         if num_hooks(m)
     ]
     tensors = (*module.named_parameters(), *module.named_buffers())
-    lines += [f"{n}: {_tensor_line(t)}" for n, t in tensors]
+    lines += [f"{n}: {tensor_line(t)}" for n, t in tensors]
     lines += [str(attribute) for n, m in modules for attribute in _attributes(n, m)]
     config = getattr(module, "config", None)
     if isinstance(config, dict):
         lines += [f"config {n}: {v!r}" for n, v in config.items() if not n.startswith("_")]
     return tuple(lines)
+
+
+def tensor_line(tensor: Tensor) -> str:
+    """Sizes and dtype of a weight, a class of its own, and how it lies in memory."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    kind = type(tensor)
+    of = "" if kind in (Tensor, nn.Parameter, nn.Buffer) else f" of {kind.__name__}"
+    lies = "" if tensor.is_contiguous() else f" with strides {list(tensor.stride())}"
+    return f"{list(tensor.shape)} {dtype}{of}{lies}"
 
 
 def other_model(saved: Sequence[str], module: nn.Module) -> str | None:
@@ -142,14 +151,6 @@ def _told(value: object) -> str:
     if isinstance(value, FunctionType | BuiltinFunctionType):
         return value.__qualname__
     return type(value).__name__
-
-
-def _tensor_line(tensor: Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    kind = type(tensor)
-    of = "" if kind in (Tensor, nn.Parameter, nn.Buffer) else f" of {kind.__name__}"
-    lies = "" if tensor.is_contiguous() else f" with strides {list(tensor.stride())}"
-    return f"{list(tensor.shape)} {dtype}{of}{lies}"
 
 
 def _training(module: nn.Module) -> str:

@@ -2,8 +2,10 @@
 decisions of the compiled one; and files, weights and calls that don't fit, which are refused."""
 
 import collections
+import copy
 import io
 import json
+import pickle
 import sys
 import warnings
 import zipfile
@@ -17,6 +19,7 @@ from torch.export import Dim
 import dit_cachegraph as dc
 from dit_cachegraph.policy.rules.even import EvenSchedule
 from support.exported_runs import Call, run_alone, run_here
+from support.halved_weight import HalvedWeight
 from support.toy_dits import AddingBlock, ToyDiT, adding_dit, toy_inputs
 
 SETTINGS = {"Fn_compute_blocks": 1, "max_warmup_steps": 0, "residual_diff_threshold": 0.2}
@@ -144,6 +147,56 @@ def test_it_can_be_neither_moved_nor_given_weights_of_another_dtype(file):
         run_here(model, steps_of("a"))
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (lambda w: w[:2], r"is `proj_in.weight: \[2, 8\] float32`"),
+        (lambda w: w.t().contiguous().t(), r"with strides \[1, 8\]`, and was exported as"),
+        (lambda w: w.double(), "float64`, and was exported as"),
+    ],
+    ids=["smaller", "transposed", "a dtype"],
+)
+def test_a_weight_that_is_given_other_data_is_refused(file, data, said):
+    """Its code would read what lies beyond it."""
+    model = dc.load_exported(file, toy().state_dict())
+    first, second, *_ = steps_of("a")
+    run_here(model, [first])
+    model.proj_in.weight.data = data(toy().proj_in.weight.data)
+    with pytest.raises(dc.InvalidConfig, match=said):
+        run_here(model, [second])
+
+
+def test_a_weight_that_lies_elsewhere_is_refused(file):
+    model = dc.load_exported(file, toy().state_dict())
+    model.proj_in.weight = nn.Parameter(model.proj_in.weight.to("meta"), requires_grad=False)
+    with pytest.raises(dc.InvalidConfig, match="proj_in.weight lies on meta, and the code is for"):
+        run_here(model, steps_of("a"))
+
+
+def test_weights_of_a_class_of_their_own_are_refused(file):
+    state = {name: HalvedWeight(tensor) for name, tensor in toy().state_dict().items()}
+    with pytest.raises(dc.CannotLoad, match="lacks `embed.weight"):
+        dc.load_exported(file, state)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_it_can_be_neither_copied_nor_pickled(model, copied):
+    with pytest.raises(TypeError, match="call `load_exported` again"):
+        copied(model)
+
+
+def test_what_has_no_folder_is_said_before_it_is_traced(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        dc.export(toy(), {"no such": "argument"}, tmp_path / "none" / "toy.dcx")
+
+
+def test_what_is_mapped_over_is_refused(model):
+    call = steps_of("a")[0].arguments
+    latents = torch.stack([call["hidden_states"]] * 3)
+    with pytest.raises(dc.InvalidConfig, match="hidden_states is .* compiled code takes plain"):
+        torch.vmap(lambda each: model(**{**call, "hidden_states": each}))(latents)
+
+
 def test_before_a_call_it_says_so(file):
     model = dc.load_exported(file, toy().state_dict())
     assert dc.summary(model).standing == "not called yet"
@@ -160,11 +213,15 @@ def test_before_a_call_it_says_so(file):
         (lambda kw: kw | {"timestep": 90.0}, dc.InvalidConfig, "timestep is 90.0"),
         (lambda kw: kw | {"timestep": [kw["timestep"]]}, TypeError, "lists and dicts"),
         (lambda kw: kw | {"timestep": kw["timestep"].double()}, dc.InvalidConfig, "float64"),
+        (lambda kw: kw | {"timestep": HalvedWeight(kw["timestep"])}, dc.InvalidConfig, "a Halved"),
         (lambda kw: kw | {"timestep": kw["timestep"][:1]}, dc.InvalidConfig, r"float32 \[s"),
         (lambda kw: kw | {"hidden_states": kw["hidden_states"][:, 1:]}, dc.InvalidConfig, "2, 5,"),
         (lambda kw: {n: v[:1] for n, v in kw.items()}, dc.InvalidConfig, "from 2.*has 1"),
     ],
-    ids=["nothing", "more", "a number", "a list", "a dtype", "sizes", "a fixed size", "a bound"],
+    ids=[
+        *("nothing", "more", "a number", "a list", "a dtype", "a class"),
+        *("sizes", "a fixed size", "a bound"),
+    ],
 )  # fmt: skip
 def test_a_call_of_another_form_is_refused(model, change, error, said):
     with pytest.raises(error, match=said):
