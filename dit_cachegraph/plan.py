@@ -197,8 +197,8 @@ class ArgumentRoles:
     `sampled_latents` are the latents that continuity is read off: those that are floats.
     `num_latent_dims` is that of the first ones, None where they don't come here.
     `embeds_timestep`: False for a fragment that gets the timestep from one before it, or for models
-    without one. `wrapped_parameters` are those weights of the trunk that hold others, as quantised
-    ones do.
+    without one. `leading_parameters` make what the blocks are given, like an embedding's.
+    `wrapped_parameters` are those of either that hold others, as quantised ones do.
     """
 
     trunk_parameters: tuple[int, ...]
@@ -211,6 +211,12 @@ class ArgumentRoles:
     num_latent_dims: int | None
     embeds_timestep: bool
     wrapped_parameters: tuple[int, ...] = ()
+    leading_parameters: tuple[int, ...] = ()
+
+    @property
+    def kept_under(self) -> tuple[int, ...]:
+        """The weights that what is kept of a step depends on."""
+        return (*self.trunk_parameters, *self.leading_parameters)
 
     def has_batched_sample(self, batch_dim: int | None) -> bool:
         """True where latents are read sample by sample: a single tensor, whose first dimension is

@@ -40,8 +40,9 @@ class WeightsNote(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of the trunk at one call, none where they are frozen. `num_writes`: in place, to
-    all of them together and to what they hold; `plain` are those that hold no others."""
+    """The weights of the trunk and of what leads to it at one call, none where they are frozen.
+    `num_writes`: in place, to all of them together and to what they hold; `plain` are those that
+    hold no others."""
 
     tensors: Sequence[object]
     num_writes: int
@@ -68,11 +69,11 @@ class WeightsReader:
     """Reads them off the arguments of a call. It waits for no device."""
 
     def __init__(self, roles: ArgumentRoles, *, are_frozen: bool) -> None:
-        self._weights = gatherer(() if are_frozen else roles.trunk_parameters)
+        self._weights = gatherer(() if are_frozen else roles.kept_under)
         self._wrapped = () if are_frozen else roles.wrapped_parameters
         self._numbers = gatherer(roles.trunk_numbers)
         wrapped = frozenset(roles.wrapped_parameters)
-        self._plain = gatherer([i for i in roles.trunk_parameters if i not in wrapped])
+        self._plain = gatherer([i for i in roles.kept_under if i not in wrapped])
 
     def read(self, values: Values) -> Weights:
         tensors = plain = self._weights(values)

@@ -224,6 +224,22 @@ def test_state_of_older_weights_is_not_replayed(edit):
     assert run_step(compiled, steps[4]).hit
 
 
+@pytest.mark.parametrize(
+    "part", ["x_embedder", "context_embedder", "time_text_embed.timestep_embedder.linear_2"]
+)
+def test_state_of_older_weights_before_the_blocks_is_not_replayed(part):
+    model, compiled = cached_flux()
+    steps = steps_of(FLUX, model, 4)
+    run_all(compiled, steps[:2])
+    with torch.no_grad():
+        multiply(model.get_submodule(part).weight)
+    oracle = EagerOracle(model, FLUX.block_lists, FLUX.stream_outputs, residual_diff_threshold=0.0)
+    ran = run_step(compiled, steps[2])
+    assert (ran.hit, ran.reason) == (False, "the weights changed")
+    assert relative_error(ran.output, oracle.step(**steps[2]).output) < 1e-5
+    assert run_step(compiled, steps[3]).hit
+
+
 def test_a_swapped_weight_is_told_from_one_that_moved():
     model, compiled = cached_flux()
     steps = steps_of(FLUX, model, 6)

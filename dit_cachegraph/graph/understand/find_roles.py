@@ -13,7 +13,7 @@ conditioning  every other tensor of the user
 from collections.abc import Sequence
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_cachegraph.graph.fx_utils import (
@@ -71,11 +71,13 @@ def find_roles(
     numbers = [n for n in assignment.nodes if _is_trunk_number(n, assignment)]
     device, embeds_timestep = _device(entry), bool(_embedded(timesteps))
     weights = _trunk_weights(assignment)
+    leading = [n for n in _leading_parameters(assignment) if n not in weights]
     return ArgumentRoles(
         trunk_parameters=tuple(index[n] for n in weights),
         wrapped_parameters=tuple(
-            index[n] for n in weights if is_traceable_wrapper_subclass(value_of(n))
+            index[n] for n in (*weights, *leading) if is_traceable_wrapper_subclass(value_of(n))
         ),
+        leading_parameters=tuple(index[n] for n in leading),
         trunk_numbers=tuple(index[n] for n in numbers),
         latents=tuple(index[n] for n in latents),
         timesteps=tuple(index[n] for n in timesteps if _device(n) == device),
@@ -135,6 +137,18 @@ def _trunk_weights(assignment: Assignment) -> list[fx.Node]:
     """The weights that the blocks read; all weights, where the blocks have none."""
     weights = [n for n in assignment.nodes if is_weight(n)]
     return [n for n in weights if _is_read_in_trunk(n, assignment)] or weights
+
+
+def _leading_parameters(assignment: Assignment) -> list[fx.Node]:
+    """The parameters that are read before the blocks. Not buffers: a model may write in one at each
+    call what it goes by in that call."""
+    weights = [n for n in assignment.nodes if is_weight(n)]
+    return [
+        n
+        for n in weights
+        if isinstance(value_of(n), nn.Parameter)
+        and any(assignment.segment_of.get(user) == 0 for user in n.users)
+    ]
 
 
 class Behind:
