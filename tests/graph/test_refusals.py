@@ -299,3 +299,32 @@ def test_blocks_that_hand_on_plain_tensors_whatever_the_model_is_given() -> None
     for inputs in (first, second):
         run(compiled, {**inputs, "encoder_hidden_states": text})
     assert [step.hit for step in dc.summary(compiled).steps] == [False, True]
+
+
+def test_blocks_that_are_mapped_over() -> None:
+    model = gated_dit(3)
+    options = {"inner_backend": "eager"}
+
+    @torch.compile(backend="cachedit", options=options)
+    def mapped(latents: Tensor, timestep: Tensor) -> Tensor:
+        return torch.vmap(lambda each: model(each, timestep))(latents)
+
+    inputs = toy_inputs(90.0)
+    latents = torch.stack([inputs["hidden_states"]] * 3)
+    with pytest.warns(dc.NotCachedWarning, match=r"the blocks run inside of `torch.vmap`"):
+        actual = run_plain(mapped, latents, inputs["timestep"])
+    expected = run_plain(model, inputs["hidden_states"], inputs["timestep"])
+    torch.testing.assert_close(actual, torch.stack([expected] * 3))
+
+
+@torch.no_grad()
+def run_plain(function: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    return function(*given)
+
+
+def test_tensors_without_values() -> None:
+    model = gated_dit(3).to("meta")
+    compiled = compile_toy(model)
+    inputs = {name: value.to("meta") for name, value in toy_inputs(90.0).items()}
+    with pytest.warns(dc.NotCachedWarning, match="on `meta`, which have no values to go by"):
+        assert run(compiled, inputs).shape == (2, 6, 8)

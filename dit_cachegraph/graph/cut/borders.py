@@ -57,11 +57,18 @@ def contiguous_fake(value: torch.Tensor) -> torch.Tensor:
     Raises:
         CannotCut: it is of a class that wraps other tensors.
     """
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise CannotCut(
+            "the blocks run inside of `torch.vmap` or another transform, whose tensors can't be "
+            "compared and kept: call the model with a batch"
+        )
     if not isinstance(value, FakeTensor):
         raise CannotCut(
             f"the blocks hand on a {type(value).__name__}, a tensor of a class of its own, which "
             "can't be compared and kept as a plain one is: give the model plain tensors"
         )
+    if value.device.type == "meta":
+        raise CannotCut("it is called with tensors on `meta`, which have no values to go by")
     with value.fake_mode, torch.no_grad():
         return torch.empty(value.shape, dtype=value.dtype, device=value.device)
 
