@@ -6,6 +6,7 @@ load(pipe, "folder")                     folder -> programs -> pipe.transformer
 """
 
 import logging
+import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,7 +55,8 @@ def precompile(
 
     Raises:
         CannotSave: the model is compiled already or has hooks, its forward breaks into several
-            graphs, isn't cached, or isn't called by `draw`; or torch is older than 2.13.
+            graphs, isn't cached, or isn't called by `draw`; an option can't be written down; or
+            torch is older than 2.13.
         InvalidConfig: `save` is a file.
         OSError: `save` can't be made, or nothing can be written into it.
         UnknownTarget: `target` holds no transformer.
@@ -70,6 +72,7 @@ def precompile(
     # Where nothing can be written, that is found before the minutes that compiling takes.
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder, [part.name for part in parts])
+    _check_savable(options)
     calls = record_calls([part.module for part in parts], lambda: draw(target))
     made = {
         part: _programs_for(part.module, recorded, options)
@@ -111,6 +114,17 @@ def load(target: Target, folder: str | Path, options: Mapping[str, object] | Non
             programs = []
         target = _put(target, part, programs, options)
     return target
+
+
+def _check_savable(options: Options) -> None:
+    for name, value in options.items():
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise CannotSave(
+                f"{name}={value!r} has no form in a file ({error}): its class has to be at the top "
+                "of a module that the process which loads can import"
+            ) from error
 
 
 def _loaded(part: _Part, folder: Path, options: Options) -> "list[Program] | str":

@@ -51,7 +51,7 @@ class Program:
         try:
             saved = AOTCompiledFunction.serialize(self.function, _functions_around(module))
             return pickle.dumps((self.kind, dict(self.options), saved.serialized_data))
-        except (pickle.PicklingError, TypeError, RuntimeError) as error:
+        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
             raise CannotSave(f"{type(module).__name__} can't be saved: {error}") from error
 
 
@@ -59,13 +59,15 @@ def program_from_bytes(data: bytes, module: nn.Module) -> Program:
     """The program of a model like `module`. It runs code that is in `data`.
 
     Raises:
-        CannotLoad: a kernel of it has to be built anew here, and can't be.
+        CannotLoad: a kernel of it has to be built anew here, and can't be, or a class isn't here.
     """
-    kind, options, function = pickle.loads(data)
     names = _function_of(module).__globals__
     try:
+        kind, options, function = pickle.loads(data)
         with mode_of(kind):
             loaded = AOTCompiledFunction.deserialize(function, names, _functions_around(module))
+    except (AttributeError, ImportError) as error:
+        raise CannotLoad(f"what it was saved with isn't in this process: {error}") from error
     except (InvalidCxxCompiler, CppCompileError) as error:
         raise CannotLoad(f"its kernels have to be built anew here, which fails: {error}") from error
     return Program(kind, options, loaded)

@@ -26,6 +26,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import dit_cachegraph as dc
 from dit_cachegraph.cpu import cpu_features
 from dit_cachegraph.models import REGISTRY
+from dit_cachegraph.policy.rules.even import EvenSchedule
 from dit_cachegraph.savable import SavableModel
 from dit_cachegraph.saved.manifest import read_programs, write_programs
 from dit_cachegraph.saved.model_parts import WatchedParts
@@ -535,6 +536,34 @@ def test_what_was_saved_stays_where_it_cant_be_replaced(tmp_path):
         write_programs(tmp_path, model, [b"after"])
     assert read_programs(tmp_path, model) == [b"before"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def local_rule() -> object:
+    class Mine(EvenSchedule):
+        pass
+
+    return Mine(every=2)
+
+
+def test_options_that_have_no_form_in_a_file_are_found_before_anything_is_drawn(tmp_path):
+    options = {"inner_backend": "eager", "rule": local_rule()}
+    with pytest.raises(dc.CannotSave, match="rule=.*has no form in a file .*at the top of"):
+        dc.precompile(toy(), lambda _: pytest.fail("drawn"), save=tmp_path, options=options)
+
+
+class RuleOfMine(EvenSchedule):
+    pass
+
+
+def test_a_class_that_isnt_there_where_it_is_loaded_is_said(tmp_path, monkeypatch):
+    options = {"inner_backend": "eager", "rule": RuleOfMine(every=2)}
+    dc.precompile(toy(), draw, save=tmp_path, options=options)
+    model = dc.load(toy(), tmp_path, options)
+    draw(model)
+    assert was_loaded(model) == [True]
+    monkeypatch.delattr(sys.modules[__name__], "RuleOfMine")
+    with pytest.warns(dc.NotLoadedWarning, match="isn't in this process: .*RuleOfMine"):
+        dc.load(toy(), tmp_path, options)
 
 
 def test_an_empty_folder_is_nothing(tmp_path):
