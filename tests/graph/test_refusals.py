@@ -286,7 +286,7 @@ def test_blocks_that_hand_on_a_tensor_of_another_class() -> None:
     compiled = compile_toy(model, residual_diff_threshold=1.0)
     inputs = toy_inputs(90.0)
     inputs["encoder_hidden_states"] = holding(inputs["encoder_hidden_states"])
-    with pytest.warns(dc.NotCachedWarning, match="hand on a TwoTensor, a tensor of a class of its"):
+    with pytest.warns(dc.NotCachedWarning, match="work on a TwoTensor, a tensor of a class of its"):
         actual = run(compiled, inputs)
     torch.testing.assert_close(actual.a, run(model, inputs).a)
 
@@ -328,3 +328,71 @@ def test_tensors_without_values() -> None:
     inputs = {name: value.to("meta") for name, value in toy_inputs(90.0).items()}
     with pytest.warns(dc.NotCachedWarning, match="on `meta`, which have no values to go by"):
         assert run(compiled, inputs).shape == (2, 6, 8)
+
+
+class RotatingBlock(nn.Module):
+    """Complex numbers, plus what a layer makes of them and a rotation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.complex(torch.randn(8, 8), torch.randn(8, 8)) / 10)
+
+    def forward(self, h: Tensor, temb: Tensor, rotation: Tensor) -> Tensor:
+        return h + (rotation * h) @ self.weight * temb
+
+
+class ComplexDiT(ToyDiT):
+    """Carries complex numbers from block to block."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__([RotatingBlock() for _ in range(3)])
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        rotation = torch.polar(torch.ones_like(h), h.detach())
+        h = torch.complex(h, -h)
+        for block in self.blocks:
+            h = block(h, temb, rotation)
+        return h.real + h.imag
+
+
+class RotaryBlock(RotatingBlock):
+    """Goes by complex numbers, and hands on real ones."""
+
+    def forward(self, h: Tensor, temb: Tensor, rotation: Tensor) -> Tensor:
+        added = super().forward(torch.complex(h, -h), temb, rotation)
+        return h + added.imag
+
+
+class RotaryDiT(ComplexDiT):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(RotaryBlock() for _ in range(3))
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        rotation = torch.polar(torch.ones_like(h), h.detach())
+        for block in self.blocks:
+            h = block(h, temb, rotation)
+        return h
+
+
+COMPLEX = r"the blocks hand on complex numbers \(`.*` at test_refusals.py:\d+\), whose imaginary"
+
+
+def test_blocks_that_hand_on_complex_numbers() -> None:
+    """Forecasts of them had no imaginary part."""
+    assert_refused(ComplexDiT(), COMPLEX)
+
+
+def test_blocks_that_are_given_complex_numbers() -> None:
+    assert assert_cached(RotaryDiT()).num_blocks == 3
+
+
+def test_blocks_that_hand_on_complex_numbers_and_are_compiled_one_by_one() -> None:
+    model, plain = ComplexDiT(), ComplexDiT()
+    for block in model.blocks:
+        block.compile(backend="cachedit", options={"inner_backend": "eager"})
+    inputs = toy_inputs(90.0)
+    with pytest.warns(dc.NotCachedWarning, match=COMPLEX):
+        actual = run(model, inputs)
+    torch.testing.assert_close(actual, run(plain, inputs))

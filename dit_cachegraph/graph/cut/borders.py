@@ -64,7 +64,7 @@ def contiguous_fake(value: torch.Tensor) -> torch.Tensor:
         )
     if not isinstance(value, FakeTensor):
         raise CannotCut(
-            f"the blocks hand on a {type(value).__name__}, a tensor of a class of its own, which "
+            f"the blocks work on a {type(value).__name__}, a tensor of a class of its own, which "
             "can't be compared and kept as a plain one is: give the model plain tensors"
         )
     if value.device.type == "meta":

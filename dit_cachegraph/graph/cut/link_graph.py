@@ -20,6 +20,7 @@ from dit_cachegraph.graph.fx_utils import (
 )
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
 from dit_cachegraph.graph.understand.check_effects import check_effects
+from dit_cachegraph.graph.understand.check_real import check_real
 from dit_cachegraph.graph.understand.count_work import work_of
 from dit_cachegraph.graph.understand.find_collectives import find_collectives
 from dit_cachegraph.graph.understand.find_identity import adds_to
@@ -32,7 +33,7 @@ def link_graph(gm: fx.GraphModule, block: nn.Module) -> LinkGraph:
 
     Raises:
         CannotCut: a skipped block would hide an effect, or leave other ranks waiting; or it returns
-            what is no tensor.
+            what is no tensor, or complex numbers.
     """
     name = type(block).__name__
     assignment = _as_one_block(gm, name)
@@ -53,6 +54,7 @@ def link_graph(gm: fx.GraphModule, block: nn.Module) -> LinkGraph:
             raise CannotCut(f"a block ({name}) returns what is no tensor")
         added = [n for n in streams if adds_to(0, StreamNodes("", (n, result)), assignment)]
         sums.append(frozenset(index[n] for n in added))
+    check_real(n for n in gm.graph.output_node().all_input_nodes if n.op != "placeholder")
     kind = hash(tuple((n.op, target_key(n)) for n in gm.graph.nodes if n.op != "placeholder"))
     _make_contiguous(gm)
     return LinkGraph(

@@ -17,6 +17,7 @@ from dit_cachegraph.graph.fx_utils import call_of, is_weight, target_name, value
 from dit_cachegraph.graph.structure import structure_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment
 from dit_cachegraph.graph.understand.block_source import return_order
+from dit_cachegraph.graph.understand.check_real import check_real
 from dit_cachegraph.graph.understand.find_roles import choose_probe, find_roles
 from dit_cachegraph.graph.understand.find_streams import StreamNodes, find_streams
 from dit_cachegraph.plan import ArgumentRoles, BlockListReport, BlockSequence
@@ -38,9 +39,13 @@ def match_pattern(sequences: Sequence[BlockSequence], assignment: Assignment) ->
     """The streams of the trunk, the image stream among them, and the names of the patterns.
 
     Raises:
-        CannotCut: no stream enters the first block and leaves it, so that nothing can be compared.
+        CannotCut: no stream enters the first block and leaves it, so that nothing can be compared,
+            or one is complex.
     """
     streams = find_streams(assignment)
+    inside = range(1, assignment.num_segments - 1)
+    carried = [n for s in streams for n in s.at if n is not None]
+    check_real(n for n in carried if assignment.segment_of[n] in inside)
     probe = choose_probe(streams, assignment)
     if probe is None:
         raise _no_probe(assignment)
