@@ -5,9 +5,12 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
+from dit_cachegraph.call_log import Unasked
 from dit_cachegraph.exc import CannotSave
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.saved.call_kind import CallKind, kind_of
 from dit_cachegraph.saved.model_parts import WatchedParts, num_hooks
 from dit_cachegraph.targets import is_compiled
@@ -30,6 +33,11 @@ class SavedForward:
         self._told: set[CallKind] = set()
 
     def __call__(self, *args: object, **kwargs: object) -> object:
+        why = Unasked(torch._dynamo.eval_frame._stance.stance, bool(torch._dynamo.config.disable))
+        if why.is_disabled or why.stance == "force_eager":
+            # Dynamo runs nothing that is compiled then: what was compiled ahead is no exception.
+            REGISTRY.of_module(self._module).calls.note_unasked(why)
+            return self._compiled(*args, **kwargs)
         program = self._program_for(args, kwargs)
         if program is None:
             return self._compiled(*args, **kwargs)

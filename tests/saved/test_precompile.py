@@ -1,6 +1,7 @@
 """What one process compiled and another loads: the same pictures and decisions without a trace, and
 every call or folder that doesn't fit is compiled afresh, with the reason."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -127,6 +128,35 @@ def test_a_function_of_the_caller_that_is_compiled_leaves_it_whole(saved):
     assert set(targets) == {operator.mul}, "nothing of the driver is traced"
     assert [step.hit for step in dc.summary(model).steps] == DECISIONS * 2
     torch.testing.assert_close(outputs, [2 * output for output in compiled_afresh(toy())])
+
+
+@contextlib.contextmanager
+def dynamo_disabled():
+    torch._dynamo.config.disable = True
+    try:
+        yield
+    finally:
+        torch._dynamo.config.disable = False
+
+
+@pytest.mark.parametrize(
+    "stopped",
+    [lambda: torch.compiler.set_stance("force_eager"), dynamo_disabled],
+    ids=["force_eager", "disable"],
+)
+def test_where_dynamo_is_to_run_calls_eagerly_so_are_these(saved, stopped):
+    torch._dynamo.reset()
+    plain = toy()
+    model = dc.load(plain, saved, OPTIONS)
+    draw(model, (2,))
+    with stopped():
+        torch.testing.assert_close(draw(model, (2,)), draw(plain, (2,)), rtol=0, atol=0)
+    report = dc.summary(model)
+    assert (len(report.steps), report.num_outside, report.is_cached) == (5, 5, False)
+    torch._dynamo.reset()
+    draw(model, (2,))
+    dc.check(model)
+    assert [step.hit for step in dc.summary(model).steps] == DECISIONS * 2
 
 
 def test_the_process_that_saves_goes_on_with_it(tmp_path):
