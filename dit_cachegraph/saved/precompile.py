@@ -78,9 +78,9 @@ def precompile(
         part: _programs_for(part.module, recorded, options)
         for part, recorded in zip(parts, calls, strict=True)
     }
-    for part, programs in made.items():
-        data = [program.to_bytes(part.module) for program in programs]
-        write_programs(folder_for(folder, part.name), part.module, data)
+    data = {part: [p.to_bytes(part.module) for p in programs] for part, programs in made.items()}
+    for part, written in data.items():
+        write_programs(folder_for(folder, part.name), part.module, written)
     for part, programs in made.items():
         target = _put(target, part, programs, options)
     return target
@@ -106,8 +106,10 @@ def load(target: Target, folder: str | Path, options: Mapping[str, object] | Non
             "quantised weights are loaded by diffusers or cache-dit"
         )
     options = dict(options or {})
-    for part in _parts_of(target):
+    parts = _parts_of(target)
+    for part in parts:
         check_plain(part.module)
+    for part in parts:
         programs = _loaded(part, Path(folder), options)
         if isinstance(programs, str):
             warnings.warn(programs, NotLoadedWarning, stacklevel=2)

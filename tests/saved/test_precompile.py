@@ -675,6 +675,41 @@ def test_nothing_is_loaded_into_what_is_compiled_already(saved):
     assert set(compiled.state_dict()) == {f"_orig_mod.{name}" for name in toy().state_dict()}
 
 
+class TwoTransformers:
+    """As a pipeline with one for each half of the noise."""
+
+    def __init__(self, first, second):
+        self.transformer, self.transformer_2 = first, second
+
+    @property
+    def components(self):
+        return {"transformer": self.transformer, "transformer_2": self.transformer_2}
+
+
+def test_a_pipeline_of_which_one_part_cant_be_loaded_stays_as_it_was(saved):
+    first = toy()
+    pipe = TwoTransformers(first, hooked())
+    with pytest.raises(dc.CannotSave, match="has hooks"):
+        dc.load(pipe, saved, OPTIONS)
+    assert pipe.transformer is first
+
+
+def test_a_pipeline_of_two_transformers(tmp_path):
+    def draw_both(pipe):
+        return [*draw(pipe.transformer, (2,)), *draw(pipe.transformer_2, (2,))]
+
+    def pipeline():
+        return TwoTransformers(toy(), toy(depth=4, seed=1))
+
+    dc.precompile(pipeline(), draw_both, save=tmp_path, options=OPTIONS)
+    torch._dynamo.reset()
+    pipe = dc.load(pipeline(), tmp_path, OPTIONS)
+    outputs = draw_both(pipe)
+    assert was_loaded(pipe.transformer) == was_loaded(pipe.transformer_2) == [True]
+    afresh = [*compiled_afresh(toy())[:5], *compiled_afresh(toy(depth=4, seed=1))[:5]]
+    torch.testing.assert_close(outputs, afresh, rtol=0, atol=1e-6)
+
+
 class ScaledDiT(ReadingDiT):
     def forward(self, hidden_states, timestep, encoder_hidden_states, scale):
         return scale * super().forward(hidden_states, timestep, encoder_hidden_states)
