@@ -121,7 +121,7 @@ def is_of_module(placeholder: fx.Node) -> bool:
         return False
     # `guard_source` was a method up to torch 2.11 and is a property since.
     guarded = source.guard_source() if callable(source.guard_source) else source.guard_source
-    return "NN_MODULE" in guarded.name
+    return guarded.name.endswith("_MODULE")
 
 
 def is_parameter(placeholder: fx.Node) -> bool:

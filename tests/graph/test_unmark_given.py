@@ -1,11 +1,16 @@
 """A parameter that the caller gives is what it is given as: conditioning, and no weight of the
 model, which is known by its weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._guards import GuardSource
 
 import dit_cachegraph as dc
+from dit_cachegraph.graph.fx_utils import WEIGHT_MARK, is_weight
+from dit_cachegraph.graph.prepare.unmark_given import unmark_given
 from support.toy_dits import GatedBlock, ReadingDiT
 from support.toy_runs import compile_toy, run, toy_steps
 
@@ -82,3 +87,19 @@ def test_where_all_parameters_are_arguments_they_are_the_weights():
     steps = dc.summary(model).steps
     assert [step.hit for step in steps] == [False, True, False]
     assert steps[-1].reason == "the weights changed"
+
+
+@pytest.mark.parametrize("guarded", [s for s in GuardSource if s.name.endswith("_MODULE")])
+def test_a_weight_in_any_kind_of_module_stays_one(guarded):
+    """Also in one that FSDP has wrapped."""
+    graph = fx.Graph()
+    for name, source in (("own", guarded), ("given", GuardSource.LOCAL)):
+        node = graph.placeholder(name)
+        node.meta["tensor_dict"] = {WEIGHT_MARK: "unguarded", "kept": True}
+        node.meta["grapharg"] = SimpleNamespace(source=SimpleNamespace(guard_source=source))
+    graph.output(())
+    gm = fx.GraphModule(nn.Module(), graph)
+    unmark_given(gm)
+    own, given = gm.graph.find_nodes(op="placeholder")
+    assert (is_weight(own), is_weight(given)) == (True, False)
+    assert given.meta["tensor_dict"] == {"kept": True}
