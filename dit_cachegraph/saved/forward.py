@@ -31,6 +31,7 @@ class SavedForward:
         self._signature = inspect.signature(module.forward)
         self._parts = WatchedParts(module)
         self._told: set[CallKind] = set()
+        self._called: set[int] = set()
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         why = Unasked(torch._dynamo.eval_frame._stance.stance, bool(torch._dynamo.config.disable))
@@ -38,17 +39,22 @@ class SavedForward:
             # Dynamo runs nothing that is compiled then: what was compiled ahead is no exception.
             REGISTRY.of_module(self._module).calls.note_unasked(why)
             return self._compiled(*args, **kwargs)
-        program = self._program_for(args, kwargs)
+        change = self._parts.change()
+        program = self._program_for(args, kwargs, change)
         if program is None:
-            return self._compiled(*args, **kwargs)
-        return program.function(self._module, *args, **kwargs)
+            result = self._compiled(*args, **kwargs)
+        else:
+            result = program.function(self._module, *args, **kwargs)
+        if change is None and (program is None or id(program) not in self._called):
+            self._called.add(id(program))
+            self._parts.accept()
+        return result
 
-    def _program_for(self, args: "Args", kwargs: "Kwargs") -> "Program | None":
+    def _program_for(self, args: "Args", kwargs: "Kwargs", change: str | None) -> "Program | None":
         try:
             kind = kind_of(self._signature, args, kwargs)
         except TypeError:
             return None  # The model says what is wrong with them.
-        change = self._parts.change()
         if change is not None:
             self._tell_once(kind, f"the model has changed since: {change}")
             return None

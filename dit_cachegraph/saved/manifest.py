@@ -57,9 +57,12 @@ def check_writable(folder: Path, names: Iterable[str]) -> None:
                 pass
 
 
-def write_programs(folder: Path, module: nn.Module, programs: Iterable[bytes]) -> None:
+def write_programs(
+    folder: Path, module: nn.Module, programs: Iterable[bytes], parts: tuple[str, ...] | None = None
+) -> None:
     """Write the programs of `module`, then their manifest in the place of the one before it, whose
-    own programs go."""
+    own programs go. `parts`: what `parts_of` gave before its first call, in which it may have
+    changed."""
     folder.mkdir(parents=True, exist_ok=True)
     before = _manifest_in(folder)
     hashes = {}
@@ -68,7 +71,8 @@ def write_programs(folder: Path, module: nn.Module, programs: Iterable[bytes]) -
         name = f"program_{found[:16]}.bin"
         _write_whole(folder / name, data)
         hashes[name] = found
-    manifest = Manifest(maker_on(_device_of(module)), parts_of(module), hashes)
+    parts = parts_of(module) if parts is None else parts
+    manifest = Manifest(maker_on(_device_of(module)), parts, hashes)
     _write_whole(folder / _FILE, json.dumps(asdict(manifest), indent=1).encode())
     if isinstance(before, Manifest):
         for name in before.programs.keys() - hashes.keys():

@@ -18,18 +18,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-_PLAIN = (bool, int, float, Enum, torch.dtype)
+_PLAIN = (bool, int, float, str, Enum, torch.dtype)
+_OF_EACH_MODULE = frozenset(vars(nn.Module()))
 
 
 class _Attribute(NamedTuple):
     """`holder[name]`, which a forward may go by."""
 
     path: str
-    holder: dict[str, object]
-    name: str
+    holder: Any
+    name: str | int
+
+    @property
+    def value(self) -> object:
+        return self.holder[self.name]
 
     def __str__(self) -> str:
-        return f"{self.path}: {_told(self.holder[self.name])}"
+        return f"{self.path}: {_told(self.value)}"
 
 
 def parts_of(module: nn.Module) -> tuple[str, ...]:
@@ -43,7 +48,8 @@ def parts_of(module: nn.Module) -> tuple[str, ...]:
     ]
     tensors = (*module.named_parameters(), *module.named_buffers())
     lines += [f"{n}: {tensor_line(t)}" for n, t in tensors]
-    lines += [str(attribute) for n, m in modules for attribute in _attributes(n, m)]
+    held = [attribute for n, m in modules for attribute in _attributes(n, m)]
+    lines += [str(attribute) for attribute in held if not isinstance(attribute.value, dict | list)]
     config = getattr(module, "config", None)
     if isinstance(config, dict):
         lines += [f"config {n}: {v!r}" for n, v in config.items() if not n.startswith("_")]
@@ -81,16 +87,24 @@ class WatchedParts:
     """Whether a model still is as it was. Nothing is walked but at a call after a change."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._module, self._parts = module, parts_of(module)
+        self._module = module
+        self._known = [parts_of(module)]
         self._seen = _Seen(module)
         self._change: str | None = None
 
     def change(self) -> str | None:
         """What of it is otherwise now, as words."""
         if not self._seen.is_unchanged():
-            self._change = other_model(self._parts, self._module)
+            changes = [other_model(known, self._module) for known in self._known]
+            self._change = None if None in changes else changes[-1]
             self._seen = _Seen(self._module)
         return self._change
+
+    def accept(self) -> None:
+        """What it is now is right too: a call has made it so, as its forward does."""
+        if not self._seen.is_unchanged():
+            self._known.append(parts_of(self._module))
+            self._seen = _Seen(self._module)
 
 
 class _Seen:
@@ -106,8 +120,7 @@ class _Seen:
         for held in modules:
             self._parts += (held._modules, held._parameters, held._buffers)
         hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks)]
-        values = [attribute.holder[attribute.name] for attribute in told]
-        inside = [d for value in values if isinstance(d := getattr(value, "__dict__", None), dict)]
+        inside = [c for attribute in told if (c := _container(attribute.value)) is not None]
         self._counted: list[Sized] = [*map(vars, modules), *self._parts, *hooks, *inside]
         self._count = self._count_now()
         self._objects = list(self._objects_now())
@@ -129,20 +142,33 @@ class _Seen:
 
 
 def _attributes(path: str, module: nn.Module) -> Iterator[_Attribute]:
-    """The numbers and the functions that a module holds, and the numbers that those hold."""
-    for name, value in vars(module).items():
-        if name.startswith("_") or name == "training" or isinstance(value, type):
-            continue
-        own = f"{path}.{name}".lstrip(".")
-        if isinstance(value, _PLAIN) or callable(value):
-            yield _Attribute(own, vars(module), name)
-        if callable(value):
-            inside = getattr(value, "__dict__", {})
-            yield from (
-                _Attribute(f"{own}.{n}", inside, n)
-                for n, held in inside.items()
-                if isinstance(held, _PLAIN)
-            )
+    """What a module holds beside parts, hooks and tensors: plain values, functions, and
+    dictionaries and lists, with the plain values inside of them."""
+    for name in sorted(vars(module).keys() - _OF_EACH_MODULE):
+        yield from _held(_Attribute(f"{path}.{name}".lstrip("."), vars(module), name))
+
+
+def _held(attribute: _Attribute) -> Iterator[_Attribute]:
+    path, value = attribute.path, attribute.value
+    if isinstance(value, _PLAIN):
+        yield attribute
+    elif isinstance(value, dict | list):
+        yield attribute
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from _held(_Attribute(f"{path}[{key!r}]", value, key))
+    elif callable(value) and not isinstance(value, type):
+        yield attribute
+        inside = getattr(value, "__dict__", {})
+        plain = [name for name, held in inside.items() if isinstance(held, _PLAIN)]
+        yield from (_Attribute(f"{path}.{name}", inside, name) for name in plain)
+
+
+def _container(value: object) -> Sized | None:
+    """Where more may come to lie than is there now."""
+    if isinstance(value, dict | list):
+        return value
+    inside = getattr(value, "__dict__", None)
+    return inside if isinstance(inside, dict) else None
 
 
 def _told(value: object) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from dit_cachegraph.exc import CannotLoad, CannotSave, InvalidConfig, NotLoadedWarning
 from dit_cachegraph.saved.forward import SavedForward, check_plain
 from dit_cachegraph.saved.manifest import check_writable, folder_for, read_programs, write_programs
+from dit_cachegraph.saved.model_parts import parts_of
 from dit_cachegraph.saved.record_calls import RecordedCall, record_calls, with_open_sizes
 from dit_cachegraph.targets import modules_in
 
@@ -73,6 +74,7 @@ def precompile(
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder, [part.name for part in parts])
     _check_savable(options)
+    lines = {part: parts_of(part.module) for part in parts}
     calls = record_calls([part.module for part in parts], lambda: draw(target))
     made = {
         part: _programs_for(part.module, recorded, options)
@@ -80,7 +82,7 @@ def precompile(
     }
     data = {part: [p.to_bytes(part.module) for p in programs] for part, programs in made.items()}
     for part, written in data.items():
-        write_programs(folder_for(folder, part.name), part.module, written)
+        write_programs(folder_for(folder, part.name), part.module, written, lines[part])
     for part, programs in made.items():
         target = _put(target, part, programs, options)
     return target

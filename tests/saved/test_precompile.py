@@ -318,12 +318,19 @@ class Times:
 
 
 class TunedBlock(GatedBlock):
+    """Notes the size of its last call, and keeps what it made for sizes."""
+
     def __init__(self):
         super().__init__()
         self.gain, self.processor = 1.0, Times()
+        self.gains, self._active = {"first": 1.0, "second": 2.0}, ["first"]
+        self.cache, self._is_called = {}, False
 
     def forward(self, h, temb, e=None):
-        return self.processor(self.gain * super().forward(h, temb, e))
+        self._is_called = True
+        self.cache[h.shape[1]] = temb
+        gain = sum(self.gains[name] for name in self._active)
+        return self.processor(self.gain * gain * super().forward(h, temb, e))
 
 
 def tuned() -> nn.Module:
@@ -363,6 +370,18 @@ def tune_processor(block):
     block.processor.by = 3.0
 
 
+def scale(block):
+    block.gains["first"] = 3.0
+
+
+def switch(block):
+    block._active[0] = "second"
+
+
+def join(block):
+    block._active.append("second")
+
+
 def hook(block):
     block.register_forward_hook(lambda *given: 2 * given[-1])
 
@@ -389,6 +408,9 @@ CHANGES = [
     (gain, "`blocks.1.gain: 3.0`"),
     (other_processor, "`blocks.1.processor: .*tanh`"),
     (tune_processor, "`blocks.1.processor.by: 3.0`"),
+    (scale, r"`blocks.1.gains\['first'\]: 3.0`"),
+    (switch, r"`blocks.1._active\[0\]: 'second'`"),
+    (join, r"`blocks.1._active\[1\]: 'second'`"),
     (hook, r"`blocks.1: hooks or another forward \(1\)`"),
     (other_forward, r"`blocks.1: hooks or another forward \(1\)`"),
     (parametrize, "`blocks.1.up: ParametrizedLinear`"),
@@ -409,7 +431,9 @@ def test_what_a_forward_goes_by_is_a_part_of_the_model(saved_tuned, change, sent
 def test_a_model_that_changes_after_loading_is_compiled_as_it_is(saved_tuned, change, sentence):
     plain = tuned()
     model = dc.load(plain, saved_tuned, {**OPTIONS})
-    draw(model, (2,))
+    with logged(logging.WARNING) as lines:
+        draw(model, (2,))
+    assert (lines, was_loaded(model)) == ([], [True]), "what it notes of itself is no change"
     change(plain.blocks[1])
     with logged(logging.WARNING) as lines:
         outputs = draw(model, (2,))
@@ -421,6 +445,7 @@ def test_a_model_that_changes_after_loading_is_compiled_as_it_is(saved_tuned, ch
 def test_a_change_that_is_taken_back_leaves_what_was_loaded(saved_tuned):
     plain = tuned()
     model = dc.load(plain, saved_tuned, OPTIONS)
+    draw(model, (2,))
     layer = plain.blocks[1].up
     adapt(plain.blocks[1])
     draw(model, (2,))
@@ -428,7 +453,15 @@ def test_a_change_that_is_taken_back_leaves_what_was_loaded(saved_tuned):
     with logged(logging.WARNING) as lines:
         draw(model, (2,))
     assert lines == []
-    assert was_loaded(model) == [False, True]
+    assert was_loaded(model) == [True, False]
+
+
+def test_what_a_call_notes_that_nothing_was_saved_for_is_no_change(saved_tuned):
+    model = dc.load(tuned(), saved_tuned, OPTIONS)
+    draw(model, (1,))
+    with logged(logging.WARNING) as lines:
+        draw(model, (2,))
+    assert (lines, was_loaded(model)[-1]) == ([], True)
 
 
 def test_nothing_of_python_runs_for_each_part_of_a_model():
