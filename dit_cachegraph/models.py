@@ -112,6 +112,10 @@ class ModelRegistry:
         self._by_module[module] = state
         return state
 
+    def by_module(self, module: nn.Module) -> ModelState:
+        """The same, at once where it was made before."""
+        return self._by_module.get(module) or self.of_module(module)
+
     def has_module(self, module: nn.Module) -> bool:
         return module in self._by_module or any(p in self._by_weight for p in module.parameters())
 

@@ -165,4 +165,4 @@ def _joined(
         return RefusedLinks(Uncacheable(why))
     parameters = tuple(inspect.signature(model.forward).parameters)
     roles = roles_of(given, [numbers for _, numbers in watched.calls], parameters)
-    return LinkedModel(chain, given, roles, link.settings, type(model), costs)
+    return LinkedModel(chain, given, roles, link.settings, model, costs)

@@ -1,5 +1,6 @@
 """The driver of a trunk whose blocks were compiled one by one."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from dit_cachegraph.links.chain import Chain
 from dit_cachegraph.links.given import Given
 from dit_cachegraph.links.trunk import Slots, compiled_trunk, slots_of
+from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.plan import Costs, FragmentRoles, Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.segments.slots import Values
@@ -22,14 +24,15 @@ class LinkedModel(CachedModel):
         given: Given,
         roles: FragmentRoles,
         settings: Mapping[str, object],
-        called: type[nn.Module],
+        called: nn.Module,
         costs: Costs,
     ) -> None:
         self.chain: Chain = chain
         self.slots: Slots = slots_of(chain, given)
         self.fed: tuple[tuple[int, ...], ...] = _fed(chain)
         compiled = compiled_trunk(chain, self.slots, given, roles, costs)
-        super().__init__(compiled, settings, called)
+        self._called = weakref.ref(called)
+        super().__init__(compiled, settings, type(called))
 
     def values_of_call(self, given: Given) -> Values | None:
         """A slot for each value of a call; None where a weight of the chain is gone."""
@@ -38,6 +41,13 @@ class LinkedModel(CachedModel):
             return None
         calls = [None] * len(self.chain.links)
         return self.segments.values_of([*weights, *given.tensors, *calls])
+
+    def _model(self, values: Values) -> ModelState:
+        """That of the module, whatever its weights are: `fully_shard` puts others in their place
+        for as long as a block runs."""
+        called = self._called()
+        assert called is not None, "it is being called"
+        return REGISTRY.by_module(called)
 
 
 def _fed(chain: Chain) -> tuple[tuple[int, ...], ...]:
