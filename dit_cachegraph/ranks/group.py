@@ -7,14 +7,14 @@ gather goes along one after the other:
           2 3                              rank 2: 2 3                                  0 1 2 3
 """
 
-import weakref
 from collections.abc import Sequence
 
 import torch.distributed as dist
 from torch import Tensor
 
 from dit_cachegraph.exc import RankLost
-from dit_cachegraph.ranks.together import Together
+from dit_cachegraph.ranks.roll import say_whole
+from dit_cachegraph.ranks.together import MEETINGS, Together
 
 
 class Ranks:
@@ -31,11 +31,11 @@ class Ranks:
         found = _axes([_group(name) for name in groups])
         self._groups = tuple([group.group_name for group in found])
         self.rank, self._axes = dist.get_rank(), [dist.get_process_group_ranks(g) for g in found]
-        self._meet(found)
+        self._together = self._meet(found)
+        say_whole("")
 
-    def _meet(self, groups: Sequence[dist.ProcessGroup]) -> None:
-        self._met = [weakref.ref(group) for group in groups]
-        self._together = Together(self.rank, others_on_axes(self.rank, self._axes))
+    def _meet(self, groups: Sequence[dist.ProcessGroup]) -> Together:
+        return MEETINGS.of(self.rank, others_on_axes(self.rank, self._axes), groups)
 
     @property
     def together(self) -> Together:
@@ -45,11 +45,11 @@ class Ranks:
             RankLost: a group was destroyed, or made anew of other ranks.
         """
         groups = [_group(name) for name in self._groups]
-        if any(met() is not group for met, group in zip(self._met, groups, strict=True)):
+        if not self._together.is_of(groups):
             axes = [dist.get_process_group_ranks(group) for group in groups]
             if (dist.get_rank(), axes) != (self.rank, self._axes):
                 raise RankLost(_why_others(self.rank, self._axes, axes))
-            self._meet(groups)
+            self._together = self._meet(groups)
         return self._together
 
     def gather(self, numbers: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """What ranks say of themselves outside of any collective: in the store of torch.distributed.
 
     where/1    the host and the process of rank 1, once
-    ended/1    how its call ended, where that was by an error; "" again once a call went well, or
-               another graph is compiled
+    ended/1    how its call ended, where that was by an error; "" again once a call went well
     whole/1    why what it compiled last runs uncached, and so gathers nothing; "" where it doesn't
 
 It is read after a collective has failed, which says at best the address of a socket. The store is
@@ -44,7 +43,6 @@ class Roll:
         self._store = _store()
         self._rank, self._here = rank, Place(socket.gethostname(), os.getpid())
         self._store.set(f"where/{rank}", json.dumps(self._here))
-        self._store.set(f"whole/{rank}", "")
         self.say_ended(None)
 
     def say_ended(self, ended: Ended | None) -> None:
@@ -84,7 +82,8 @@ class Roll:
 
 
 def say_whole(why: str) -> None:
-    """What this rank compiles now runs uncached, and it may be alone in that. A store that can't be
+    """What this rank compiles now runs uncached, and it may be alone in that; "" where it doesn't.
+    A store that can't be
     reached, or keeps nothing, is no reason not to compile."""
     with suppress(RuntimeError):
         _store().set(f"whole/{dist.get_rank()}", why)

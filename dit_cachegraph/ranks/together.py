@@ -9,7 +9,10 @@
 A collective that fails names a socket at best, and one that times out nobody.
 """
 
+import threading
 import time
+import weakref
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch.distributed as dist
@@ -26,18 +29,30 @@ _NO_STORE = (
 )
 
 
+# The one of them that doesn't say whose it is.
+_GLOO_SAYS = ("gloo", "Application timeout caused pair closure")
+
+
 class Together:
-    """A context for each call of a rank, with `others`, who share its samples.
+    """A context for each call of a rank, with `others`, who share its samples, by whatever graph:
+    all that wait in the same `groups` have one. Groups are held weakly.
 
     Raises:
         RankLost: a collective of the call failed; or the call before was left by this rank alone.
     """
 
-    def __init__(self, rank: int, others: frozenset[int]) -> None:
+    def __init__(
+        self, rank: int, others: frozenset[int], groups: Sequence[dist.ProcessGroup]
+    ) -> None:
         self._others, self._roll = others, Roll(rank)
+        self._groups = tuple(map(weakref.ref, groups))
         self._call, self._has_left = 0, False
         self._why_lost: str | None = None
         self.has_met, self.is_gathering = False, False
+
+    def is_of(self, groups: Sequence[dist.ProcessGroup]) -> bool:
+        """True for the very same groups."""
+        return [group() for group in self._groups] == list(groups)
 
     def __enter__(self) -> None:
         if self._why_lost is not None:
@@ -127,8 +142,30 @@ class Together:
                 )
 
 
+class Meetings:
+    """All that this process is together in. A rank that left one graph in the middle leaves the
+    others waiting there, and its call of another graph would meet them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: weakref.WeakSet[Together] = weakref.WeakSet()
+
+    def of(
+        self, rank: int, others: frozenset[int], groups: Sequence[dist.ProcessGroup]
+    ) -> Together:
+        """That of these groups, made now if there is none yet."""
+        with self._lock:
+            found = next((known for known in self._known if known.is_of(groups)), None)
+            if found is None:
+                found = Together(rank, others, groups)
+                self._known.add(found)
+        return found
+
+
+MEETINGS = Meetings()
+
+
 def _is_of_a_collective(error: BaseException) -> bool:
     """gloo's errors have no type of their own."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error)
-    )
+    is_gloos = isinstance(error, RuntimeError) and any(said in str(error) for said in _GLOO_SAYS)
+    return is_gloos or isinstance(error, dist.DistError)

@@ -1,7 +1,8 @@
 """One rank of several, of which one leaves: each writes what it saw of it.
 
 alike       all raise in the middle of a step, and go on
-alone       rank 1 raises and stays alive: the others wait for it until the group's timeout
+alone       rank 1 raises and stays alive: the others wait for it until the group's timeout; then
+            all call another model of the same group, and the first once more
 killed      the last rank is killed in the middle of a step
 stopped     the last rank is stopped there, and neither ends nor answers
 gradients   rank 1 is called with gradients, and so runs uncached
@@ -68,9 +69,12 @@ class LeavingBlock(nn.Module):
 def compiled(seconds: int) -> nn.Module:
     """A model whose ranks wait so long for each other."""
     torch._dynamo.reset()
-    group = dist.new_group(timeout=timedelta(seconds=seconds))
+    return compiled_for(dist.new_group(timeout=timedelta(seconds=seconds)))
+
+
+def compiled_for(group: dist.ProcessGroup, num_blocks: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    model = ToyDiT([LeavingBlock(group) for _ in range(3)]).eval().requires_grad_(False)
+    model = ToyDiT([LeavingBlock(group) for _ in range(num_blocks)]).eval().requires_grad_(False)
     model = torch.compile(model, backend="cachedit", options={"inner_backend": "eager"})
     for step in range(2):
         run(model, step)
@@ -106,8 +110,10 @@ def alike() -> list[Seen]:
 
 def alone() -> list[Seen]:
     model = compiled(SECONDS)
+    other = compiled_for(model.blocks[0].group, num_blocks=4)
     does = "raise" if dist.get_rank() == 1 else "nothing"
-    return [try_step(model, 2, does), try_step(model, 3, "nothing")]
+    own = try_step(model, 2, does)
+    return [own, try_step(other, 2, "nothing"), try_step(model, 3, "nothing")]
 
 
 def leave(who: int, does: str, seconds: int) -> list[Seen]:

@@ -48,3 +48,17 @@ def test_a_group_that_is_made_anew_is_taken(tmp_path: Path) -> None:
         assert torch.equal(ranks.gather(torch.arange(3.0)), torch.tensor([[0.0, 1.0, 2.0]]))
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("said", ["a pair of gloo's", "Application timeout caused pair closure"])
+def test_what_gloo_says_is_no_error_of_the_callers(tmp_path: Path, said: str) -> None:
+    begin(tmp_path / "store")
+    try:
+        assert dist.group.WORLD is not None
+        ranks = Ranks([dist.group.WORLD.group_name])
+        with pytest.raises(ValueError, match="its own"), ranks.together:
+            raise ValueError("its own")
+        with pytest.raises(RankLost, match="no longer together"), ranks.together:
+            raise RuntimeError(said)
+    finally:
+        dist.destroy_process_group()
