@@ -20,6 +20,7 @@ from dit_cachegraph.serving.studio import Painter, Preview, Studio
 
 log = logging.getLogger("dit_cachegraph.serving")
 _CANCELLED = "the request was cancelled"
+_STOP_SECONDS = 3.0
 
 
 class Stage(enum.Enum):
@@ -53,11 +54,13 @@ class Pool:
         self._lock = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._running: set[Job] = set()
+        self._threads: list[threading.Thread] = []
+        self._is_stopped = False
         self._last_seconds = 1.0
 
     def start(self) -> None:
         """Load the model in a thread of its own, and return at once."""
-        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+        self._begin(threading.Thread(target=self._warm_up, name="warm-up", daemon=True))
 
     def wait_until_warm(self) -> None:
         """Return once it draws.
@@ -128,6 +131,28 @@ class Pool:
         with self._lock:
             self._lock.notify_all()
 
+    def stop(self) -> bool:
+        """Draw no further, whatever was taken. True once no thread is at work; False where one
+        still is after a moment, since it loads or compiles, or is within a step."""
+        with self._lock:
+            self.stage, self._is_stopped = Stage.DRAINING, True
+            left = [*self._waiting, *self._running]
+            self._lock.notify_all()
+        for job in left:
+            self.cancel(job.id)
+        until = time.monotonic() + _STOP_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _begin(self, thread: threading.Thread) -> None:
+        self._threads.append(thread)
+        thread.start()
+
+    def _go_on(self, _: Preview) -> None:
+        if self._is_stopped:
+            raise Stopped
+
     def _warm_up(self) -> None:
         torch.set_num_threads(self._num_threads)
         try:
@@ -138,9 +163,11 @@ class Pool:
             for ask in self.studio.samples():
                 handle = request("warm-up")
                 with handle:
-                    painters[0].paint(ask, lambda preview: None)
+                    painters[0].paint(ask, self._go_on)
                 handle.end()
                 check(self.target)
+        except Stopped:
+            return
         except Exception as error:
             log.exception("the model can't be served")
             self._fail(f"{type(error).__name__}: {error}")
@@ -148,7 +175,7 @@ class Pool:
         self._advance(Stage.READY)
         for i, painter in enumerate(painters):
             name, args = f"painter {i}", (painter,)
-            threading.Thread(target=self._work, name=name, args=args, daemon=True).start()
+            self._begin(threading.Thread(target=self._work, name=name, args=args, daemon=True))
 
     def _advance(self, stage: Stage) -> None:
         with self._lock:

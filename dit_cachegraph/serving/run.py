@@ -2,9 +2,11 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from dit_cachegraph.serving.app import create_app
 from dit_cachegraph.serving.embedded import EmbeddedStudio
@@ -24,13 +26,26 @@ def serve(
     num_workers: int,
     inner_backend: str = "inductor",
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then what was taken is drawn to its end. Lines of the log go
-    to stderr, one of JSON a request to stdout."""
+    """Serve until SIGTERM or SIGINT; then what was taken is drawn to its end, or nothing more at a
+    second SIGINT. Lines of the log go to stderr, one of JSON a request to stdout.
+
+    Raises:
+        SystemExit: it can't listen there.
+    """
     log_to_stderr()
     studio, limits = studio_of(model, sizes, inner_backend), Limits()
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     app = create_app(studio, limits=limits, num_workers=num_workers, api_key=api_key)
     logging.getLogger("dit_cachegraph.serving").info("http://%s:%d/", host, port)
+    try:
+        _listen(app, limits, host, port)
+    except SystemExit as ended:
+        _end(app, ended.code)
+        raise
+    _end(app, 0)
+
+
+def _listen(app: FastAPI, limits: Limits, host: str, port: int) -> None:
     uvicorn.run(
         app,
         host=host,
@@ -41,6 +56,16 @@ def serve(
         timeout_graceful_shutdown=round(limits.drain_seconds),
         server_header=False,
     )
+
+
+def _end(app: FastAPI, code: object) -> None:
+    """Stop the workers; end the process here where one doesn't: a thread that is in torch while the
+    interpreter ends would end it by SIGABRT."""
+    if app.state.node.pool.stop():
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def studio_of(

@@ -1,5 +1,6 @@
 """`python -m dit_cachegraph serve`, as a process: what it says, and how it stops."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -17,13 +18,13 @@ from support.serving_runs import Client, free_port, until
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 
-# A short model that isn't compiled for long; all else is what the command runs.
+# Draws with a studio of the tests; all else is what the command runs.
 SCRIPT = """
 import sys
 sys.path.insert(0, "tests")
 from dit_cachegraph.serving import run
-from support.serving_runs import WatchedStudio
-run.EmbeddedStudio = lambda inner_backend: WatchedStudio()
+from support import serving_runs
+run.EmbeddedStudio = lambda inner_backend: getattr(serving_runs, sys.argv[2])()
 from dit_cachegraph.cli import main
 sys.exit(main(["serve", "--port", sys.argv[1], "--workers", "1"]))
 """
@@ -36,18 +37,32 @@ def answers(client):
         return False
 
 
-@pytest.mark.slow
-def test_sigterm_draws_what_was_taken_and_ends():
+def listens(client):
+    with contextlib.suppress(ConnectionRefusedError):
+        return client.ask("GET", "/healthz").status == 200
+    return False
+
+
+@contextlib.contextmanager
+def running(studio="WatchedStudio"):
+    """The command as a process, and a client for it."""
     port = free_port()
     server = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(port)],
+        [sys.executable, "-c", SCRIPT, str(port), studio],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        client = Client(port)
+        yield server, Client(port)
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_sigterm_draws_what_was_taken_and_ends():
+    with running() as (server, client):
         until(lambda: answers(client))
         with client.stream(num_steps=60) as drawn, client.stream(num_steps=4) as waits:
             next(event for event in drawn if event[0] == "step")
@@ -55,15 +70,24 @@ def test_sigterm_draws_what_was_taken_and_ends():
             server.send_signal(signal.SIGTERM)
             assert list(drawn)[-1][0] == list(waits)[-1][0] == "done"
         told, log = server.communicate(timeout=60)
-    finally:
-        server.kill()
     assert server.returncode in (0, -signal.SIGTERM), log
     lines = [json.loads(line) for line in told.splitlines()]
     assert [line["num_hits"] + line["num_computed"] for line in lines] == [28, 60, 4]
     assert lines[0]["request"] == "warm-up"
-    assert f"http://127.0.0.1:{port}/" in log, log
+    assert f"http://127.0.0.1:{client.port}/" in log, log
     assert "segments of 4 blocks" in log, log
     assert "ready" in log and "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_sigint_ends_it_while_it_compiles():
+    """By itself: not by a thread that is in torch while the interpreter goes."""
+    with running("BusyStudio") as (server, client):
+        until(lambda: listens(client))
+        server.send_signal(signal.SIGINT)
+        _, log = server.communicate(timeout=60)
+    assert server.returncode == 0, log
+    assert "terminate called" not in log
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The server over real HTTP: its pictures are those drawn alone, whoever else asks or goes away."""
 
+import asyncio
 import io
 import random
 import threading
@@ -14,7 +15,9 @@ import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
 from dit_cachegraph.serving.ask import Ask
 from dit_cachegraph.serving.embedded import words_of
+from dit_cachegraph.serving.job import Job
 from dit_cachegraph.serving.limits import Limits
+from dit_cachegraph.serving.pool import Pool
 from dit_cachegraph.serving.studio import Painter
 from support.serving_runs import PROMPT, TIMEOUT, WatchedStudio, served, shorten, until
 
@@ -208,6 +211,20 @@ def test_stopping_loses_nothing_that_was_taken():
         assert [future.result().status for future in asked] == [200] * 6
     with pytest.raises(ConnectionRefusedError):
         client.generate()
+
+
+def test_stopping_at_once_draws_no_further():
+    pool = Pool(WatchedStudio(), Limits(), 1, lambda target: None)
+    pool.start()
+    pool.wait_until_warm()
+    jobs = [Job(Ask(prompt=PROMPT, num_steps=100_000), asyncio.new_event_loop()) for _ in range(2)]
+    for job in jobs:
+        pool.submit(job)
+    until(lambda: pool.num_waiting == 1)
+    assert pool.stop()
+    assert all(job.handle.has_ended for job in jobs)
+    for job in jobs:
+        job.loop.close()
 
 
 def test_what_needs_the_api_key():

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 import uvicorn
 from diffusers import FluxPipeline
 from prometheus_client.parser import text_string_to_metric_families
@@ -48,6 +49,14 @@ class WatchedStudio(EmbeddedStudio):
             picture = self.painter().paint(ask, lambda preview: None)
         handle.end()
         return png_of(picture)
+
+
+class BusyStudio(EmbeddedStudio):
+    """It is in torch for good, as in a long compilation."""
+
+    def load(self) -> object:
+        while True:
+            torch.ones(500, 500) @ torch.ones(500, 500)
 
 
 def shorten(pipe: FluxPipeline) -> None:
