@@ -14,6 +14,8 @@ _CHOICES = (*PRESETS, UNCACHED)
 _MAX_SEED = 2**63 - 1
 _MAX_SIDE = 16384
 _SHOWN_CHARS = 40
+# Of the invisible characters: two by which Persian and Indic scripts are spelled, and emoji joined.
+_TAKEN = "\t\n\r\u200c\u200d"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ def _prompt(value: object, limits: Limits) -> str:
         _refuse(f"prompt must be text that says what to draw, got {_shown(value)}")
     if len(value) > limits.max_prompt_chars:
         _refuse(f"prompt has {len(value)} characters, at most {limits.max_prompt_chars} are taken")
-    bad = [c for c in value if unicodedata.category(c)[0] == "C" and c not in "\t\n\r"]
+    bad = [c for c in value if unicodedata.category(c)[0] == "C" and c not in _TAKEN]
     if bad:
         _refuse(f"prompt holds {_shown(bad[0])}, which is no character of a text")
     return value
