@@ -20,6 +20,7 @@ from dit_cachegraph.compat.calibrators import (
 )
 from dit_cachegraph.config import unknown_option
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.checks import check_bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +80,28 @@ def configs_of(
 
 
 def _calibrator_of(flat: Mapping[str, object]) -> CalibratorConfig | None:
+    for switch in CALIBRATORS:
+        if flat.get(switch) is not None:
+            check_bool(switch, flat[switch])
     chosen = [name for name in CALIBRATORS if flat.get(name)]
     if len(chosen) > 1:
         raise InvalidConfig(f"{' and '.join(chosen)}: only one of them can be on")
+    _check_switches(flat)
     if not chosen:
         return None
     calibrator = CALIBRATORS[chosen[0]]
     options = {calibrator.options[n]: v for n, v in flat.items() if n in calibrator.options}
     return calibrator.kind(**{"enable_encoder_calibrator": calibrator.encoder, **options})
+
+
+def _check_switches(flat: Mapping[str, object]) -> None:
+    """Raises: InvalidConfig, for an option of a calibrator of which it isn't said whether it is on:
+    it would change nothing."""
+    for name, value in flat.items():
+        switches = [s for s, of in CALIBRATORS.items() if name in of.options]
+        if switches and value is not None and not flat.keys() & switches:
+            beside = " or ".join(f"{switch}=True" for switch in switches)
+            raise InvalidConfig(f"{name}: of a forecast that is off; give {beside} beside it")
 
 
 def _calibrator_names() -> frozenset[str]:

@@ -137,6 +137,10 @@ class TestFiles:
             dc.DMDCalibratorConfig(enable_encoder_calibrator=True)
         )
 
+    def test_options_of_a_forecast_that_is_said_to_be_off_change_nothing(self):
+        options = {"enable_taylorseer": False, "taylorseer_order": 2, "enable_dmd": None}
+        assert dc.load_cache_config(options) == (DBCacheConfig(), None)
+
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
