@@ -1,6 +1,5 @@
 """What was compiled and what was decided: as an object, as text, as JSON."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +9,7 @@ from dit_cachegraph.dry_run import Trial, trials
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.few_steps import why_nothing_gained
 from dit_cachegraph.freeze import frozen_config, settings_as_config
+from dit_cachegraph.json_values import jsonable
 from dit_cachegraph.links.model import LinkedModel, RefusedLinks
 from dit_cachegraph.models import ModelState
 from dit_cachegraph.plan import BlockListReport, Trunk, Uncacheable
@@ -180,7 +180,7 @@ class Report:
         return frozen_config(self.settings[-1], cached[-1].regions, self.steps)
 
     def to_dict(self) -> dict[str, object]:
-        told = {name: _jsonable(value) for name, value in asdict(self).items()}
+        told = {name: jsonable(value) for name, value in asdict(self).items()}
         told["statuses"] = [{**asdict(s), "standing": s.standing.value} for s in self.statuses]
         return {"is_cached": self.is_cached, **told}
 
@@ -207,15 +207,6 @@ class Report:
         if len(self.steps) > NUM_STEPS_SHOWN:
             lines.append(f"  (the last {NUM_STEPS_SHOWN} of {num_steps} steps; all kept in .steps)")
         return "\n".join(lines)
-
-
-def _jsonable(value: object) -> object:
-    """The same with None for NaN and infinity, which JSON doesn't have."""
-    if isinstance(value, dict):
-        return {name: _jsonable(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_line(step: StepReport) -> str:

@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from dit_cachegraph.api import check
 from dit_cachegraph.exc import NotCached
+from dit_cachegraph.json_values import jsonable
 from dit_cachegraph.serving.ask import parse
 from dit_cachegraph.serving.body import read_body
 from dit_cachegraph.serving.counts import Counts
@@ -211,4 +212,4 @@ def _counts(done: Done) -> dict[str, object]:
 
 
 def _sent(name: str, data: Mapping[str, object]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+    return f"event: {name}\ndata: {json.dumps(jsonable(dict(data)))}\n\n"

@@ -19,6 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     (
         "exc",
+        "json_values",
         "later",
         "plan",
         "call_stack",

@@ -19,7 +19,15 @@ from dit_cachegraph.serving.job import Job
 from dit_cachegraph.serving.limits import Limits
 from dit_cachegraph.serving.pool import Pool
 from dit_cachegraph.serving.studio import Painter
-from support.serving_runs import PROMPT, TIMEOUT, WatchedStudio, served, shorten, until
+from support.serving_runs import (
+    PROMPT,
+    TIMEOUT,
+    NanStudio,
+    WatchedStudio,
+    served,
+    shorten,
+    until,
+)
 
 pytestmark = pytest.mark.e2e
 NUM_STEPS = 8
@@ -271,6 +279,18 @@ def test_what_is_asked_while_it_loads_is_told_how_far_it_is():
         assert client.ask("GET", "/readyz").json["stage"] == "loading the model"
         may_load.set()
         assert list(events)[-1][0] == "done"
+
+
+def test_what_no_number_tells_is_null():
+    """A page parses each event, and NaN is none of JSON."""
+    with served(NanStudio(), num_workers=1) as client:
+        client.wait_until_ready()
+        with client.stream(num_steps=4) as drawn:
+            events = list(drawn)
+    told = [decision for name, data in events if name == "step" for decision in data["decisions"]]
+    assert len(told) == 4 and not any(decision["hit"] for decision in told)
+    assert {decision["error"] for decision in told} == {None}
+    assert events[-1][0] == "done"
 
 
 def test_one_that_fails_is_said_and_the_next_is_drawn():
