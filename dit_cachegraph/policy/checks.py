@@ -27,8 +27,17 @@ def check_int(
 def check_number(name: str, value: object, *, none_is_ok: bool = False) -> None:
     if value is None and none_is_ok:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not _is_finite(value) or value < 0:  # type: ignore[arg-type, operator]
         raise InvalidConfig(f"{name} must be a finite number of at least 0, got {value!r}")
+
+
+def _is_finite(value: float) -> bool:
+    """False also for an integer that no float holds."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_numbers(name: str, value: object) -> tuple[float, ...]:
@@ -38,7 +47,7 @@ def check_numbers(name: str, value: object) -> tuple[float, ...]:
         or isinstance(value, str)
         or not value
         or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value)
-        or not all(map(math.isfinite, value))
+        or not all(map(_is_finite, value))
     ):
         raise InvalidConfig(f"{name} must be a sequence of finite numbers, got {value!r}")
     return tuple(value)
@@ -60,7 +69,7 @@ def check_grid(name: str, value: object) -> tuple[int, ...] | None:
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
         raise InvalidConfig(f"{name} must be one of {known}, got {value!r}")
 

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, fields
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
 
 import dit_cachegraph as dc
 from dit_cachegraph.config import CommonSettings, CompileOptions, resolve, split_options
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.predictors.chebyshev import Chebyshev
 from dit_cachegraph.policy.rules.dbcache import DBCache
 
 NAN, INF = float("nan"), float("inf")
@@ -134,6 +136,27 @@ def test_refused_with_name_value_and_range(name, value):
     with pytest.raises(InvalidConfig) as raised:
         resolve({name: value})
     assert str(raised.value) == f"{name} must be {OPTIONS[name][2]}, got {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_rule", np.array([1, 0])),
+        ("Bn_compute_blocks_ids", torch.tensor([1, 0])),
+        ("residual_diff_threshold", 10**400),
+    ],
+    ids=["an array of numbers", "a tensor", "what no float holds"],
+)
+def test_what_compares_to_no_number_is_refused_like_all_else(name, value):
+    with pytest.raises(InvalidConfig, match=f"^{name} must be "):
+        resolve({name: value})
+
+
+def test_large_integers_stand_for_their_floats():
+    (span,) = DBCache(important_condition_threshold=10**30).spans([8])
+    assert span.probe is not None and type(span.probe.important_condition_threshold) is float
+    weights = Chebyshev(chebyshev_ridge=10**30).weights((0, 1, 2), 3)
+    assert weights == Chebyshev(chebyshev_ridge=1e30).weights((0, 1, 2), 3)
 
 
 def test_refusals_are_the_packages_and_value_errors():

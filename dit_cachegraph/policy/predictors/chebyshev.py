@@ -54,7 +54,7 @@ class Chebyshev(Calibrator):
             return (1.0,)
         num_unused = max(0, len(steps) - self.num_snapshots)
         basis = self._basis(steps[num_unused:])
-        ridge = np.full(self.chebyshev_degree + 1, self.chebyshev_ridge)
+        ridge = np.full(self.chebyshev_degree + 1, float(self.chebyshev_ridge))
         ridge[0] = 0.0
         # The inverse that also takes what a ridge of 0 leaves undecided: the smallest fit.
         inverse = np.linalg.pinv(basis.T @ basis + np.diag(ridge), hermitian=True)

@@ -144,12 +144,14 @@ class DBCache(Rule):
         check_bool("cfg_diff_compute_separate", self.cfg_diff_compute_separate)
         mask = check_mask("steps_computation_mask", self.steps_computation_mask)
         object.__setattr__(self, "steps_computation_mask", mask)
-        if self.Bn_compute_blocks_ids and not self.Bn_compute_blocks:
+        ids = self.Bn_compute_blocks_ids
+        is_none = ids is None or (isinstance(ids, Sequence) and not ids)
+        if not is_none and not self.Bn_compute_blocks:
             raise InvalidConfig(
                 "Bn_compute_blocks_ids must be among the last Bn_compute_blocks, which are none "
                 f"(say beside it how many there are), got {self.Bn_compute_blocks_ids!r}"
             )
-        ids = check_ids("Bn_compute_blocks_ids", self.Bn_compute_blocks_ids, self.Bn_compute_blocks)
+        ids = check_ids("Bn_compute_blocks_ids", ids, self.Bn_compute_blocks)
         object.__setattr__(self, "Bn_compute_blocks_ids", ids)
 
     def _check_thresholds(self) -> None:
@@ -209,7 +211,7 @@ class DBCache(Rule):
     def _probe(self) -> Probe:
         is_hidden = self.l1_hidden_states_diff_threshold is not None
         kind = ProbeKind.HIDDEN if is_hidden else ProbeKind.RESIDUAL
-        return Probe(kind, self.downsample_factor, self.important_condition_threshold)
+        return Probe(kind, self.downsample_factor, float(self.important_condition_threshold))
 
     def num_first_blocks(self, num_blocks: int) -> int:
         """`Fn_compute_blocks`, or what None stands for with so many blocks."""
