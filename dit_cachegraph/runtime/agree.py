@@ -26,12 +26,11 @@ def standing_of(step: Step, latents: Objects, usable: Sequence[str | None]) -> S
 
 
 def _of_track(track: Track, latents: Objects) -> tuple[object, ...]:
-    """All that may differ between ranks of an image that both know."""
+    """All that may differ between ranks of an image that both know, but for what is held of it."""
     companions = [companion.agreed for companion in track.companions]
     last = track.last_call
     is_again = last is not None and latents.are_unwritten_since(last.latents)
-    has_state = track.state is not None
-    return (track.agreed, track.is_complete, has_state, track.lost, companions, is_again)
+    return (track.agreed, track.is_complete, companions, is_again)
 
 
 def note_agreed(track: Track, step: Step) -> None:

@@ -44,6 +44,13 @@ def test_ranks_outside_of_the_group_are_not_waited_for(seen: list[Seen]) -> None
     assert str(first[3][1]).startswith("ranks 0 and 1 are at step 3 and step 0")
 
 
+def test_what_is_freed_on_one_rank_alone_is_told_as_that(seen: list[Seen]) -> None:
+    first, *others = [rank["memory"]["steps"] for rank in seen]
+    assert all(other == first for other in others)
+    assert hits(first) == ".HH.H"
+    assert first[3][1] == "ranks 0 and 1 hold other state"
+
+
 def test_what_is_compiled_goes_on_with_a_group_of_the_same_ranks(seen: list[Seen]) -> None:
     for rank in seen:
         assert hits(rank["anew"]["before"]) == ".H"

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 import dit_cachegraph as dc
+from dit_cachegraph.models import REGISTRY
 from ranks.schedules import BOLD, SharingDiT, normal
 from support.toy_dits import DIM
 
@@ -33,8 +34,8 @@ class Sharer:
 
     def __init__(self, group: dist.ProcessGroup | None = None, image: int = 3) -> None:
         torch._dynamo.reset()
-        model, options = SharingDiT(group=group), {"inner_backend": "eager"}
-        self.model: nn.Module = torch.compile(model, backend="cachedit", options=options)
+        self.module, options = SharingDiT(group=group), {"inner_backend": "eager"}
+        self.model: nn.Module = torch.compile(self.module, backend="cachedit", options=options)
         dc.configure(self.model, **BOLD)
         self.first, self.last = normal(image, NUM_TOKENS), normal(-1, NUM_TOKENS)
         self.text, self.control = normal(4, NUM_TEXT_TOKENS), normal(5, NUM_TOKENS, 2 * DIM)
@@ -87,6 +88,17 @@ def by_part() -> dict[str, Told]:
     return {"steps": told + sharer.run(2)}
 
 
+def by_memory() -> dict[str, Told]:
+    """What is held is freed on rank 1 alone, as under a bound on its bytes or its idle seconds."""
+    sharer = Sharer()
+    told = sharer.run(3)
+    if dist.get_rank() == 1:
+        (state,) = REGISTRY.states_of([sharer.module])
+        for track in state.requests.held.least_recent():
+            state.requests.free(track, "for a test")
+    return {"steps": told + sharer.run(2)}
+
+
 def by_group_made_anew(folder: Path) -> dict[str, Told]:
     """What was compiled goes on with a group of the same ranks, and with no other."""
     rank, num_ranks, sharer = dist.get_rank(), dist.get_world_size(), Sharer()
@@ -119,5 +131,6 @@ def run_unusual(folder: Path) -> Seen:
         "options": by_options(),
         "modes": by_modes(),
         "part": by_part(),
+        "memory": by_memory(),
         "anew": by_group_made_anew(folder),
     }
