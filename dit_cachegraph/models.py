@@ -112,17 +112,16 @@ class ModelRegistry:
         self._by_module[module] = state
         return state
 
-    def by_module(self, module: nn.Module) -> ModelState:
-        """The same, at once where it was made before."""
-        return self._by_module.get(module) or self.of_module(module)
-
     def has_module(self, module: nn.Module) -> bool:
         return module in self._by_module or any(p in self._by_weight for p in module.parameters())
 
-    def of_weights(self, weights: Sequence[object]) -> ModelState:
-        """The state of the model that was called with these trunk weights."""
+    def of_weights(self, weights: Sequence[object], called: nn.Module | None = None) -> ModelState:
+        """The state of the model that was called with these trunk weights; that of `called` where
+        no module has them: `fully_shard` puts others in their place but while a block runs."""
         tensors = _plain(weights)
         state = (self.by_weight(tensors[0]) if tensors else None) or self._owner(tensors)
+        if state is None and called is not None:
+            state = self.of_module(called)
         if state is None:
             state = self._new()
         for weight in tensors:

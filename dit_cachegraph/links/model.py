@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from dit_cachegraph.links.chain import Chain
 from dit_cachegraph.links.given import Given
 from dit_cachegraph.links.trunk import Slots, compiled_trunk, slots_of
-from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.plan import Costs, FragmentRoles, Uncacheable
 from dit_cachegraph.runtime.driver import CachedModel
 from dit_cachegraph.segments.slots import Values
@@ -42,12 +41,8 @@ class LinkedModel(CachedModel):
         calls = [None] * len(self.chain.links)
         return self.segments.values_of([*weights, *given.tensors, *calls])
 
-    def _model(self, values: Values) -> ModelState:
-        """That of the module, whatever its weights are: `fully_shard` puts others in their place
-        for as long as a block runs."""
-        called = self._called()
-        assert called is not None, "it is being called"
-        return REGISTRY.by_module(called)
+    def _called_module(self) -> nn.Module | None:
+        return self._called()
 
 
 def _fed(chain: Chain) -> tuple[tuple[int, ...], ...]:

@@ -186,7 +186,11 @@ class CachedModel:
         if self._first_weight is None:
             return self._weightless
         found = REGISTRY.by_weight(values[self._first_weight])
-        return found or REGISTRY.of_weights(self._trunk_weights(values))
+        return found or REGISTRY.of_weights(self._trunk_weights(values), self._called_module())
+
+    def _called_module(self) -> nn.Module | None:
+        """The module that is called, where that is known beside its weights."""
+        return None
 
 
 def _refuse_a_batch(step: Step, latents: Sequence[Tensor]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 import dit_cachegraph as dc
@@ -41,3 +42,24 @@ def test_settings_and_report_are_those_of_the_model(is_late: bool) -> None:
     assert report.is_cached
     torch.testing.assert_close(outputs[2], call(plain, steps[2]))
     assert dc.reset(model).num_tracks == 1
+
+
+class Around(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.model(**inputs)
+
+
+def test_what_is_around_the_model_has_its_settings() -> None:
+    model = SwitchedDiT()
+    compile_blocks(model)
+    dc.configure(model, rule="even", every=2, max_warmup_steps=1)
+    around = Around(model)
+    watch(around)
+    for step in toy_steps([60.0, 50.0]):
+        call(around, step)
+    for asked in (model, around):
+        assert [step.hit for step in dc.summary(asked).steps] == [False, True]
