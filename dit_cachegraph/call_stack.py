@@ -39,6 +39,20 @@ def model_being_called() -> nn.Module | None:
     return None
 
 
+def modules_being_called() -> list[nn.Module]:
+    """The modules whose calls are under way inside what was compiled, innermost first. Of other
+    frames than those of torch's calls no variable is read, as in `outermost_call`; the code of
+    these may be what Dynamo made of it."""
+    found: dict[nn.Module, None] = {}
+    for frame in _frames():
+        if frame.f_code.co_name == _COMPILED_CALL:
+            return list(found)
+        is_call = frame.f_code.co_filename == _MODULE_CALL.co_filename
+        if is_call and (module := _module_of(frame)) is not None:
+            found[module] = None
+    return []
+
+
 def is_in_model_code() -> bool:
     """Whether code that isn't torch's runs between the call of what was compiled and its graph: a
     break has left it to Python."""

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_cachegraph.call_log import CallLog
+from dit_cachegraph.call_stack import modules_being_called
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.observers import Observers
 from dit_cachegraph.policy.recorded import Recorded
@@ -91,6 +92,11 @@ class ModelRegistry:
             weakref.WeakKeyDictionary()
         )
         self._by_weight: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        # Asked of what has other weights between its calls: `fully_shard` puts the whole ones in
+        # the place of its parts for as long as a call runs.
+        self._by_call: weakref.WeakKeyDictionary[nn.Module, ModelState] = (
+            weakref.WeakKeyDictionary()
+        )
         self._states: weakref.WeakSet[ModelState] = weakref.WeakSet()
         self._warned: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
@@ -101,6 +107,8 @@ class ModelRegistry:
         own = self._by_module.get(module)
         known = [own, *(self._by_weight.get(tensor) for tensor in tensors)]
         states = list(dict.fromkeys(state for state in known if state is not None))
+        if not states and module in self._by_call:
+            states = [self._by_call[module]]
         # That of the fragment with the trunk has the requests under way.
         states.sort(key=lambda state: -len(state.requests))
         state = states[0] if states else self._new()
@@ -113,7 +121,8 @@ class ModelRegistry:
         return state
 
     def has_module(self, module: nn.Module) -> bool:
-        return module in self._by_module or any(p in self._by_weight for p in module.parameters())
+        is_known = module in self._by_module or module in self._by_call
+        return is_known or any(p in self._by_weight for p in module.parameters())
 
     def of_weights(self, weights: Sequence[object], called: nn.Module | None = None) -> ModelState:
         """The state of the model that was called with these trunk weights; that of `called` where
@@ -124,6 +133,8 @@ class ModelRegistry:
             state = self.of_module(called)
         if state is None:
             state = self._new()
+            for module in modules_being_called():
+                self._by_call.setdefault(module, state)
         for weight in tensors:
             self._by_weight[weight] = state
         return state

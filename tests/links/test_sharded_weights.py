@@ -44,6 +44,23 @@ def test_settings_and_report_are_those_of_the_model(is_late: bool) -> None:
     assert dc.reset(model).num_tracks == 1
 
 
+def test_a_whole_model_is_known_between_its_calls() -> None:
+    """Also where nobody asked for it before the first, when its weights were those of a call."""
+    model = SwitchedDiT()
+    around = Around(model)
+    fully_shard(model)
+    fully_shard(around)
+    model.compile(backend="cachedit", options={"inner_backend": "eager"})
+    first, *others = toy_steps([60.0, 50.0, 40.0, 30.0])
+    call(around, first)
+    dc.configure(model, rule="even", every=2, max_warmup_steps=1)
+    for step in others:
+        call(around, step)
+    reasons = [step.reason for step in dc.summary(model).steps]
+    assert reasons[2:] == ["every 2 steps", "hit, every 2 steps one computes"]
+    assert dc.reset(model).num_tracks == 1
+
+
 class Around(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
