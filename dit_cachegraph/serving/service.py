@@ -169,8 +169,9 @@ class Service:
     def _check_key(self, request: Request) -> None:
         if self._api_key is None:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode(), self._api_key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        is_right = secrets.compare_digest(given.strip().encode(), self._api_key.encode())
+        if scheme.lower() != "bearer" or not is_right:
             raise Refused(401, "give the API key as `Authorization: Bearer KEY`")
 
 

@@ -243,11 +243,15 @@ def test_what_needs_the_api_key():
                 {},
                 {"Authorization": "Bearer wrong"},
                 {"Authorization": "Bearer sesame2"},
+                {"Authorization": "sesame"},
+                {"Authorization": "Basic sesame"},
             ):
                 answer = client.ask(method, path, **given)
                 assert answer.status == 401 and "API key" in answer.json["error"]
         assert client.ask("GET", "/").status == 200
-        assert client.ask("GET", "/metrics", Authorization="Bearer sesame").status == 200
+        for scheme in ("Bearer", "bearer", "BEARER "):
+            given = f"{scheme} sesame"
+            assert client.ask("GET", "/metrics", Authorization=given).status == 200
         unknown = client.ask("DELETE", "/requests/a", Authorization="Bearer sesame")
         assert unknown.status == 404
 
