@@ -48,7 +48,7 @@ def create_app(
             yield
             await asyncio.to_thread(pool.drain)
 
-    app = FastAPI(title="dit_cachegraph", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="dit_cachegraph", lifespan=lifespan, openapi_url=None)
     app.state.node = node
     Service(node, api_key).add_to(app)
     app.add_exception_handler(Refused, _refused)

@@ -43,7 +43,8 @@ class Service:
             ("POST", "/generate", self.generate),
             ("DELETE", "/requests/{job_id}", self.cancel),
         ):
-            app.add_api_route(path, answer, methods=[method], response_model=None)
+            methods = ["GET", "HEAD"] if method == "GET" else [method]
+            app.add_api_route(path, answer, methods=methods, response_model=None)
 
     async def page(self) -> Response:
         """The page."""

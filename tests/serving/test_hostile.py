@@ -143,6 +143,8 @@ PATHS = {
     "a file, encoded": ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404),
     "a source": ("GET", "/page.html", 404),
     "docs from elsewhere": ("GET", "/docs", 404),
+    "a description that asks for no key": ("GET", "/openapi.json", 404),
+    "the head of what is written": ("HEAD", "/generate", 405),
     "two slashes": ("GET", "//generate", 404),
     "a way up in an id": ("DELETE", "/requests/..%2f..%2fetc", 404),
     "no id": ("DELETE", "/requests/", 404),
@@ -158,7 +160,18 @@ PATHS = {
 @pytest.mark.parametrize("name", PATHS)
 def test_paths(client, name):
     method, path, status = PATHS[name]
-    refused(client.ask(method, path), status)
+    answer = client.ask(method, path)
+    if method == "HEAD":
+        assert (answer.status, answer.body) == (status, b"")
+    else:
+        refused(answer, status)
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics"])
+def test_the_head_of_what_is_read(client, path):
+    """Some probes ask for no more."""
+    answer = client.ask("HEAD", path)
+    assert (answer.status, answer.body) == (200, b"")
 
 
 def spoken(client, *parts):
