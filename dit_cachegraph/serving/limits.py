@@ -16,6 +16,9 @@ class Limits:
 
     max_body_bytes: int = 16 * 1024
 
+    head_seconds: float = 10.0
+    """How long a client may take to send the head of a request."""
+
     body_seconds: float = 10.0
     """How long a client may take to send its body."""
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from dit_cachegraph.serving.app import create_app
 from dit_cachegraph.serving.embedded import EmbeddedStudio
+from dit_cachegraph.serving.head_timeout import timed_heads
 from dit_cachegraph.serving.limits import Limits
 from dit_cachegraph.serving.pipeline import PipelineStudio
 from dit_cachegraph.serving.studio import Size, Studio
@@ -50,6 +51,7 @@ def _listen(app: FastAPI, limits: Limits, host: str, port: int) -> None:
         app,
         host=host,
         port=port,
+        http=timed_heads(limits.head_seconds),
         log_level="warning",
         access_log=False,
         limit_concurrency=limits.max_connections,

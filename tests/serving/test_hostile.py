@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def client(studio):
-    limits = Limits(body_seconds=0.5)
+    limits = Limits(body_seconds=0.5, head_seconds=1.5, max_connections=8)
     with served(studio, limits=limits, num_workers=1) as client:
         client.wait_until_ready()
         yield client
@@ -203,3 +203,18 @@ HEAD = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\
 )  # fmt: skip
 def test_what_is_hardly_http(client, parts, status):
     assert spoken(client, *parts).startswith(f"HTTP/1.1 {status} ")
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET"]
+)
+def test_connections_that_say_nothing_keep_nobody_out(client, begun):
+    """Nor do those that say nothing more: each is closed."""
+    held = [socket.create_connection(("127.0.0.1", client.port), timeout=30) for _ in range(8)]
+    for connection in held:
+        connection.sendall(begun)
+    for connection in held:
+        while connection.recv(65536):
+            pass
+        connection.close()
+    assert client.ask("GET", "/healthz").status == 200

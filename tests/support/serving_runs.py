@@ -20,6 +20,7 @@ import dit_cachegraph as dc
 from dit_cachegraph.serving.app import create_app
 from dit_cachegraph.serving.ask import Ask
 from dit_cachegraph.serving.embedded import EmbeddedStudio
+from dit_cachegraph.serving.head_timeout import timed_heads
 from dit_cachegraph.serving.job import png_of
 from dit_cachegraph.serving.limits import Limits
 
@@ -174,6 +175,7 @@ def served(
     api_key: str | None = None,
 ) -> Iterator[Client]:
     """A server in a thread, from its start to its drain."""
+    limits = limits or Limits()
     app = create_app(
         studio,
         limits=limits,
@@ -181,7 +183,14 @@ def served(
         api_key=api_key,
         request_log=io.StringIO(),
     )
-    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=TIMEOUT)
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http=timed_heads(limits.head_seconds),
+        log_level="warning",
+        limit_concurrency=limits.max_connections,
+        timeout_graceful_shutdown=TIMEOUT,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
