@@ -149,12 +149,13 @@ def observe(callback: Callable[[Record], object]) -> ObserverHandle:
 
 
 def _can_be_found(key: object) -> bool:
-    """False for what a dict refuses, and for what isn't equal to itself, like NaN."""
+    """False for what a dict refuses, and for what isn't equal to itself, like NaN, or doesn't say
+    whether it is, like a tensor."""
     try:
         hash(key)
-    except TypeError:
+        return bool(key == key)
+    except (TypeError, ValueError, RuntimeError):
         return False
-    return bool(key == key)
 
 
 def _check(state: ModelState, overrides: Layers) -> None:

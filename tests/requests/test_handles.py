@@ -286,7 +286,7 @@ def test_an_end_in_the_middle_of_a_step_leaves_nothing(is_first):
     assert handle.end() == (0, 0)
 
 
-@pytest.mark.parametrize("key", [None, [1], {"a": 1}, ("a", []), ToBeMissed()])
+@pytest.mark.parametrize("key", [None, [1], {"a": 1}, ("a", []), ToBeMissed(), torch.ones(2)])
 def test_a_key_that_cant_be_one_is_refused_where_it_is_given(key):
     seen = "None" if key is None else type(key).__name__
     with pytest.raises(TypeError, match=seen):
