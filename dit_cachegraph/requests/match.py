@@ -17,8 +17,21 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dit_cachegraph.requests.fingerprint import Fingerprint
-from dit_cachegraph.requests.latents import closeness, is_clearly_nearer, is_same
-from dit_cachegraph.requests.schedule import UNLIKE, Clock, Known, StepMatch, advance, begin
+from dit_cachegraph.requests.latents import (
+    MIN_CORRELATION,
+    closeness,
+    is_clearly_nearer,
+    is_same,
+)
+from dit_cachegraph.requests.schedule import (
+    UNLIKE,
+    Clock,
+    Known,
+    StepMatch,
+    advance,
+    begin,
+    turned,
+)
 from dit_cachegraph.requests.track import Track
 
 NEXT_BEGAN = "its state was freed when the next image began under the same conditioning"
@@ -97,7 +110,16 @@ def _step(track: Track, call: Fingerprint, known: Known, partner: Track | None) 
     close = closeness(call.sample, last.sample)
     near = None if track is partner else close
     step = advance(track.trajectory, call.clock, call.shape, known, near)
+    is_sure = track is partner or (close is not None and close >= MIN_CORRELATION)
+    if step.is_new_image and is_sure and _is_one_step_on(track, call):
+        step = turned(track.trajectory, call.clock, known) or step
     return None if step.is_new_image else step._replace(close=close)
+
+
+def _is_one_step_on(track: Track, call: Fingerprint) -> bool:
+    """True where the latents may be the track's, and were worked on since."""
+    last = track.last_call
+    return last is not None and last.shape == call.shape and not is_same(call.sample, last.sample)
 
 
 def _is_again(track: Track, call: Fingerprint) -> bool:

@@ -27,6 +27,7 @@ MAX_SHARE_LEFT = 0.35
 MAX_ENDS = 16
 UNKNOWN_DIRECTION = "direction of the schedule unknown"
 UNLIKE = "latents unlike those of the step before"
+TURNED = "its schedule goes the other way than those before"
 
 
 class Known(NamedTuple):
@@ -99,6 +100,15 @@ def advance(
         known = known if is_first else Known(moved, known.keeps_start)
         return StepMatch(_go_on(before, clock, moved), known)
     return new
+
+
+def turned(before: Trajectory, clock: Clock | None, known: Known) -> StepMatch | None:
+    """The second step of an image that goes the other way than those before, as one does after an
+    inversion; None where it can't be. Its latents are surely those of the first, one step on."""
+    if clock is None or before.last is None or before.num_calls != 1:
+        return None
+    moved = _compare(clock[:2], before.last[:2])
+    return StepMatch(_go_on(before, clock, moved), known, doubt=TURNED) if moved != 0 else None
 
 
 def begin(clock: Clock | None, shape: Shape, known: Known) -> StepMatch:
