@@ -5,11 +5,12 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.types import Receive, Scope, Send
 
 from dit_cachegraph.api import check
 from dit_cachegraph.exc import NotCached
@@ -93,7 +94,7 @@ class Service:
         if ask.stream:
             events = self._stream(job, num_before)
             headers = {"X-Request-Id": job.id, "Cache-Control": "no-store"}
-            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            return _Events(events, headers, lambda: self._pool.cancel(job.id))
         return await self._picture(job, request)
 
     async def _picture(self, job: Job, request: Request) -> Response:
@@ -148,13 +149,10 @@ class Service:
 
     async def _stream(self, job: Job, num_before: int) -> AsyncIterator[str]:
         """Server-sent events: `queued`, `waiting`, `step`, and at last `done` or `error`."""
-        try:
-            yield _sent("queued", {"id": job.id, "num_before": num_before})
-            async with contextlib.aclosing(self._events(job)) as events:
-                async for event in events:
-                    yield self._told(event)
-        finally:
-            self._pool.cancel(job.id)  # Where its events were never asked for, too.
+        yield _sent("queued", {"id": job.id, "num_before": num_before})
+        async with contextlib.aclosing(self._events(job)) as events:
+            async for event in events:
+                yield self._told(event)
 
     def _told(self, event: Event | None) -> str:
         if isinstance(event, Step):
@@ -174,6 +172,23 @@ class Service:
         is_right = secrets.compare_digest(given.strip().encode(), self._api_key.encode())
         if scheme.lower() != "bearer" or not is_right:
             raise Refused(401, "give the API key as `Authorization: Bearer KEY`")
+
+
+class _Events(StreamingResponse):
+    """Server-sent events. `end` is called when it is over, also where the client left before the
+    first was asked for: then not a line of what makes `events` runs."""
+
+    def __init__(
+        self, events: AsyncIterator[str], headers: Mapping[str, str], end: Callable[[], object]
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._end()
 
 
 async def _gone(request: Request) -> None:

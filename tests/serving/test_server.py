@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 import dit_cachegraph as dc
 from dit_cachegraph.demo.flux_scenes import draw, embed, load_pipeline, shipped_prompts
+from dit_cachegraph.serving.app import create_app
 from dit_cachegraph.serving.ask import Ask
 from dit_cachegraph.serving.embedded import words_of
 from dit_cachegraph.serving.job import Job
@@ -219,6 +222,38 @@ def test_stopping_loses_nothing_that_was_taken():
         assert [future.result().status for future in asked] == [200] * 6
     with pytest.raises(ConnectionRefusedError):
         client.generate()
+
+
+def test_a_client_that_is_gone_before_the_first_event_ends_its_request():
+    """As a server tells it that raises where it can't send (ASGI 2.4)."""
+    app = create_app(WatchedStudio(), num_workers=1, request_log=io.StringIO())
+    body = json.dumps({"prompt": PROMPT, "num_steps": LONG, "stream": True}).encode()
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/generate",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        raise OSError("gone")
+
+    async def ask():
+        async with app.router.lifespan_context(app):
+            pool = app.state.node.pool
+            with pytest.raises(ClientDisconnect):
+                await app(scope, receive, send)
+            num_waiting = pool.num_waiting
+            await asyncio.to_thread(pool.wait_until_warm)
+            return num_waiting
+
+    assert asyncio.run(ask()) == 0
 
 
 def test_stopping_at_once_draws_no_further():
