@@ -20,6 +20,7 @@ from dit_cachegraph.call_stack import modules_being_called
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.observers import Observers
 from dit_cachegraph.policy.recorded import Recorded
+from dit_cachegraph.ranks.together import Meetings
 from dit_cachegraph.retention.table import RequestTable
 from dit_cachegraph.step_log import StepLog
 
@@ -84,10 +85,12 @@ class ModelState:
 
 class ModelRegistry:
     """Finds the state of a model by module or by weights. Both are held weakly: a model that dies
-    takes its state with it. `observers` are told what all of them do."""
+    takes its state with it. `observers` are told what all of them do; `meetings` are of ranks that
+    share samples, whichever model they call."""
 
     def __init__(self) -> None:
         self.observers = Observers()
+        self.meetings = Meetings()
         self._by_module: weakref.WeakKeyDictionary[nn.Module, ModelState] = (
             weakref.WeakKeyDictionary()
         )

@@ -23,6 +23,7 @@ from bench.speed.engines import CACHE_SETTINGS, CACHEDIT, Model
 from bench.speed.flux import NUM_IMAGE_STEPS, Depth, Inputs, Preset, build_model, make_image
 from dit_cachegraph.backend import cachedit
 from dit_cachegraph.ranks.group import Ranks
+from dit_cachegraph.ranks.together import Meetings
 
 NUM_RANKS = 2
 NUM_WARM_IMAGES = 2
@@ -122,7 +123,7 @@ def _work(rank: int, job: Job, store: Path, parent: Connection) -> None:
 
 
 def _serve(parent: Connection, call: Model, image: Sequence[Inputs]) -> None:
-    ranks = Ranks([dist.distributed_c10d._get_default_group().group_name])
+    ranks = Ranks([dist.distributed_c10d._get_default_group().group_name], Meetings())
     while True:
         try:
             told = parent.recv()

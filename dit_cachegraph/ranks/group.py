@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit_cachegraph.exc import RankLost
 from dit_cachegraph.ranks.roll import say_whole
-from dit_cachegraph.ranks.together import MEETINGS, Together
+from dit_cachegraph.ranks.together import Meetings, Together
 
 
 class Ranks:
@@ -26,8 +26,9 @@ class Ranks:
     that is made anew by the same name is taken, as the collectives of the blocks take it.
     """
 
-    def __init__(self, groups: Sequence[str]) -> None:
+    def __init__(self, groups: Sequence[str], meetings: Meetings) -> None:
         """`groups` by their names in torch.distributed, of which this rank is in each."""
+        self._meetings = meetings
         found = _axes([_group(name) for name in groups])
         self._groups = tuple([group.group_name for group in found])
         self.rank, self._axes = dist.get_rank(), [dist.get_process_group_ranks(g) for g in found]
@@ -35,7 +36,7 @@ class Ranks:
         say_whole("")
 
     def _meet(self, groups: Sequence[dist.ProcessGroup]) -> Together:
-        return MEETINGS.of(self.rank, others_on_axes(self.rank, self._axes), groups)
+        return self._meetings.of(self.rank, others_on_axes(self.rank, self._axes), groups)
 
     @property
     def together(self) -> Together:
@@ -99,9 +100,9 @@ def _all_gather(gathered: Tensor, rows: Tensor, group: dist.ProcessGroup) -> Non
         dist.all_gather_into_tensor(gathered, rows, group=group)
 
 
-def ranks_of(groups: Sequence[str]) -> Ranks | None:
+def ranks_of(groups: Sequence[str], meetings: Meetings) -> Ranks | None:
     """None where there is no group: then nobody shares a sample."""
-    return Ranks(groups) if groups else None
+    return Ranks(groups, meetings) if groups else None
 
 
 def _axes(groups: Sequence[dist.ProcessGroup]) -> list[dist.ProcessGroup]:

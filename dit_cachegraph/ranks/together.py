@@ -162,9 +162,6 @@ class Meetings:
         return found
 
 
-MEETINGS = Meetings()
-
-
 def _is_of_a_collective(error: BaseException) -> bool:
     """gloo's errors have no type of their own."""
     is_gloos = isinstance(error, RuntimeError) and any(said in str(error) for said in _GLOO_SAYS)

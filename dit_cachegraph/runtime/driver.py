@@ -75,7 +75,7 @@ class CachedModel:
         self._conditioning = gatherer(compiled.roles.conditioning)
         self._settled = gatherer(compiled.settled_conditioning)
         self._latents = gatherer(compiled.roles.latents)
-        self._ranks = ranks_of(compiled.trunk.groups.names)
+        self._ranks = ranks_of(compiled.trunk.groups.names, REGISTRY.meetings)
         self.reader = StepReader(compiled, self._ranks)
         self.looker = Looker(compiled, self.reader)
         self.walker = Walker(compiled, self.reader, self.looker)

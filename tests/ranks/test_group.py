@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from dit_cachegraph import RankLost
 from dit_cachegraph.ranks.group import Ranks
+from dit_cachegraph.ranks.together import Meetings
 
 
 def begin(store: Path) -> None:
@@ -22,7 +23,7 @@ def test_a_destroyed_group_lives_on_nowhere(tmp_path: Path) -> None:
     try:
         group = dist.group.WORLD
         assert group is not None
-        ranks = Ranks([group.group_name])
+        ranks = Ranks([group.group_name], Meetings())
         assert torch.equal(ranks.gather(torch.arange(3.0)), torch.tensor([[0.0, 1.0, 2.0]]))
         known = weakref.ref(group)
         del group
@@ -36,7 +37,7 @@ def test_a_group_that_is_made_anew_is_taken(tmp_path: Path) -> None:
     """Until then a call ends with a sentence, before anything of it runs."""
     begin(tmp_path / "before")
     assert dist.group.WORLD is not None
-    ranks = Ranks([dist.group.WORLD.group_name])
+    ranks = Ranks([dist.group.WORLD.group_name], Meetings())
     before = ranks.together
     assert ranks.together is before
     dist.destroy_process_group()
@@ -55,7 +56,7 @@ def test_what_gloo_says_is_no_error_of_the_callers(tmp_path: Path, said: str) ->
     begin(tmp_path / "store")
     try:
         assert dist.group.WORLD is not None
-        ranks = Ranks([dist.group.WORLD.group_name])
+        ranks = Ranks([dist.group.WORLD.group_name], Meetings())
         with pytest.raises(ValueError, match="its own"), ranks.together:
             raise ValueError("its own")
         with pytest.raises(RankLost, match="no longer together"), ranks.together:
