@@ -32,7 +32,10 @@ from dit_cachegraph.metrics.pixels import psnr_db
 
 # Where each half of the prompts begins.
 HALVES: Mapping[str, int] = MappingProxyType({"choosing": 0, "reporting": NUM_PICTURES // 2})
-MOST_PICTURES = NUM_PICTURES // 2
+MOST_PICTURES: Mapping[str, int] = MappingProxyType(
+    {"choosing": NUM_PICTURES // 2, "reporting": NUM_PICTURES // 2 + NUM_PICTURES}
+)
+"""Of the second half 64 more, of the same prompts from other noise."""
 USUAL_PICTURES, QUICK_PICTURES = 16, 4
 BATCH = 8
 QUICK_SCHEDULES = ("shift 3", "UniPC, flow shift 5")
@@ -63,7 +66,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     parser.add_argument("--half", choices=HALVES, default="reporting", help="of the prompts")
     parser.add_argument("--settings", default="", metavar="TEXT", help="with this in the name")
     parser.add_argument("--only", default="", metavar="TEXT", help="methods with this in the name")
-    parser.add_argument("--pictures", type=int, choices=range(1, MOST_PICTURES + 1), metavar="N")
+    parser.add_argument("--pictures", type=int, metavar="N", help="of each prompt one; then more")
     parser.add_argument("--out", type=Path, default=Path("quality_out"), metavar="FOLDER")
     parsed = parser.parse_args(arguments)
     settings = [s for s in all_settings() if parsed.settings in str(s)]
@@ -75,6 +78,9 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
         what = parsed.only if settings else parsed.settings
         parser.error(f"nothing that is measured has {what!r} in its name")
     num_pictures = parsed.pictures or (QUICK_PICTURES if parsed.quick else USUAL_PICTURES)
+    most = MOST_PICTURES[parsed.half]
+    if not 1 <= num_pictures <= most:
+        parser.error(f"--pictures {num_pictures}: the {parsed.half} half has 1 to {most}")
     return Arguments(tuple(settings), tuple(contenders), parsed.half, num_pictures, parsed.out)
 
 

@@ -66,14 +66,22 @@ class QualityModel:
 
     def draw(self, pipe: DiffusionPipeline, which: range, num_steps: int) -> Pictures:
         """These pictures, as one batch: each is always of the same prompt, from the same noise."""
-        shape = (NUM_PICTURES, *self.recipe.latent_shape)
-        noise = torch.randn(shape, generator=Generator().manual_seed(SEED))
-        rows = torch.tensor(which)
-        text = embed(self.recipe, kept_in(self.recipe.folder), self.picks[rows])
+        prompts, noise = begun(which, self.recipe.latent_shape)
+        text = embed(self.recipe, kept_in(self.recipe.folder), self.picks[prompts])
         drawings = draw_from(
-            self.recipe, pipe, text, noise[rows], num_steps=num_steps, guidance=self.guidance
+            self.recipe, pipe, text, noise, num_steps=num_steps, guidance=self.guidance
         )
         return (drawings + 1) / 2
+
+
+def begun(which: range, latent_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The prompts of pictures, [B], and their noise, [B, ...]. Those from `NUM_PICTURES` on are of
+    the second half's prompts again, from other noise."""
+    shape, half = (NUM_PICTURES, *latent_shape), NUM_PICTURES // 2
+    seeds = range(SEED, SEED + 1 + max(which) // NUM_PICTURES)
+    noise = torch.cat([torch.randn(shape, generator=Generator().manual_seed(s)) for s in seeds])
+    rows = torch.tensor(which)
+    return torch.where(rows < NUM_PICTURES, rows, half + rows % half), noise[rows]
 
 
 # Without guidance the paths are nearly straight, and methods rank otherwise than under it: a rule

@@ -25,6 +25,7 @@ from bench.quality.contenders import (
 from bench.quality.harm import ROWS_FILE as HARM_FILE
 from bench.quality.harm import beside
 from bench.quality.measure_settings import MOST_PICTURES, ROWS_FILE
+from bench.quality.models import NUM_PICTURES
 from bench.quality.rows import ROWS
 from bench.quality.setting_rows import EQUAL_DB, SettingRow, read_setting_rows
 from bench.quality.settings import Setting, all_settings
@@ -51,7 +52,8 @@ CAMPS = frozenset({OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER})
 
 class Measured:
     """The rows of one setting, of the contenders and weights that there are now, over so many
-    pictures. `closer` are those over more of them, where some methods were measured again."""
+    pictures. `closer` are those over more of them, where some methods were measured again, and may
+    have closer ones in turn."""
 
     def __init__(
         self, setting: Setting, rows: Sequence[SettingRow], closer: "Measured | None" = None
@@ -60,9 +62,9 @@ class Measured:
         self.rows = [row for row in rows if row.setting == str(setting)]
 
     def closest(self, preset: str) -> "Measured":
-        """The rows over more pictures, if this preset has one."""
+        """The rows over the most pictures of which this preset has one."""
         closer = self.closer
-        return self if closer is None or closer.preset(preset) is None else closer
+        return self if closer is None or closer.preset(preset) is None else closer.closest(preset)
 
     @property
     def is_comparable(self) -> bool:
@@ -102,10 +104,16 @@ def measured_in(path: Path) -> list[Measured]:
     for setting in all_settings():
         version = versions.setdefault(setting.model.name, setting.model.version)
         of_weights = [row for row in rows if row.version == version]
-        more = [row for row in of_weights if len(row.psnr_db) > usual]
-        own = [row for row in of_weights if len(row.psnr_db) == usual]
-        found.append(Measured(setting, own, Measured(setting, more)))
+        found.append(_by_count(setting, of_weights, usual))
     return [measured for measured in found if measured.is_comparable]
+
+
+def _by_count(setting: Setting, rows: Sequence[SettingRow], num_pictures: int) -> Measured:
+    """The rows over so many pictures, with those over more behind them."""
+    counts = {len(row.psnr_db) for row in rows if row.setting == str(setting)}
+    more = min((count for count in counts if count > num_pictures), default=None)
+    closer = None if more is None else _by_count(setting, rows, more)
+    return Measured(setting, [r for r in rows if len(r.psnr_db) == num_pictures], closer)
 
 
 def overview_table(settings: Sequence[Measured]) -> str:
@@ -285,9 +293,10 @@ def page_of(settings: Sequence[Measured], harm: Sequence[SettingRow]) -> str:
         presets_table(settings),
         lost_pictures(settings),
     ]
+    most = MOST_PICTURES["reporting"]
     for preset in (DEFAULT_PRESET, CHEAPEST_PRESET):
         parts += [
-            texts.LEADS.format(preset=preset, most=MOST_PICTURES),
+            texts.LEADS.format(preset=preset, prompts=NUM_PICTURES // 2, most=most),
             lead_table(settings, preset),
         ]
     parts += [texts.DAMPED, forecasts_table(settings), texts.SETTLED, settled_table(settings)]

@@ -39,8 +39,9 @@ LEADS = """## "{preset}" beside the others
 
 The best other method of no more work, and fewer steps by the same solver, with the difference. \
 Where a few pictures could have turned the sign, the preset and those that came nearest were \
-measured on all {most} that are reported on (`--only`, `--pictures {most}`), and the line is of \
-these."""
+measured on all {prompts} prompts that are reported on (`--only`, `--pictures {prompts}`), and \
+where the difference was below two of its standard errors even so, on {most} pictures of these \
+prompts, each from three noises. The line is of the most that there are."""
 
 CHANGED = """## Why "balanced" is paced over noise
 

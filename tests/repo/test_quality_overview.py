@@ -153,14 +153,16 @@ def test_a_preset_stands_beside_those_of_as_many_pictures():
 def test_rows_of_more_pictures_are_in_no_other_table(tmp_path):
     presets = [row(f'ours "{name}"', OURS, 0.7, 41.0, 41.0) for name in PRESETS]
     peer = row("diffusers MagCache 0.12", DIFFUSERS_CAMP, 0.5, 20.0, 20.0)
-    for one in [*CLOSER, *ROWS[:1], *presets, *ROWS[2:], peer]:
+    closest = row('ours "balanced"', OURS, 0.7, 41.0, 41.0, 41.0, 41.0, 41.0)
+    for one in [closest, *CLOSER, *ROWS[:1], *presets, *ROWS[2:], peer]:
         append_setting_row(tmp_path / "settings.jsonl", one)
     (measured,) = overview.measured_in(tmp_path / "settings.jsonl")
     assert {len(one.psnr_db) for one in measured.rows} == {2}
     assert measured.closer is not None
     found = [(one.contender, tuple(one.psnr_db)) for one in measured.closer.rows]
     assert found == [(one.contender, one.psnr_db) for one in CLOSER]
-    assert measured.closest("balanced") is measured.closer
+    assert measured.closest("balanced") is measured.closer.closer
+    assert measured.closest("balanced").rows == [replace(closest, psnr_db=[41.0] * 5)]
     assert measured.closest("draft") is measured
 
 

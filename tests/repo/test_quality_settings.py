@@ -15,7 +15,7 @@ from bench.quality import contenders, measure_settings
 from bench.quality.contenders import all_but_every, all_contenders, ours, to_the_last
 from bench.quality.draw import artist_for, by_solver
 from bench.quality.measure_settings import HALVES, MOST_PICTURES, parse_arguments
-from bench.quality.models import NUM_PICTURES
+from bench.quality.models import NUM_PICTURES, begun
 from bench.quality.schedules import SCHEDULES
 from bench.quality.setting_rows import SettingRow, append_setting_row, read_setting_rows
 from bench.quality.settings import AT_USUAL_STEPS, CROSSED, GUIDANCES, STEPS, all_settings
@@ -79,7 +79,17 @@ def test_guidance_and_steps_are_crossed_where_a_model_is_mostly_used():
 
 def test_halves_have_no_prompt_in_common():
     choosing, reporting = (HALVES[name] for name in ("choosing", "reporting"))
-    assert choosing + MOST_PICTURES <= reporting and reporting + MOST_PICTURES <= NUM_PICTURES
+    assert choosing == 0 and MOST_PICTURES["choosing"] == reporting
+    prompts, noise = begun(range(reporting, reporting + MOST_PICTURES["reporting"]), (2, 3))
+    counts = prompts.bincount(minlength=NUM_PICTURES)
+    assert not counts[:reporting].any() and set(counts[reporting:].tolist()) == {3}
+    assert len(torch.unique(noise, dim=0)) == len(prompts)
+
+
+def test_pictures_begin_alike_however_many_are_drawn():
+    few, many = begun(range(30, 64), (2, 3)), begun(range(30, 100), (2, 3))
+    for first, all_of_them in zip(few, many, strict=True):
+        assert torch.equal(first, all_of_them[: len(first)])
 
 
 def test_a_row_tells_of_its_worst_pictures(tmp_path):
@@ -104,7 +114,13 @@ def test_a_preset_that_was_changed_is_another_contender():
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--settings", "no such"], ["--only", "no such"], ["--pictures", "99"]]
+    "wrong",
+    [
+        ["--settings", "no such"],
+        ["--only", "no such"],
+        ["--pictures", "97"],
+        ["--half", "choosing", "--pictures", "33"],
+    ],
 )
 def test_wrong_arguments_are_refused(wrong, capsys):
     with pytest.raises(SystemExit):
