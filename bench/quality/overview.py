@@ -34,6 +34,7 @@ from dit_cachegraph.policy.presets import CHEAPEST_PRESET, DEFAULT_PRESET, PRESE
 
 PAGE = ROOT / "docs" / "quality.md"
 SHARES = (0.3, 0.45, 0.6, 0.75)
+CLEAR_LEAD_DB = 3.0
 SLACK = 0.015  # Less than half a step of 28: shares are of whole steps.
 BETTER_PRESETS, LEAST_DB = ("quality", "balanced"), 26
 NOTHING = "–"
@@ -79,6 +80,11 @@ class Measured:
             for row in self.rows
             if row.share <= share + SLACK and (row.camp == OURS) == is_ours and row.camp != UNCACHED
         ]
+        return max(found, key=lambda row: row.mean_db, default=None)
+
+    def best_of(self, camp: str, share: float) -> SettingRow | None:
+        """The nearest of one camp that runs at most this share."""
+        found = [r for r in self.rows if r.camp == camp and r.share <= share + SLACK]
         return max(found, key=lambda row: row.mean_db, default=None)
 
     def preset(self, name: str) -> SettingRow | None:
@@ -262,6 +268,24 @@ def shortfalls(settings: Sequence[Measured]) -> Iterator[str]:
                 yield f"{where}, {other.mean_db - ours.mean_db:.1f} more than {_named(ours)}"
 
 
+def narrow_leads(settings: Sequence[Measured]) -> Iterator[str]:
+    """Where the default preset is less than 3 dB above cache-dit's best or fewer steps, a sentence
+    each."""
+    for measured in settings:
+        for camp in (CACHE_DIT, FEWER):
+            closest = measured.closest(DEFAULT_PRESET)
+            pair = _default_and_best(closest, camp) or _default_and_best(measured, camp)
+            if pair is not None and (lead := pair[0].mean_db - pair[1].mean_db) < CLEAR_LEAD_DB:
+                where = f"{measured.setting}, {len(pair[0].psnr_db)} pictures"
+                yield f"- {where}: {lead:.1f} dB above {_named(pair[1])}"
+
+
+def _default_and_best(measured: Measured, camp: str) -> tuple[SettingRow, SettingRow] | None:
+    ours = measured.preset(DEFAULT_PRESET)
+    other = None if ours is None else measured.best_of(camp, ours.share)
+    return None if ours is None or other is None else (ours, other)
+
+
 def harm_table(rows: Sequence[SettingRow]) -> str:
     """Each case with all presets; those that were changed since are left out."""
     now = {name_of_preset(name): repr(sorted(o.items())) for name, o in PRESETS.items()}
@@ -307,6 +331,8 @@ def page_of(settings: Sequence[Measured], harm: Sequence[SettingRow]) -> str:
         parts.append(f"Not measured yet, by the same command: {'; '.join(missing)}.")
     behind = list(shortfalls(settings))
     parts += [texts.BEHIND, "\n".join(behind) if behind else "Nowhere among these."]
+    narrow = list(narrow_leads(settings))
+    parts += [texts.NARROW, "\n".join(narrow) if narrow else "Nowhere among these."]
     parts += [texts.HARM, harm_table(harm)] if harm else []
     parts += [texts.NAMES, names_table(settings)]
     parts.append(f"Machines: {'; '.join(dict.fromkeys(row.machine for row in rows))}.")

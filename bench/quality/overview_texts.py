@@ -52,7 +52,8 @@ DAMPED = """## Why "draft" spreads its steps and damps its line
 
 Where `num_inference_steps` tells it how many steps there are, as in all other tables, the first \
 that it computes are closer together, where guidance bends the path most, and the last is one of \
-them, which no later one puts right. Where nobody tells it, it computes every third, as in the \
+them, which no later one puts right, as is one shortly before it: a shifted schedule takes most of \
+the noise away there. Where nobody tells it, it computes every third, as in the \
 three columns beside it.
 
 A guidance of 7 multiplies by six or seven what a pass misses, and over gaps of three steps the \
@@ -70,6 +71,10 @@ worst. A picture that is another one there isn't settled by so many steps of its
 cache that errs by as much holds it."""
 
 BEHIND = """## Where others are ahead"""
+
+NARROW = """## Where "balanced" is less than 3 dB above cache-dit's best setting or fewer steps
+
+By the means, of no more work."""
 
 HARM = """## Where there is little to gain
 

@@ -24,6 +24,7 @@ from bench.quality.overview import (
     forecasts_table,
     lead_table,
     lost_pictures,
+    narrow_leads,
     overview_table,
     presets_table,
     settled_table,
@@ -71,6 +72,26 @@ def test_the_best_at_a_share_is_the_nearest_of_no_more_work():
         f"- {SETTING}, at {share}: fewer steps 0.6 (0.61) has 46.0 dB, 1.0 more than {PRESET} "
         "(0.50)"
         for share in ("0.6", "0.75")
+    ]
+
+
+def test_places_where_the_default_leads_by_little_are_told():
+    ahead = row(PRESET, OURS, 0.5, 45.0, 45.0)
+    few, many = (
+        [
+            ahead,
+            row("cache-dit x", CACHE_DIT, 0.5, other, other),
+            row("fewer steps 0.5", FEWER, 0.5, 42.0, 42.0),
+            row("fewer steps 0.6", FEWER, 0.6, 44.0, 44.0),
+        ]
+        for other in (42.1, 41.9)
+    )
+    told = f"- {SETTING}, 2 pictures: 2.9 dB above cache-dit x (0.50)"
+    assert list(narrow_leads([Measured(SETTING, few)])) == [told]
+    assert list(narrow_leads([Measured(SETTING, many)])) == []
+    closer = [row(PRESET, OURS, 0.5, 43.0, 43.0, 43.0), replace(few[2], psnr_db=(42.0,) * 3)]
+    assert list(narrow_leads([Measured(SETTING, many, Measured(SETTING, closer))])) == [
+        f"- {SETTING}, 3 pictures: 1.0 dB above fewer steps 0.5 (0.50)"
     ]
 
 
