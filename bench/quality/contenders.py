@@ -12,7 +12,7 @@ from functools import partial
 from bench.quality.draw import Artist, Drawn, Settings, by_ours, by_pipeline, by_solver
 from bench.quality.methods import DIFFUSERS, MakePipeline
 from bench.quality.pairs import Pair, forecast, pairs
-from dit_cachegraph.policy.presets import PRESETS
+from dit_cachegraph.policy.presets import CHEAPEST_PRESET, PRESETS
 
 OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER = "ours", "cache-dit", "diffusers", "fewer steps"
 UNCACHED = "uncached"
@@ -99,6 +99,9 @@ def all_but_every(every: int, num_steps: int) -> tuple[int, ...]:
     """A mask of all steps but one in `every`, the first two and the last among them."""
     return tuple(int(i < 2 or (num_steps - 1 - i) % every != 1) for i in range(num_steps))
 
+
+# Of "draft": its rule and its line, with more of the work.
+SPREAD_SHARES = (0.3, 0.4, 0.45, 0.5)
 
 # Masks to the last step: what they compute one of, how many first steps, and what they put in the
 # place of the others. Under high guidance, and far ahead, a replay is the better forecast.
@@ -197,6 +200,8 @@ def _all_of_ours() -> Iterator[Contender]:
         yield ours(f'"{name}"', options, is_quick=True)
     for name, options in MORE_OF_OURS.items():
         yield ours(name, options)
+    for share in SPREAD_SHARES:
+        yield ours(f"spread {share:g}", {**PRESETS[CHEAPEST_PRESET], "compute_share": share})
     for name, (every, num_first, predictor) in MASKED.items():
         yield _masked(name, partial(to_the_last, every, num_first=num_first), predictor)
     for name, predictor in MOSTLY_COMPUTED.items():

@@ -6,6 +6,8 @@ Reads the rows that are kept in bench/results/quality/, or those in the folder -
 """
 
 import argparse
+import itertools
+import operator
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +36,7 @@ from dit_cachegraph.policy.presets import CHEAPEST_PRESET, DEFAULT_PRESET, PRESE
 
 PAGE = ROOT / "docs" / "quality.md"
 SHARES = (0.3, 0.45, 0.6, 0.75)
+ALL_SHARES = tuple(hundredths / 100 for hundredths in range(30, 81))
 CLEAR_LEAD_DB = 3.0
 SLACK = 0.015  # Less than half a step of 28: shares are of whole steps.
 BETTER_PRESETS, LEAST_DB = ("quality", "balanced"), 26
@@ -253,19 +256,31 @@ def forecasts_table(settings: Sequence[Measured]) -> str:
 
 
 def shortfalls(settings: Sequence[Measured]) -> Iterator[str]:
-    """Where another is ahead of all of ours, a sentence each."""
+    """Where another is ahead of all of ours, a sentence for all neighbouring shares of which the
+    same two are the best."""
     for measured in settings:
-        for share in SHARES:
-            ours, other = (measured.best(share, is_ours=is_ours) for is_ours in (True, False))
-            if other is None or (ours is not None and ours.mean_db >= other.mean_db):
+        pairs = [(share, _best_where_behind(measured, share)) for share in ALL_SHARES]
+        for pair, found in itertools.groupby(pairs, key=operator.itemgetter(1)):
+            if pair is None:
                 continue
-            where = (
-                f"- {measured.setting}, at {share:g}: {_named(other)} has {other.mean_db:.1f} dB"
-            )
+            shares = [f"{share:g}" for share, _ in found]
+            at = " to ".join(dict.fromkeys((shares[0], shares[-1])))
+            ours, other = pair
+            where = f"- {measured.setting}, at {at}: {_named(other)} has {other.mean_db:.1f} dB"
             if ours is None:
                 yield f"{where}, and none of ours runs so little"
             else:
                 yield f"{where}, {other.mean_db - ours.mean_db:.1f} more than {_named(ours)}"
+
+
+def _best_where_behind(
+    measured: Measured, share: float
+) -> tuple[SettingRow | None, SettingRow] | None:
+    """Ours and the other; None where ours isn't behind."""
+    ours, other = (measured.best(share, is_ours=is_ours) for is_ours in (True, False))
+    if other is None or (ours is not None and ours.mean_db >= other.mean_db):
+        return None
+    return ours, other
 
 
 def narrow_leads(settings: Sequence[Measured]) -> Iterator[str]:

@@ -68,11 +68,18 @@ def test_the_best_at_a_share_is_the_nearest_of_no_more_work():
     better = row("fewer steps 0.6", FEWER, 0.607, 46.0, 46.0)
     (line,) = lines_of(overview_table([Measured(SETTING, [*ROWS, better])]))[2:]
     assert line[3] == "45.0 / 46.0 (-1.0)"
-    assert list(shortfalls([Measured(SETTING, [*ROWS, better])]))[2:] == [
-        f"- {SETTING}, at {share}: fewer steps 0.6 (0.61) has 46.0 dB, 1.0 more than {PRESET} "
-        "(0.50)"
-        for share in ("0.6", "0.75")
-    ]
+    *_, last = shortfalls([Measured(SETTING, [*ROWS, better])])
+    begin = f"- {SETTING}, at 0.6 to 0.8: fewer steps 0.6 (0.61) has 46.0 dB, "
+    assert last == f"{begin}1.0 more than {PRESET} (0.50)"
+    closer = row("ours y", OURS, 0.62, 45.5, 45.5)
+    *_, last, after = shortfalls([Measured(SETTING, [*ROWS, better, closer])])
+    assert last == f"- {SETTING}, at 0.6: {last.partition(': ')[2]}"
+    assert after.startswith(f"- {SETTING}, at 0.61 to 0.8: fewer steps 0.6 (0.61)")
+    assert after.endswith("0.5 more than ours y (0.62)")
+    level = row("ours z", OURS, 0.6, 46.0, 46.0)
+    assert not any(
+        "0.6 (0.61)" in t for t in shortfalls([Measured(SETTING, [*ROWS, better, level])])
+    )
 
 
 def test_places_where_the_default_leads_by_little_are_told():
