@@ -131,6 +131,8 @@ MASKED: Mapping[str, tuple[int, int, Settings]] = {
     "every 4 to the last, damped": (4, 1, DAMPED),
     "W3 every 4 to the last, half a line": (4, 3, HALF_LINE),
     "W3 every 4 to the last, damped": (4, 3, DAMPED),
+    "W5 every 4 to the last, half a line": (4, 5, HALF_LINE),
+    "W6 every 4 to the last, half a line": (4, 6, HALF_LINE),
 }
 
 
