@@ -28,8 +28,10 @@ Ours first, with their shares. "W6 every 2 to the last" computes the first six s
 back from the last one, every second; "all but every 4th" reuses one step in four: \
 `configure(pipe, rule="fixed", compute_mask=[...], predictor="replay")` takes such a mask. "E0.09 \
 over noise, order 2" is `rule="error_control", error_tolerance=0.09, paced_over="noise", \
-taylorseer_order=2`, a curve where the presets have a line. Under a guidance of 7 in 20 steps, a \
-mask to the last step with a replay or with half a line is what holds at half the work and less."""
+taylorseer_order=2`, a curve where the presets have a line. "spread 0.45" is "draft" with more of \
+the work: `preset="draft", compute_share=0.45`. Under a guidance of 7, a mask to the last step \
+with a replay or with half a line is what holds at half the work and less: in 20 steps, and on \
+even levels, where at two fifths the first five or six steps compute and then every fourth."""
 
 SPREADS = """## The presets
 
