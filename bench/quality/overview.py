@@ -20,7 +20,6 @@ from bench.quality.contenders import (
     FEWER,
     NEIGHBOURS,
     OURS,
-    UNCACHED,
     all_contenders,
     name_of_preset,
 )
@@ -51,7 +50,8 @@ FORECASTS = {
     '"fast"': name_of_preset("fast"),
     "damped": f"{OURS} E0.12 over noise, damped",
 }
-CAMPS = frozenset({OURS, CACHE_DIT, DIFFUSERS_CAMP, FEWER})
+OTHERS = frozenset({CACHE_DIT, DIFFUSERS_CAMP, FEWER})
+CAMPS = OTHERS | {OURS}
 
 
 class Measured:
@@ -76,19 +76,13 @@ class Measured:
         camps = {row.camp for row in self.rows}
         return None not in map(self.preset, PRESETS) and camps >= CAMPS
 
-    def best(self, share: float, *, is_ours: bool) -> SettingRow | None:
-        """The nearest to the uncached pictures that runs at most this share."""
-        found = [
-            row
-            for row in self.rows
-            if row.share <= share + SLACK and (row.camp == OURS) == is_ours and row.camp != UNCACHED
-        ]
-        return max(found, key=lambda row: row.mean_db, default=None)
+    def best(self, share: float, camps: frozenset[str]) -> SettingRow | None:
+        """The nearest of these to the uncached pictures that runs at most this share."""
+        return max(self._within(share, camps), key=lambda row: row.mean_db, default=None)
 
-    def best_of(self, camp: str, share: float) -> SettingRow | None:
-        """The nearest of one camp that runs at most this share."""
-        found = [r for r in self.rows if r.camp == camp and r.share <= share + SLACK]
-        return max(found, key=lambda row: row.mean_db, default=None)
+    def best_two(self, share: float) -> tuple[SettingRow | None, SettingRow | None]:
+        """The best of ours, and of all others."""
+        return self.best(share, frozenset({OURS})), self.best(share, OTHERS)
 
     def preset(self, name: str) -> SettingRow | None:
         return self.named(name_of_preset(name))
@@ -98,8 +92,11 @@ class Measured:
 
     def fewer_at(self, share: float) -> SettingRow | None:
         """The most steps within a share."""
-        found = [row for row in self.rows if row.camp == FEWER and row.share <= share + SLACK]
+        found = self._within(share, frozenset({FEWER}))
         return max(found, key=lambda row: row.share, default=None)
+
+    def _within(self, share: float, camps: frozenset[str]) -> list[SettingRow]:
+        return [row for row in self.rows if row.camp in camps and row.share <= share + SLACK]
 
 
 def measured_in(path: Path) -> list[Measured]:
@@ -136,7 +133,7 @@ def overview_table(settings: Sequence[Measured]) -> str:
 
 
 def _cell(measured: Measured, share: float) -> str:
-    ours, other = (measured.best(share, is_ours=is_ours) for is_ours in (True, False))
+    ours, other = measured.best_two(share)
     if ours is None or other is None:
         return " / ".join(NOTHING if row is None else f"{row.mean_db:.1f}" for row in (ours, other))
     lead = ours.mean_db - other.mean_db
@@ -151,7 +148,7 @@ def names_table(settings: Sequence[Measured]) -> str:
     for measured in settings:
         cells = []
         for share in SHARES:
-            found = [measured.best(share, is_ours=is_ours) for is_ours in (True, False)]
+            found = measured.best_two(share)
             cells.append("; ".join(NOTHING if row is None else _named(row) for row in found))
         lines.append([str(measured.setting), *cells])
     return markdown(header, lines)
@@ -184,7 +181,7 @@ def lead_table(settings: Sequence[Measured], preset: str) -> str:
         ours = closest.preset(preset)
         if ours is None:
             continue
-        others = (closest.best(ours.share, is_ours=False), closest.fewer_at(ours.share))
+        others = (closest.best(ours.share, OTHERS), closest.fewer_at(ours.share))
         cells = [NOTHING if row is None else _beside(ours, row) for row in others]
         figures = f"{ours.mean_db:.1f} dB at {ours.share:.2f}"
         figures += f", {len(ours.psnr_db)} pictures" if closest is not measured else ""
@@ -277,7 +274,7 @@ def _best_where_behind(
     measured: Measured, share: float
 ) -> tuple[SettingRow | None, SettingRow] | None:
     """Ours and the other; None where ours isn't behind."""
-    ours, other = (measured.best(share, is_ours=is_ours) for is_ours in (True, False))
+    ours, other = measured.best_two(share)
     if other is None or (ours is not None and ours.mean_db >= other.mean_db):
         return None
     return ours, other
@@ -297,7 +294,7 @@ def narrow_leads(settings: Sequence[Measured]) -> Iterator[str]:
 
 def _default_and_best(measured: Measured, camp: str) -> tuple[SettingRow, SettingRow] | None:
     ours = measured.preset(DEFAULT_PRESET)
-    other = None if ours is None else measured.best_of(camp, ours.share)
+    other = None if ours is None else measured.best(ours.share, frozenset({camp}))
     return None if ours is None or other is None else (ours, other)
 
 

@@ -127,7 +127,7 @@ def test_one_step_less_and_more_stand_beside_no_method():
     (line,) = lines_of(settled_table([Measured(SETTING, [*ROWS, less, more])]))[2:]
     assert line[1:] == ["0.96: 60.0 / 60.0 / 60.0", "1.04: 60.0 / 60.0 / 60.0"]
     assert lines_of(settled_table([Measured(SETTING, [*ROWS, less])]))[2:] == []
-    best = Measured(SETTING, [*ROWS, less, more]).best(1.1, is_ours=False)
+    best = Measured(SETTING, [*ROWS, less, more]).best(1.1, overview.OTHERS)
     assert best is not None and best.camp == CACHE_DIT
 
 
