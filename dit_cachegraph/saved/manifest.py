@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from dit_cachegraph.exc import CannotSave
-from dit_cachegraph.saved.model_parts import other_model, parts_of
+from dit_cachegraph.saved.model_parts import other_model
 
 _FILE = "manifest.json"
 
@@ -58,7 +58,7 @@ def check_writable(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_programs(
-    folder: Path, module: nn.Module, programs: Iterable[bytes], parts: tuple[str, ...] | None = None
+    folder: Path, module: nn.Module, programs: Iterable[bytes], parts: tuple[str, ...]
 ) -> None:
     """Write the programs of `module`, then their manifest in the place of the one before it, whose
     own programs go. `parts`: what `parts_of` gave before its first call, in which it may have
@@ -71,7 +71,6 @@ def write_programs(
         name = f"program_{found[:16]}.bin"
         _write_whole(folder / name, data)
         hashes[name] = found
-    parts = parts_of(module) if parts is None else parts
     manifest = Manifest(maker_on(_device_of(module)), parts, hashes)
     _write_whole(folder / _FILE, json.dumps(asdict(manifest), indent=1).encode())
     if isinstance(before, Manifest):

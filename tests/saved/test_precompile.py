@@ -30,7 +30,7 @@ from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.rules.even import EvenSchedule
 from dit_cachegraph.savable import SavableModel
 from dit_cachegraph.saved.manifest import read_programs, write_programs
-from dit_cachegraph.saved.model_parts import WatchedParts
+from dit_cachegraph.saved.model_parts import WatchedParts, parts_of
 from support.halved_weight import HalvedWeight
 from support.logged import logged
 from support.tiny_pipelines import FAST_PIPELINES
@@ -579,24 +579,24 @@ def test_who_saves_into_one_folder_at_once_leaves_what_one_of_them_has_saved(tmp
 
     def programs_of_the_first():
         yield b"first"
-        write_programs(folder, model, [b"second", b"second too"])
+        write_programs(folder, model, [b"second", b"second too"], parts_of(model))
         yield b"first too"
 
-    write_programs(folder, model, [b"from before"])
-    write_programs(folder, model, programs_of_the_first())
+    write_programs(folder, model, [b"from before"], parts_of(model))
+    write_programs(folder, model, programs_of_the_first(), parts_of(model))
     assert read_programs(folder, model) == [b"first", b"first too"]
-    write_programs(folder, model, [b"last"])
+    write_programs(folder, model, [b"last"], parts_of(model))
     assert read_programs(folder, model) == [b"last"]
     assert not [path for path in folder.iterdir() if path.read_bytes().startswith(b"first")]
 
 
 def test_what_was_saved_stays_where_it_cant_be_replaced(tmp_path):
     model = toy()
-    write_programs(tmp_path, model, [b"before"])
+    write_programs(tmp_path, model, [b"before"], parts_of(model))
     in_the_way = tmp_path / f"program_{hashlib.sha256(b'after').hexdigest()[:16]}.bin" / "below"
     in_the_way.mkdir(parents=True)
     with pytest.raises(OSError, match="program_"):
-        write_programs(tmp_path, model, [b"after"])
+        write_programs(tmp_path, model, [b"after"], parts_of(model))
     assert read_programs(tmp_path, model) == [b"before"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
