@@ -3,6 +3,8 @@
 import enum
 from dataclasses import dataclass
 
+import torch
+
 from dit_cachegraph.plan import Uncacheable
 
 
@@ -23,6 +25,11 @@ class Unasked:
 
     stance: str
     is_disabled: bool
+
+    @classmethod
+    def now(cls) -> "Unasked":
+        """What is in force now."""
+        return cls(torch._dynamo.eval_frame._stance.stance, bool(torch._dynamo.config.disable))
 
 
 class CallLog:

@@ -20,8 +20,6 @@ from contextvars import ContextVar
 from functools import partial
 from weakref import WeakSet
 
-import torch
-
 from dit_cachegraph.call_log import Outcome, Unasked
 from dit_cachegraph.call_stack import compiled_call, outermost_module
 from dit_cachegraph.exc import NotCachedWarning
@@ -65,9 +63,7 @@ class CallHook:
                     self._models.add(model)
             _settle(call)
         elif not call.is_part and sys.exc_info()[0] is None:
-            why = Unasked(
-                torch._dynamo.eval_frame._stance.stance, bool(torch._dynamo.config.disable)
-            )
+            why = Unasked.now()
             for model in list(self._models):
                 model.calls.note_unasked(why)
 

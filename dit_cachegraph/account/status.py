@@ -8,7 +8,6 @@ import enum
 from dataclasses import dataclass
 from types import CodeType
 
-import torch
 from torch import nn
 
 from dit_cachegraph.account.dynamo_records import is_left_out, limit_reached
@@ -75,13 +74,12 @@ def status_of(asked: Asked, state: ModelState) -> Status:
 
 def _why_not_asked_now(state: ModelState) -> tuple[Standing, str] | None:
     """A stance under which no call comes to us, or none of what isn't compiled yet."""
-    stance = torch._dynamo.eval_frame._stance.stance
-    is_disabled = bool(torch._dynamo.config.disable)
-    stops_all = stance == "force_eager"
-    stops_new = (stance == "eager_on_recompile" or is_disabled) and not state.graphs
+    why = Unasked.now()
+    stops_all = why.stance == "force_eager"
+    stops_new = (why.stance == "eager_on_recompile" or why.is_disabled) and not state.graphs
     if not stops_all and not stops_new:
         return None
-    return Standing.UNASKED, _told(Unasked(stance, is_disabled), "is in force")
+    return Standing.UNASKED, _told(why, "is in force")
 
 
 def _after_last_call(asked: Asked, state: ModelState) -> tuple[Standing, str]:

@@ -83,8 +83,7 @@ class Roll:
 
 def say_whole(why: str) -> None:
     """What this rank compiles now runs uncached, and it may be alone in that; "" where it doesn't.
-    A store that can't be
-    reached, or keeps nothing, is no reason not to compile."""
+    A store that can't be reached, or keeps nothing, is no reason not to compile."""
     with suppress(RuntimeError):
         _store().set(f"whole/{dist.get_rank()}", why)
 

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from dit_cachegraph.call_log import Unasked
@@ -34,7 +33,7 @@ class SavedForward:
         self._called: set[int] = set()
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        why = Unasked(torch._dynamo.eval_frame._stance.stance, bool(torch._dynamo.config.disable))
+        why = Unasked.now()
         if why.is_disabled or why.stance == "force_eager":
             # Dynamo runs nothing that is compiled then: what was compiled ahead is no exception.
             REGISTRY.of_module(self._module).calls.note_unasked(why)
