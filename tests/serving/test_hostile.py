@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def client(studio):
-    limits = Limits(body_seconds=0.5, head_seconds=1.5, max_connections=8)
+    limits = Limits(body_seconds=1.5, head_seconds=1.5, max_connections=8)
     with served(studio, limits=limits, num_workers=1) as client:
         client.wait_until_ready()
         yield client

@@ -210,7 +210,8 @@ def test_one_that_takes_too_long_is_ended():
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert "wasn't drawn within 0.5 s" in answer.json["error"]
         until(lambda: dc.summary(studio.pipe).state_nbytes == 0)
-        assert client.generate(num_steps=2).status == 200
+        # On a loaded machine two steps may take as long: what must be free again is the worker.
+        until(lambda: client.generate(num_steps=2).status == 200)
 
 
 def test_stopping_loses_nothing_that_was_taken():
