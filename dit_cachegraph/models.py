@@ -147,12 +147,16 @@ class ModelRegistry:
         return self._by_weight.get(weight)
 
     def of_any_weight(self, weights: Iterable[object]) -> ModelState:
-        """The state of the model that has any of these weights: for graphs without a trunk."""
-        tensors = [w for w in weights if isinstance(w, Tensor)]
-        known = (self._by_weight.get(weight) for weight in tensors)
-        return next((state for state in known if state is not None), None) or self.of_weights(
-            tensors
-        )
+        """The state of the model that has any of these weights: for graphs without a trunk. After
+        its first call the first weight tells, and no other is looked at."""
+        tensors = []
+        for weight in weights:
+            if isinstance(weight, Tensor):
+                state = self._by_weight.get(weight)
+                if state is not None:
+                    return state
+                tensors.append(weight)
+        return self.of_weights(tensors)
 
     def is_first_warning(self, model: nn.Module | None, sentence: str) -> bool:
         """Whether nobody was told `sentence` of `model` before; None: of no model that is known."""

@@ -23,7 +23,7 @@ class UncachedModel:
     model: type[nn.Module] | None
 
     def __call__(self, *args: object) -> object:
-        model = REGISTRY.of_any_weight([args[i] for i in self.weights])
+        model = REGISTRY.of_any_weight(args[i] for i in self.weights)
         model.add(self)
         note_refused(model, self.refusal)
         if self.roles is not None:

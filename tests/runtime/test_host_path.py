@@ -2,11 +2,13 @@
 
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import dit_cachegraph as dc
 from dit_cachegraph import ops
 from dit_cachegraph.models import REGISTRY
 from support.toy_dits import gated_dit
@@ -56,6 +58,28 @@ def test_a_hit_costs_the_same_calls_at_any_depth():
         sum(usual_step(gated_dit(n), residual_diff_threshold=1.0).values()) for n in (4, 16)
     )
     assert few == many
+
+
+def test_what_runs_uncached_looks_at_no_more_weights_the_more_it_has():
+    def looks(num_blocks):
+        torch._dynamo.reset()
+        compiled = compile_toy(gated_dit(num_blocks))
+        asked = Counter()
+
+        def note(frame, event, called):
+            if event == "c_call" and called is isinstance:
+                asked.update([Path(dc.__file__).parent in Path(frame.f_code.co_filename).parents])
+
+        with torch.enable_grad(), pytest.warns(dc.NotCachedWarning, match="gradients on"):
+            first, *_, last = toy_steps(LONG)
+            compiled(**first)
+        with torch.enable_grad():
+            sys.setprofile(note)
+            compiled(**last)
+            sys.setprofile(None)
+        return asked[True]
+
+    assert looks(4) == looks(16) > 0
 
 
 def test_a_hit_goes_on_with_the_very_state_that_it_used():
