@@ -31,9 +31,12 @@ class Ask:
     height: int | None = None
     stream: bool = False
 
-    def settings(self) -> dict[str, object]:
-        """Those of its request."""
-        return {"enabled": False} if self.preset == UNCACHED else {"preset": self.preset}
+    def settings(self, num_calls: int | None) -> dict[str, object]:
+        """Those of its request, which calls the model so often, if that is known."""
+        if self.preset == UNCACHED:
+            return {"enabled": False}
+        known = {} if num_calls is None else {"num_inference_steps": num_calls}
+        return {"preset": self.preset, **known}
 
 
 def parse(body: bytes, limits: Limits) -> Ask:

@@ -48,6 +48,9 @@ class EmbeddedStudio(Studio):
             return f"prompt names nothing that this model draws; it knows {known}"
         return why_not_that_size(self.sizes, ask)
 
+    def num_calls_of(self, ask: Ask) -> int | None:
+        return ask.num_steps
+
     def load(self) -> object:
         self._pipe = load_pipeline()
         options = {"inner_backend": self._inner_backend}

@@ -44,17 +44,19 @@ class Stopped(Exception):  # noqa: N818  # what ends a drawing is no error
 
 @dataclass(eq=False)
 class Job:
-    """`events` are read in `loop`, and told from any thread. It ends with `Done` or `Refused`."""
+    """`events` are read in `loop`, and told from any thread. It ends with `Done` or `Refused`.
+    `num_calls` are those of the studio."""
 
     ask: Ask
     loop: asyncio.AbstractEventLoop
+    num_calls: int | None
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     is_cancelled: bool = False
     handle: RequestHandle = field(init=False)
 
     def __post_init__(self) -> None:
-        self.handle = request(self.id, **self.ask.settings())
+        self.handle = request(self.id, **self.ask.settings(self.num_calls))
 
     def tell(self, event: Event) -> None:
         """Hand an event to the client's side; nothing, where that has closed its loop."""

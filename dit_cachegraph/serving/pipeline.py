@@ -36,6 +36,14 @@ class PipelineStudio(Studio):
     def why_not(self, ask: Ask) -> str | None:
         return why_not_that_size(self.sizes, ask)
 
+    def num_calls_of(self, ask: Ask) -> int | None:
+        """A scheduler of a higher order calls more than once a step, and of two transformers each
+        draws a part."""
+        if self._pipe is None or len(modules_in(self._pipe)) > 1:
+            return None
+        order = getattr(getattr(self._pipe, "scheduler", None), "order", None)
+        return ask.num_steps if order == 1 else None
+
     def load(self) -> object:
         # Optional, and slow to import.
         from diffusers import DiffusionPipeline  # noqa: PLC0415

@@ -86,10 +86,11 @@ class Service:
         with self._counts.refusals():
             self._check_key(request)
             ask = parse(await read_body(request, self._pool.limits), self._pool.limits)
-            why_not = self._pool.studio.why_not(ask)
+            studio = self._pool.studio
+            why_not = studio.why_not(ask)
             if why_not is not None:
                 raise Refused(422, why_not)
-            job = Job(ask, asyncio.get_running_loop())
+            job = Job(ask, asyncio.get_running_loop(), studio.num_calls_of(ask))
             num_before = self._pool.submit(job)
         if ask.stream:
             events = self._stream(job, num_before)

@@ -43,6 +43,11 @@ class Studio(abc.ABC):
     def why_not(self, ask: Ask) -> str | None:
         """Why it can't draw that, in a sentence; None if it can."""
 
+    def num_calls_of(self, ask: Ask) -> int | None:
+        """How often each pass of guidance of a picture calls the model, where it is known before:
+        state then goes with the last call, and "draft" places what it computes among them."""
+        return None
+
     @abc.abstractmethod
     def load(self) -> object:
         """Load and compile the model: called once, before `painter`. Returns what `summary` and

@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     StableDiffusion3Pipeline,
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
@@ -99,7 +100,7 @@ def test_each_size_is_drawn_as_alone(client, studio, width, height):
     size = {} if width is None else {"width": width, "height": height}
     answer = client.generate(prompt="some text", num_steps=8, seed=5, **size)
     assert answer.status == 200
-    with dc.request("alone", preset="balanced") as handle:
+    with dc.request("alone", preset="balanced", num_inference_steps=8) as handle:
         picture = studio.painter().paint(ask, lambda preview: None)
     handle.end()
     assert picture.size == (width or 32, height or 32)
@@ -117,6 +118,16 @@ def test_steps_are_told_without_a_preview(client, studio):
     done = told[-1][1]
     assert len(decided) == done["num_hits"] + done["num_computed"] >= 6
     assert sum(decided) == done["num_hits"]
+
+
+def test_how_many_calls_a_picture_makes(client, folder, studio):
+    ask = Ask(prompt="some text", num_steps=8)
+    assert studio.num_calls_of(ask) == 8
+    assert PipelineStudio(folder, SIZES, "eager").num_calls_of(ask) is None, "nothing is loaded"
+    scheduler = studio.pipe.scheduler
+    studio.pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    assert studio.num_calls_of(ask) is None, "it calls the model twice a step"
+    studio.pipe.scheduler = scheduler
 
 
 def test_other_sizes_are_refused(client):

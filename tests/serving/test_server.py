@@ -107,6 +107,13 @@ def test_a_stream_tells_each_step_and_then_the_picture(client, studio):
     assert int(alone.headers["x-steps-reused"]) == hits
 
 
+def test_a_draft_is_told_how_many_steps_there_are(client):
+    """Untold, it computes every third."""
+    with client.stream(num_steps=20, preset="draft") as events:
+        steps = [data["decisions"][0]["hit"] for name, data in events if name == "step"]
+    assert [i for i, is_hit in enumerate(steps) if not is_hit] == [0, 3, 6, 9, 13, 17, 19]
+
+
 def test_a_request_is_cancelled_in_the_middle(client, studio):
     before = studio.num_calls
     with client.stream(num_steps=LONG) as events:
@@ -261,7 +268,8 @@ def test_stopping_at_once_draws_no_further():
     pool = Pool(WatchedStudio(), Limits(), 1, lambda target: None)
     pool.start()
     pool.wait_until_warm()
-    jobs = [Job(Ask(prompt=PROMPT, num_steps=100_000), asyncio.new_event_loop()) for _ in range(2)]
+    ask = Ask(prompt=PROMPT, num_steps=100_000)
+    jobs = [Job(ask, asyncio.new_event_loop(), ask.num_steps) for _ in range(2)]
     for job in jobs:
         pool.submit(job)
     until(lambda: pool.num_waiting == 1)

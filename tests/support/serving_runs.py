@@ -46,7 +46,7 @@ class WatchedStudio(EmbeddedStudio):
 
     def alone(self, ask: Ask) -> bytes:
         """What an ask comes to with nobody else about."""
-        handle = dc.request("alone", **ask.settings())
+        handle = dc.request("alone", **ask.settings(self.num_calls_of(ask)))
         with handle:
             picture = self.painter().paint(ask, lambda preview: None)
         handle.end()
