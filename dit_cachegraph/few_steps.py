@@ -21,6 +21,8 @@ def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
     reasons = {step.reason for one in images for step in one}
     if reasons & NOT_ASKED:
         return None
+    if len(image) == 1:
+        return _why_single(steps)
     if reasons <= {"warmup", "new image"}:
         return (
             f"{len(image)} steps, all within warm-up: nothing to gain in so few, unless a shorter "
@@ -29,6 +31,18 @@ def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
     if len(image) <= FEW_STEPS:
         return f"{len(image)} steps, none reused: there is little to gain in so few"
     return None
+
+
+def _why_single(steps: Sequence[StepReport]) -> str:
+    """Distilled to one step, or called in a loop that leaves the timestep as it is."""
+    timesteps = {step.timestep for step in steps}
+    told = ", ".join(f"{t:.4g}" for t in timesteps if t is not None)
+    at = f" (timestep {told})" if len(timesteps) == 1 and told else ""
+    return (
+        f"each call was taken for an image of one step{at}: nothing to gain in so few. The steps "
+        "of one image differ in their timesteps: to time a hit, move them as a sampler does, and "
+        "the latents"
+    )
 
 
 def _are_single(steps: Sequence[StepReport]) -> bool:

@@ -62,6 +62,18 @@ def test_cache_dits_default_computes_eight():
     assert "to gain" not in str(dc.summary(compiled))
 
 
+def test_a_loop_that_leaves_the_timestep_as_it_is():
+    """As those who time a model write it: whoever looks why nothing was reused is told."""
+    model = WAN.build(4)
+    compiled = compile_cached(model, residual_diff_threshold=2.0, max_warmup_steps=1)
+    first, *others = image_of(model, WAN, size=3, num_steps=4)
+    still = [first, *({**step, "timestep": first["timestep"]} for step in others)]
+    assert not any(ran.hit for ran in run_all(compiled, still))
+    said = str(dc.summary(compiled))
+    assert "each call was taken for an image of one step (timestep " in said
+    assert "to time a hit, move them as a sampler does" in said
+
+
 def steps_of(reason: str, timesteps: list[float | None], hits: int = 0) -> list[StepReport]:
     num = len(timesteps)
     return [
@@ -77,7 +89,12 @@ SAID = [
     (steps_of("warmup", [1000.0 - 50 * i for i in range(20)]), "20 steps, all within warm-up"),
     (steps_of("warmup", [None] * 4), "4 steps, all within warm-up"),
     (steps_of("due", [0.0, 0.3, 0.6]), "3 steps, none reused"),
-    (steps_of("due", [1.0]) * 2, "1 steps, all within warm-up"),
+    (steps_of("due", [1.0]) * 2, "each call was taken for an image of one step (timestep 1): noth"),
+    (
+        [*steps_of("due", [1.0]), *steps_of("due", [0.9])],
+        "each call was taken for an image of one step: nothing to gain in so few. The steps of one",
+    ),
+    (steps_of("due", [None]) * 2, "each call was taken for an image of one step: nothing to gain"),
 ]  # fmt: skip
 SILENT = [
     [],
