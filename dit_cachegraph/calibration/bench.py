@@ -22,6 +22,8 @@ Run = Callable[[object], object]
 
 MAX_RUNS = 40
 LARGEST_PSNR_DB = 100.0
+# Of a picture with values that are no finite numbers: behind every other, and in order with them.
+WORST_PSNR_DB, WORST_SSIM = -LARGEST_PSNR_DB, -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,11 @@ class Bench:
 
     def _compare(self, one: object, drawn: Array, share: float) -> Measured:
         reference = self.references[one]
+        if not np.isfinite(drawn).all():
+            return Measured(share, WORST_PSNR_DB, WORST_SSIM if self.measures_ssim else None)
         similarity = ssim(drawn, reference) if self.measures_ssim else None
-        return Measured(share, min(psnr_db(drawn, reference), LARGEST_PSNR_DB), similarity)
+        decibels = min(max(psnr_db(drawn, reference), WORST_PSNR_DB), LARGEST_PSNR_DB)
+        return Measured(share, decibels, similarity)
 
     def _timed(self, one: object, run: Run | None = None) -> tuple[Array, float]:
         started = time.perf_counter()

@@ -108,7 +108,8 @@ class CalibratedConfig(Mapping[str, object]):
                 "best": points[0],
                 "holdout": points[1],
                 "tried": points[2:],
-            }
+            },
+            allow_nan=False,
         )
 
     @classmethod

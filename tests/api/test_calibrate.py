@@ -285,6 +285,26 @@ def test_what_is_no_picture_is_refused_at_the_first_run(drawn, sentence):
     assert drawing.hits() == [False, False, True, False, True, False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("goal", "bad"),
+    [({"target_psnr": 200.0}, math.inf), ({"compute_budget": 0.7}, math.nan)],
+    ids=str,
+)
+def test_settings_that_draw_no_finite_numbers_are_never_the_best(goal, bad):
+    """Where any others are within the budget; and the JSON is read by others than Python."""
+    drawing = Failing(0, KeyError)
+
+    def run(seed):
+        drawn = drawing.run(seed)
+        mask = [int(not step.hit) for step in dc.summary(drawing.compiled).steps[-8:]]
+        return drawn if mask[5] or sum(mask) < 5 else drawn * bad
+
+    found = dc.calibrate(drawing.compiled, run, **goal)
+    assert min(point.psnr_db for point in found.tried) == -100.0
+    assert found.best.psnr_db > 0
+    json.loads(found.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "not JSON", '{"best": {"share": 1}}'])
 def test_what_is_no_calibration_is_refused(text):
     with pytest.raises(dc.InvalidConfig, match="from_json takes what to_json has written"):
