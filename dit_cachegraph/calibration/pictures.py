@@ -34,7 +34,9 @@ def as_array(drawn: object) -> Array:
 
 def _numbers(drawn: object) -> Array:
     if isinstance(drawn, Tensor):
-        return np.asarray(drawn.detach().float().cpu().numpy(), np.float64)
+        on_host = drawn.detach().cpu()
+        # NumPy has no bfloat16.
+        return _numbers((on_host.float() if on_host.is_floating_point() else on_host).numpy())
     if isinstance(drawn, Sequence) and not isinstance(drawn, str | bytes):
         return np.stack([_numbers(one) for one in drawn]) if drawn else np.empty(0)
     array = np.asarray(drawn)

@@ -97,7 +97,8 @@ def test_psnr(drawn, reference, expected):
 
 def test_pictures_of_any_kind():
     array = np.array([[0, 255], [51, 102]], np.uint8)
-    for drawn in (array, [array], torch.tensor([[0.0, 1.0], [0.2, 0.4]], dtype=torch.float16)):
+    half = torch.tensor([[0.0, 1.0], [0.2, 0.4]], dtype=torch.float16)
+    for drawn in (array, [array], torch.from_numpy(array), half):
         np.testing.assert_allclose(as_array(drawn).reshape(2, 2), [[0, 1], [0.2, 0.4]], atol=1e-3)
     with pytest.raises(ValueError, match=r"pictures of \(2,\) and \(3,\) can't be compared"):
         psnr_db(np.ones(2), np.ones(3))
