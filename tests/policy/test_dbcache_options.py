@@ -134,6 +134,17 @@ def test_last_blocks_run_on_a_computed_step():
     assert dc.summary(compiled).steps[-1].skipped == ()
 
 
+@pytest.mark.parametrize("by", [{"residual_diff_threshold": 1.0}, STATIC], ids=str)
+def test_last_blocks_run_where_no_block_is_between(by):
+    compiled = compile_toy(
+        adding_dit(1, 2, 4, 8), **by, Fn_compute_blocks=2, Bn_compute_blocks=2,
+        Bn_compute_blocks_ids=[0], non_compute_blocks_diff_threshold=1e-9,
+    )  # fmt: skip
+    for inputs in toy_steps([90.0, 80.0]):
+        run(compiled, inputs)
+    assert dc.summary(compiled).steps[-1].skipped == ()
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

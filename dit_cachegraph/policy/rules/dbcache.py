@@ -204,7 +204,8 @@ class DBCache(Rule):
             )
         last = num_blocks - num_last
         ids = range(num_last) if self.Bn_compute_blocks_ids is None else self.Bn_compute_blocks_ids
-        alone = [last + i for i in range(num_last) if i not in ids]
+        # They are reused on a hit, and without a block between there is none.
+        alone = [last + i for i in range(num_last) if i not in ids and first < last]
         hidden = Probe(ProbeKind.HIDDEN)
         return (Span(first, last, self._probe()), *(Span(i, i + 1, hidden) for i in alone))
 
