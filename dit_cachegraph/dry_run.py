@@ -58,7 +58,8 @@ def _trial(
     share_skipped: float,
 ) -> Trial:
     rule = with_threshold(settings.rule, threshold)
-    ran = [simulate(rule, settings.predictor, recording) for recording in recordings]
+    told = settings.common.num_inference_steps
+    ran = [simulate(rule, settings.predictor, recording, told) for recording in recordings]
     errors = [error for run in ran for error in run.errors if error is not None]
     num_reused, num_steps = len(errors), sum(len(run.decisions) for run in ran)
     return Trial(

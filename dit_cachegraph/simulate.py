@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dit_cachegraph.policy.diffs import batch_diff
+from dit_cachegraph.policy.diffs import BatchRule, batch_diff
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.policy.rule import Decision, History, Observation, Rule, StepResult, Sums
@@ -38,16 +38,22 @@ class Simulated(NamedTuple):
         return max((error for error in self.errors if error is not None), default=0.0)
 
 
-def simulate(rule: Rule, predictor: Predictor, recording: Sequence[Recorded]) -> Simulated:
-    """Go through a recorded run of one region with `rule` and `predictor`."""
-    history, decisions, errors = History().seen_by(rule), [], []
+def simulate(
+    rule: Rule,
+    predictor: Predictor,
+    recording: Sequence[Recorded],
+    num_steps: int | None = None,
+) -> Simulated:
+    """Go through a recorded run of one region with `rule` and `predictor`. `num_steps` is what
+    `num_inference_steps` says."""
+    history, decisions, errors = History().seen_by(rule, num_steps), [], []
     computed: list[int] = []
     for step, now in enumerate(recording):
         seen = _observation(now, recording[computed[-1]]) if computed else Observation()
         seen = seen._replace(noise=now.noise)
         reason = rule.why_compute(history, (), now.noise) or (None if computed else "new image")
         decision = Decision(False, reason) if reason else rule.decide(history, seen)
-        error = _error(recording, computed, step, predictor) if computed else None
+        error = _error(recording, computed, step, predictor, rule.error_batch_rule)
         errors.append(error if decision.hit else None)
         if not decision.hit:
             computed.append(step)
@@ -66,9 +72,15 @@ def _observation(now: Recorded, before: Recorded) -> Observation:
 
 
 def _error(
-    recording: Sequence[Recorded], computed: Sequence[int], step: int, predictor: Predictor
-) -> float:
-    """What the estimate at `step` from the last computed steps misses."""
+    recording: Sequence[Recorded],
+    computed: Sequence[int],
+    step: int,
+    predictor: Predictor,
+    batch_rule: BatchRule,
+) -> float | None:
+    """What the estimate at `step` from the last computed steps misses; None where none did."""
+    if not computed:
+        return None
     steps = computed[-predictor.num_snapshots :]
     weights = predictor.weights(steps, step)
     missed = []
@@ -80,7 +92,7 @@ def _error(
             pairs = zip(snapshots, weights, strict=True)
             estimate = torch.stack([s * w for s, w in pairs]).sum(0)
         missed.append(effect - estimate[:, 0])
-    return batch_diff(*_sums(missed, recording[step].outs), "max")
+    return batch_diff(*_sums(missed, recording[step].outs), batch_rule)
 
 
 def _sums(moved: Sequence[Tensor], size: Sequence[Tensor]) -> Sums:

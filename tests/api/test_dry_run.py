@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import dit_cachegraph as dc
+from dit_cachegraph.config import resolve
+from dit_cachegraph.dry_run import trials
 from dit_cachegraph.policy.predictors.damped_line import DampedLine
 from dit_cachegraph.policy.predictors.replay import Replay
 from dit_cachegraph.policy.predictors.taylorseer import TaylorSeer
@@ -115,6 +117,34 @@ def test_a_simulated_threshold_compares_with_the_last_computed_step():
     assert [d.diff for d in ran.decisions[1:]] == [
         pytest.approx(x) for x in (1.0, 0.5, 1 / 3, 2 / 3, 0.2)
     ]
+
+
+def one_moves(num_steps: int, is_noise_told: bool = False) -> list[Recorded]:
+    """The first sample's effect goes up by a tenth of the stream a step, the second's stays."""
+    factors, stream = torch.tensor([[1.0], [0.0]]).expand(2, 3), torch.full((2, 3), 10.0)
+    noises = [1 - s / num_steps if is_noise_told else None for s in range(num_steps)]
+    return [Recorded(None, (s * factors,), (stream,), noise) for s, noise in enumerate(noises)]
+
+
+def reused(settings, recording) -> int:
+    (trial,) = trials(resolve(settings), [recording], num_blocks=1, num_skipped=1)
+    return trial.num_reused
+
+
+def test_a_simulated_batch_goes_by_the_error_that_its_rule_goes_by():
+    """By the worst a step misses as much as is allowed, by the mean half of it."""
+    settings = {"rule": "error_control", "dry_run": [0.1], "predictor": "replay"}
+    assert reused(settings, one_moves(8)) == 0
+    assert reused({**settings, "batch_rule": "mean"}, one_moves(8)) == 2
+
+
+def test_a_simulated_image_has_as_many_steps_as_was_said():
+    """Where no timestep tells the noise, levels are even over so many."""
+    settings = {"rule": "error_control", "paced_over": "noise", "predictor": "replay"}
+    settings |= {"dry_run": [0.4]}
+    told = reused(settings, one_moves(8, is_noise_told=True))
+    assert reused({**settings, "num_inference_steps": 8}, one_moves(8)) == told
+    assert reused(settings, one_moves(8)) != told
 
 
 @pytest.mark.parametrize(
