@@ -32,6 +32,13 @@ def check_number(name: str, value: object, *, none_is_ok: bool = False) -> None:
         raise InvalidConfig(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
+def check_share(name: str, value: object, *, none_is_ok: bool = False) -> None:
+    """A number from 0 to 1: a percentage is refused."""
+    check_number(name, value, none_is_ok=none_is_ok)
+    if value is not None and value > 1:  # type: ignore[operator]
+        raise InvalidConfig(f"{name} must be at most 1, got {value!r}")
+
+
 def _is_finite(value: float) -> bool:
     """False also for an integer that no float holds."""
     try:

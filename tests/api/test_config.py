@@ -126,6 +126,20 @@ def test_every_option_is_tried_here():
     assert {f.name for f in known} == set(OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "warmup_noise_fraction"),
+        ({"mag_ratios": [1.0]}, "retention_ratio"),
+        ({}, "damped_line_least"),
+        ({}, "compute_share"),
+    ],
+)
+def test_a_share_is_no_percentage(options, name):
+    with pytest.raises(InvalidConfig, match=rf"^{name} must be .*at most 1, got 20$"):
+        resolve({**options, name: 20})
+
+
 @pytest.mark.parametrize(("name", "value"), GOOD, ids=lambda x: repr(x))
 def test_taken(name, value):
     assert value_in(({name: value},), name) == value

@@ -20,8 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.checks import check_number
+from dit_cachegraph.policy.checks import check_share
 from dit_cachegraph.policy.predictors.calibrator import Calibrator
 from dit_cachegraph.policy.predictors.inner_products import inner_products, one_a_sample
 
@@ -40,11 +39,7 @@ class DampedLine(Calibrator):
     which is TaylorSeer's. A whole line is better where paths are smooth, none where they turn."""
 
     def __post_init__(self) -> None:
-        check_number("damped_line_least", self.damped_line_least)
-        if self.damped_line_least > 1:
-            raise InvalidConfig(
-                f"damped_line_least must be at most 1, got {self.damped_line_least!r}"
-            )
+        check_share("damped_line_least", self.damped_line_least)
         Calibrator.__post_init__(self)
 
     @property

@@ -18,6 +18,7 @@ from dit_cachegraph.policy.checks import (
     check_int,
     check_mask,
     check_number,
+    check_share,
 )
 from dit_cachegraph.policy.diffs import BATCH_RULES, BatchRule, batch_diff, worst_sample
 from dit_cachegraph.policy.rule import (
@@ -164,9 +165,9 @@ class DBCache(Rule):
                 self.max_accumulated_residual_diff_threshold,
             ),
             ("l1_hidden_states_diff_threshold", self.l1_hidden_states_diff_threshold),
-            ("warmup_noise_fraction", self.warmup_noise_fraction),
         ):
             check_number(name, value, none_is_ok=True)
+        check_share("warmup_noise_fraction", self.warmup_noise_fraction, none_is_ok=True)
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.checks import check_int, check_number, check_numbers
+from dit_cachegraph.policy.checks import check_int, check_number, check_numbers, check_share
 from dit_cachegraph.policy.rule import Decision, History, Observation, Schedule, StepResult
 
 
@@ -63,7 +63,7 @@ class MagCache(Schedule):
         object.__setattr__(self, "mag_ratios", ratios)
         check_number("magcache_threshold", self.magcache_threshold)
         check_int("max_skip_steps", self.max_skip_steps, at_least=0)
-        check_number("retention_ratio", self.retention_ratio)
+        check_share("retention_ratio", self.retention_ratio)
 
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None
