@@ -35,6 +35,7 @@ from support.explorer.state_explorer import StateExplorer
 from support.recorded_graphs import RecordingCapturer
 
 NUM_EVENTS = 16
+TWO_PASSES = Ask(passes=("cond", "uncond"))
 FROZEN = 2  # Seeds the hundred schedules of each family, the same at every run.
 
 
@@ -88,16 +89,15 @@ def test_a_hundred_schedules(family):
     assert_says_much(explore(family, 100, number=FROZEN), 100)
 
 
-def follow(family, script):
+def follow(family, script, ask=TWO_PASSES):
     """One schedule, as it is written: what it tallies. `script` is given the explorer, after an
-    image of two passes has begun."""
+    image has begun."""
     tally = Counter()
 
     @settings(max_examples=1)
     @given(st.none())  # The explorer takes notes, which belong to an example.
     def run(_):
         explorer = StateExplorer([ExploredDiT(seed) for seed in range(2)], tally, family, {})
-        ask = Ask(passes=("cond", "uncond"))
         explorer.start(ascends=False, rebuilds="text", settings={}, ask=ask)
         script(explorer)
 
@@ -155,6 +155,23 @@ def test_two_images_of_one_noise_that_both_go_on_after_the_end_that_was_told():
         explorer.finish(which=0)
 
     assert follow(DBCACHE, script)["hit, may compute"] == 1
+
+
+def test_an_image_that_begins_anew_where_its_first_step_counted_as_anothers_second():
+    """Its first step has the latents and the timestep of the last call."""
+
+    def script(explorer):
+        one_more(explorer)
+        explorer.restart(which=0)
+        explorer.turns(order=[0])
+        explorer.again(
+            which=0, aborts=True, skips=1, has_same_noise=False, has_other_guidance=False
+        )
+        explorer.turns(order=[0])
+        explorer.restart(which=0)
+        explorer.turns(order=[0])
+
+    assert follow(DBCACHE, script, Ask())["computed, anything"] == 2
 
 
 def test_an_image_that_was_dropped_near_its_end_says_nothing_of_the_next_ones_end():

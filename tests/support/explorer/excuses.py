@@ -92,7 +92,9 @@ class _Model:
     of images that were left after their first step; `firsts`, the images with one step;
     `keeps_start`, that the latents of a first step were near those of the second; and `past_end`,
     seeds and names of images that went on after the end that they were told: of another one of the
-    same noise that does, a call may be taken for one more of theirs."""
+    same noise that does, a call may be taken for one more of theirs. `counted_on` are the noises
+    and timesteps of first steps that may count as the second one of another image: where one is
+    made once more, that image seems to repeat its last call."""
 
     is_direction_known: bool = False
     has_recognised_rebuilt: bool = False
@@ -102,6 +104,7 @@ class _Model:
     firsts: list[_First] = field(default_factory=list)
     keeps_start: bool = False
     past_end: set[tuple[int, str]] = field(default_factory=set)
+    counted_on: set[tuple[int, float]] = field(default_factory=set)
 
 
 class Excuses:
@@ -146,7 +149,7 @@ class Excuses:
             self._note_end(other, call.model)
             if other.request.ask.latents == "copied":
                 self._past(other).followed_at.add(place)
-        if followed:
+        if followed or (image.seed, image.points[call.point][0]) in model.counted_on:
             past.counts_on_at.add(place)
         if len(followed) == 1:
             model.firsts.remove(followed[0])
@@ -162,6 +165,8 @@ class Excuses:
             first = _First(_look(image), text, ids, timestep, is_enabled, image.seed)
             past.first_at[place] = first
             model.firsts.append(first)
+        elif step == 1:
+            model.counted_on.add((image.seed, image.points[call.point][0]))
         elif (known := past.first_at.pop(place, None)) is not None:
             model.firsts = [other for other in model.firsts if other is not known]
             is_known = not past.is_crowded and call.model not in past.lost_on
