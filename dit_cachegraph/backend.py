@@ -12,6 +12,7 @@ from dit_cachegraph.call_stack import model_being_called
 from dit_cachegraph.config import split_options
 from dit_cachegraph.cuda_graphs.cuda_capturer import cuda_capturer
 from dit_cachegraph.exc import CannotCut, InvalidConfig, NoBlocks
+from dit_cachegraph.graph.cut.check_layouts import check_layouts
 from dit_cachegraph.graph.cut.compile_segments import (
     InnerCompiler,
     compile_segments,
@@ -28,6 +29,7 @@ from dit_cachegraph.graph.fx_utils import weight_arguments
 from dit_cachegraph.graph.prepare.drop_grad_modes import drop_grad_modes
 from dit_cachegraph.graph.prepare.inline_regions import inline_regions
 from dit_cachegraph.graph.prepare.move_numbers import move_numbers
+from dit_cachegraph.graph.prepare.plain_views import plain_views
 from dit_cachegraph.graph.prepare.plain_writes import plain_writes
 from dit_cachegraph.graph.prepare.unmark_given import unmark_given
 from dit_cachegraph.graph.understand.assign_nodes import Assignment, assign_nodes
@@ -101,6 +103,7 @@ def cut_graph(gm: fx.GraphModule, process_group: str | None = None) -> Cut | Unc
     try:
         _prepare(gm)
         assignment, pattern = _understand(gm)
+        check_layouts(assignment, pattern.streams)
         if copy_streams(gm, assignment, pattern.streams):
             assignment, pattern = _understand(gm)
         groups = find_collectives(assignment, process_group)
@@ -139,6 +142,7 @@ def _prepare(gm: fx.GraphModule) -> None:
     drop_grad_modes(gm)
     move_numbers(gm)
     plain_writes(gm)
+    plain_views(gm)
 
 
 def _understand(gm: fx.GraphModule) -> tuple[Assignment, Pattern]:

@@ -192,20 +192,20 @@ class CutGraphs(expecttest.TestCase):
             """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_guidance_, l_kwargs_pooled_projections_, l_kwargs_encoder_hidden_states_, l_kwargs_txt_ids_, l_kwargs_img_ids_ + 16 weights
-  ops: arange 5, cat 7, cos 5, exp 2, float 9, linear 8, outer 3, repeat_interleave 6, silu 3, sin 5, to 6
-  out: (hidden_states, conditioning, encoder_hidden_states, freqs_cos_3, freqs_sin_3)
+  ops: arange 5, cat 7, contiguous 2, cos 5, exp 2, float 9, linear 8, outer 3, repeat_interleave 6, silu 3, sin 5, to 6
+  out: (contiguous, conditioning, contiguous_1, freqs_cos_3, freqs_sin_3)
 1: transformer_blocks.0
   in: conditioning, hidden_states, encoder_hidden_states, freqs_cos_3, freqs_sin_3 + 32 weights
-  ops: cat 3, chunk 2, contiguous 2, dropout 3, flatten 3, float 4, gelu 2, layer_norm 4, linear 14, permute 4, reshape 2, rms_norm 4, scaled_dot_product_attention 1, silu 2, split_with_sizes 1, stack 2, to 7, unbind 2, unflatten 6, unsqueeze 4
-  out: (hidden_states_14, encoder_hidden_states_4)
+  ops: cat 3, chunk 2, contiguous 4, dropout 3, flatten 3, float 4, gelu 2, layer_norm 4, linear 14, permute 4, reshape 2, rms_norm 4, scaled_dot_product_attention 1, silu 2, split_with_sizes 1, stack 2, to 7, unbind 2, unflatten 6, unsqueeze 4
+  out: (contiguous_2, contiguous_3)
 2: single_transformer_blocks.0 (and 2 more)
   in: encoder_hidden_states_4, hidden_states_14, conditioning, freqs_cos_3, freqs_sin_3 + 14 weights
-  ops: cat 2, chunk 1, flatten 3, float 4, gelu 1, layer_norm 1, linear 6, permute 4, reshape 2, rms_norm 2, scaled_dot_product_attention 1, silu 1, stack 2, to 7, unbind 2, unflatten 3, unsqueeze 1
-  out: (encoder_hidden_states_5, hidden_states_25)
+  ops: cat 2, chunk 1, contiguous 2, flatten 3, float 4, gelu 1, layer_norm 1, linear 6, permute 4, reshape 2, rms_norm 2, scaled_dot_product_attention 1, silu 1, stack 2, to 7, unbind 2, unflatten 3, unsqueeze 1
+  out: (contiguous, contiguous_1)
 3: epilogue
   in: conditioning, hidden_states_39 + 4 weights
-  ops: chunk 1, layer_norm 1, linear 2, silu 1, to 1
-  out: (output,)""",
+  ops: chunk 1, contiguous 1, layer_norm 1, linear 2, silu 1, to 1
+  out: (contiguous,)""",
         )
 
     def test_sd3(self):
@@ -214,20 +214,20 @@ class CutGraphs(expecttest.TestCase):
             """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_pooled_projections_, l_kwargs_encoder_hidden_states_ + 13 weights
-  ops: arange 1, cat 2, contiguous 1, conv2d 1, cos 1, exp 1, flatten 1, float 1, linear 5, reshape 2, silu 2, sin 1, to 2, transpose 1
-  out: (hidden_states_1, conditioning, encoder_hidden_states)
+  ops: arange 1, cat 2, contiguous 3, conv2d 1, cos 1, exp 1, flatten 1, float 1, linear 5, reshape 2, silu 2, sin 1, to 2, transpose 1
+  out: (contiguous, conditioning, contiguous_1)
 1: transformer_blocks.0 (and 1 more)
   in: conditioning, hidden_states_1, encoder_hidden_states + 28 weights
-  ops: cat 3, chunk 2, dropout 3, gelu 2, layer_norm 4, linear 14, reshape 1, scaled_dot_product_attention 1, silu 2, to 1, transpose 7, unsqueeze 4, view 6
-  out: (hidden_states_16, encoder_hidden_states_4)
+  ops: cat 3, chunk 2, contiguous 2, dropout 3, gelu 2, layer_norm 4, linear 14, reshape 7, scaled_dot_product_attention 1, silu 2, to 1, transpose 7, unsqueeze 4
+  out: (contiguous, contiguous_1)
 2: transformer_blocks.2
   in: conditioning, hidden_states_32, encoder_hidden_states_8 + 22 weights
-  ops: cat 3, chunk 2, dropout 2, gelu 1, layer_norm 3, linear 11, reshape 1, scaled_dot_product_attention 1, silu 2, to 2, transpose 7, unsqueeze 2, view 6
-  out: (hidden_states_48,)
+  ops: cat 3, chunk 2, contiguous 1, dropout 2, gelu 1, layer_norm 3, linear 11, reshape 7, scaled_dot_product_attention 1, silu 2, to 2, transpose 7, unsqueeze 2
+  out: (contiguous,)
 3: epilogue
   in: conditioning, hidden_states_48 + 4 weights
-  ops: chunk 1, einsum 1, layer_norm 1, linear 2, reshape 2, silu 1, to 1
-  out: (output,)""",
+  ops: chunk 1, contiguous 1, einsum 1, layer_norm 1, linear 2, reshape 2, silu 1, to 1
+  out: (contiguous,)""",
         )
 
     def test_sd35(self):
@@ -236,24 +236,24 @@ class CutGraphs(expecttest.TestCase):
             """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_pooled_projections_, l_kwargs_encoder_hidden_states_ + 13 weights
-  ops: arange 1, cat 2, contiguous 1, conv2d 1, cos 1, exp 1, flatten 1, float 1, linear 5, reshape 2, silu 2, sin 1, to 2, transpose 1
-  out: (hidden_states_1, conditioning, encoder_hidden_states)
+  ops: arange 1, cat 2, contiguous 3, conv2d 1, cos 1, exp 1, flatten 1, float 1, linear 5, reshape 2, silu 2, sin 1, to 2, transpose 1
+  out: (contiguous, conditioning, contiguous_1)
 1: transformer_blocks.0
   in: conditioning, hidden_states_1, encoder_hidden_states + 42 weights
-  ops: cat 3, chunk 2, dropout 4, gelu 2, layer_norm 4, linear 18, mean 6, pow 6, reshape 2, rsqrt 6, scaled_dot_product_attention 2, silu 2, to 8, transpose 11, unsqueeze 5, view 9
-  out: (hidden_states_35, encoder_hidden_states_4)
+  ops: cat 3, chunk 2, contiguous 2, dropout 4, gelu 2, layer_norm 4, linear 18, mean 6, pow 6, reshape 11, rsqrt 6, scaled_dot_product_attention 2, silu 2, to 8, transpose 11, unsqueeze 5
+  out: (contiguous, contiguous_1)
 2: transformer_blocks.1
   in: conditioning, hidden_states_35, encoder_hidden_states_4 + 32 weights
-  ops: cat 3, chunk 2, dropout 3, gelu 2, layer_norm 4, linear 14, mean 4, pow 4, reshape 1, rsqrt 4, scaled_dot_product_attention 1, silu 2, to 5, transpose 7, unsqueeze 4, view 6
-  out: (hidden_states_59, encoder_hidden_states_8)
+  ops: cat 3, chunk 2, contiguous 2, dropout 3, gelu 2, layer_norm 4, linear 14, mean 4, pow 4, reshape 7, rsqrt 4, scaled_dot_product_attention 1, silu 2, to 5, transpose 7, unsqueeze 4
+  out: (contiguous, contiguous_1)
 3: transformer_blocks.2
   in: conditioning, hidden_states_59, encoder_hidden_states_8 + 26 weights
-  ops: cat 3, chunk 2, dropout 2, gelu 1, layer_norm 3, linear 11, mean 4, pow 4, reshape 1, rsqrt 4, scaled_dot_product_attention 1, silu 2, to 6, transpose 7, unsqueeze 2, view 6
-  out: (hidden_states_83,)
+  ops: cat 3, chunk 2, contiguous 1, dropout 2, gelu 1, layer_norm 3, linear 11, mean 4, pow 4, reshape 7, rsqrt 4, scaled_dot_product_attention 1, silu 2, to 6, transpose 7, unsqueeze 2
+  out: (contiguous,)
 4: epilogue
   in: conditioning, hidden_states_83 + 4 weights
-  ops: chunk 1, einsum 1, layer_norm 1, linear 2, reshape 2, silu 1, to 1
-  out: (output,)""",
+  ops: chunk 1, contiguous 1, einsum 1, layer_norm 1, linear 2, reshape 2, silu 1, to 1
+  out: (contiguous,)""",
         )
 
     def test_wan(self):
@@ -262,16 +262,16 @@ class CutGraphs(expecttest.TestCase):
             """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_encoder_hidden_states_ + 14 weights
-  ops: arange 1, cat 4, contiguous 1, conv3d 1, cos 1, exp 1, expand 6, flatten 1, float 1, gelu 1, linear 5, reshape 2, silu 2, sin 1, split 2, transpose 1, type_as 1, unflatten 1, view 6
-  out: (freqs_cos, freqs_sin, hidden_states_2, temb, hidden_states_5, timestep_proj_1)
+  ops: arange 1, cat 4, contiguous 2, conv3d 1, cos 1, exp 1, expand 6, flatten 1, float 1, gelu 1, linear 5, reshape 8, silu 2, sin 1, split 2, transpose 1, type_as 1, unflatten 1
+  out: (freqs_cos, freqs_sin, contiguous, temb, hidden_states_5, timestep_proj_1)
 1: blocks.0 (and 1 more)
   in: timestep_proj_1, hidden_states_2, freqs_cos, freqs_sin, hidden_states_5 + 27 weights
-  ops: chunk 1, dropout 3, empty_like 2, flatten 2, float 12, gelu 1, layer_norm 3, linear 10, permute 8, rms_norm 4, scaled_dot_product_attention 2, to 3, type_as 9, unbind 2, unflatten 8
-  out: (hidden_states_20,)
+  ops: chunk 1, contiguous 1, dropout 3, empty_like 2, flatten 2, float 12, gelu 1, layer_norm 3, linear 10, permute 8, rms_norm 4, scaled_dot_product_attention 2, to 3, type_as 9, unbind 2, unflatten 8
+  out: (contiguous,)
 2: epilogue
   in: temb, hidden_states_35 + 3 weights
-  ops: chunk 1, flatten 3, float 2, layer_norm 1, linear 1, permute 1, reshape 1, to 4, type_as 1, unsqueeze 1
-  out: (output,)""",
+  ops: chunk 1, contiguous 1, flatten 3, float 2, layer_norm 1, linear 1, permute 1, reshape 1, to 4, type_as 1, unsqueeze 1
+  out: (contiguous,)""",
         )
 
     def test_qwen(self):
@@ -280,16 +280,16 @@ class CutGraphs(expecttest.TestCase):
             """\
 0: prologue
   in: l_kwargs_hidden_states_, l_kwargs_timestep_, l_kwargs_encoder_hidden_states_, l_self_modules_pos_embed_pos_freqs, l_self_modules_pos_embed_neg_freqs + 9 weights
-  ops: arange 1, cat 6, clone 1, contiguous 1, cos 1, exp 1, expand 3, float 1, linear 4, mean 1, pow 1, reshape 1, rsqrt 1, silu 1, sin 1, split 2, to 7, view 3
-  out: (hidden_states, encoder_hidden_states, sample_2, txt_freqs, vid_freqs)
+  ops: arange 1, cat 6, clone 1, contiguous 3, cos 1, exp 1, expand 3, float 1, linear 4, mean 1, pow 1, reshape 4, rsqrt 1, silu 1, sin 1, split 2, to 7
+  out: (contiguous, contiguous_1, sample_2, txt_freqs, vid_freqs)
 1: transformer_blocks.0 (and 1 more)
   in: sample_2, hidden_states, encoder_hidden_states, vid_freqs, txt_freqs + 32 weights
-  ops: cat 3, chunk 6, contiguous 2, dropout 3, flatten 5, float 4, gelu 2, layer_norm 4, linear 14, mean 4, permute 4, pow 4, reshape 4, rsqrt 4, scaled_dot_product_attention 1, silu 2, to 5, type_as 4, unflatten 6, unsqueeze 16, view_as_complex 4, view_as_real 4
-  out: (hidden_states_16, encoder_hidden_states_2)
+  ops: cat 3, chunk 6, contiguous 4, dropout 3, flatten 5, float 4, gelu 2, layer_norm 4, linear 14, mean 4, permute 4, pow 4, reshape 4, rsqrt 4, scaled_dot_product_attention 1, silu 2, to 5, type_as 4, unflatten 6, unsqueeze 16, view_as_complex 4, view_as_real 4
+  out: (contiguous, contiguous_3)
 2: epilogue
   in: sample_2, hidden_states_34 + 4 weights
-  ops: chunk 1, layer_norm 1, linear 2, silu 1, to 1
-  out: (output,)""",
+  ops: chunk 1, contiguous 1, layer_norm 1, linear 2, silu 1, to 1
+  out: (contiguous,)""",
         )
 
     def test_dit(self):
@@ -302,10 +302,10 @@ class CutGraphs(expecttest.TestCase):
   out: (contiguous,)
 1: transformer_blocks.0 (and 1 more)
   in: l_kwargs_timestep_, l_kwargs_class_labels_, hidden_states + 19 weights
-  ops: arange 1, cat 2, chunk 1, cos 1, dropout 2, embedding 1, exp 1, float 1, gelu 1, layer_norm 2, linear 9, reshape 1, scaled_dot_product_attention 1, silu 2, sin 1, to 2, transpose 4, unsqueeze 2, view 3
-  out: (hidden_states_12,)
+  ops: arange 1, cat 2, chunk 1, contiguous 1, cos 1, dropout 2, embedding 1, exp 1, float 1, gelu 1, layer_norm 2, linear 9, reshape 4, scaled_dot_product_attention 1, silu 2, sin 1, to 2, transpose 4, unsqueeze 2
+  out: (contiguous,)
 2: epilogue
   in: l_kwargs_timestep_, l_kwargs_class_labels_, hidden_states_24 + 9 weights
-  ops: arange 1, cat 2, chunk 1, cos 1, einsum 1, embedding 1, exp 1, float 1, layer_norm 1, linear 4, reshape 2, silu 2, sin 1, to 1
-  out: (output,)""",
+  ops: arange 1, cat 2, chunk 1, contiguous 1, cos 1, einsum 1, embedding 1, exp 1, float 1, layer_norm 1, linear 4, reshape 2, silu 2, sin 1, to 1
+  out: (contiguous,)""",
         )

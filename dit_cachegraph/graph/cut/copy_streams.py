@@ -24,9 +24,7 @@ def copy_streams(
     """Give the blocks a contiguous copy of each argument that enters the trunk as a stream and is
     none. What the graph computes stays the same. True if there is such an argument: then the
     assignment is that of another graph."""
-    entering = dict.fromkeys(s.at[0] for s in streams)
-    arguments = [n for n in entering if n is not None and n.op == "placeholder"]
-    copies = {n: fake for n in arguments if (fake := _contiguous_if_not(value_of(n))) is not None}
+    copies = copied_streams(streams)
     first, last = assignment.blocks[0].first, assignment.blocks[-1].last
     for argument, fake in copies.items():
         # Not before: code ahead of the blocks may write to the argument.
@@ -34,10 +32,18 @@ def copy_streams(
             copy = gm.graph.call_method("contiguous", (argument,))
         copy.meta["example_value"] = fake
         for node in assignment.nodes[first : last + 1]:
-            node.replace_input_with(argument, copy)
+            if assignment.segment_of[node] > 0:  # The prologue has what it was traced with.
+                node.replace_input_with(argument, copy)
     if copies:
         gm.recompile()
     return bool(copies)
+
+
+def copied_streams(streams: Sequence[StreamNodes]) -> dict[fx.Node, torch.Tensor]:
+    """The arguments that blocks are given a copy of, and what the copy is."""
+    entering = dict.fromkeys(s.at[0] for s in streams)
+    arguments = [n for n in entering if n is not None and n.op == "placeholder"]
+    return {n: fake for n in arguments if (fake := _contiguous_if_not(value_of(n))) is not None}
 
 
 def _contiguous_if_not(value: object) -> torch.Tensor | None:

@@ -13,7 +13,6 @@ from dit_cachegraph.graph.cut.share_segments import Piece, Shared
 from dit_cachegraph.graph.fx_utils import (
     is_size_argument,
     is_size_arithmetic,
-    layout_key,
     pinned_size,
     size_expression,
     value_of,
@@ -87,10 +86,10 @@ def build_graph(gm: fx.GraphModule, piece: Piece, shared: Shared, borders: Borde
 
 
 def _at_border(graph: fx.Graph, node: fx.Node, copy: fx.Node, borders: Borders) -> fx.Node:
-    declared = borders.fake(node)
-    value = value_of(node)
-    if layout_key(declared) == layout_key(value):
+    """Also where Dynamo traced a contiguous value: it is made of what came contiguous, and may lie
+    otherwise for it."""
+    if not borders.is_normalized(node):
         return copy
     contiguous = graph.call_method("contiguous", (copy,))
-    contiguous.meta["example_value"] = declared
+    contiguous.meta["example_value"] = borders.fake(node)
     return contiguous

@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_map_only
 
+from dit_cachegraph.graph.fake_run import made_of
 from dit_cachegraph.graph.fx_utils import layout_key, storages_in, tensors_in, value_of
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
@@ -156,22 +156,12 @@ def _value_here(node: fx.Node) -> object:
         return known
     if not tensors or isinstance(node.target, HigherOrderOperator):
         return _in_a_place_of_its_own(known)
-    value = _made_of(node, tensors[0])
+    value = made_of(node, value_of)
     if _layouts(value) == _layouts(known):
         return value
     # Autocast is not entered here either; what it casts is no view.
     is_view = not storages_in(value).isdisjoint(storages_in(read))
     return known if is_view else _in_a_place_of_its_own(known)
-
-
-def _made_of(node: fx.Node, read: Tensor) -> object:
-    assert isinstance(read, FakeTensor)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), value_of)  # type: ignore[arg-type]
-    with read.fake_mode, torch.no_grad(), enable_python_dispatcher():
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
 
 
 def _in_a_place_of_its_own(known: object) -> object:

@@ -20,7 +20,8 @@ from dit_cachegraph.graph.understand.find_streams import StreamNodes
 
 # What moves elements, or leaves each nearly as it was.
 _MOVES = frozenset((
-    "reshape", "view", "view_as", "permute", "transpose", "t", "flatten", "unflatten", "movedim",
+    "reshape", "reshape_as", "view", "view_as", "permute", "transpose", "t", "flatten",
+    "unflatten", "movedim",
     "contiguous", "clone", "detach", "squeeze", "unsqueeze", "expand", "expand_as", "repeat",
     "getitem", "slice", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow",
     "select", "alias",
