@@ -19,6 +19,7 @@ from dit_cachegraph.call_log import CallLog
 from dit_cachegraph.call_stack import modules_being_called
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.observers import Observers
+from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.policy.recorded import Recorded
 from dit_cachegraph.ranks.together import Meetings
 from dit_cachegraph.retention.table import RequestTable
@@ -35,7 +36,8 @@ class ModelState:
     `recordings` are those of the last dry runs, one an image; `graphs` holds what `summary` shows
     of each Dynamo graph, by the driver or refusal it came from, for as long as Dynamo keeps it;
     `options` are those that `torch.compile` was given for them; `num_graphs` counts all that it was
-    ever compiled to.
+    ever compiled to; `last_plan` is what its last step went by, also within a `request` that brings
+    settings of its own.
     """
 
     overrides: Layers = ()
@@ -48,6 +50,7 @@ class ModelState:
     options: list[dict[str, object]] = field(default_factory=list)
     calls: CallLog = field(default_factory=CallLog)
     num_graphs: int = 0
+    last_plan: StepPlan | None = None
 
     def add(self, graph: object) -> None:
         """A call of this model comes to a graph; each is counted once."""
@@ -81,6 +84,7 @@ class ModelState:
         self.num_graphs += other.num_graphs - num_shared
         self.graphs.update(other.graphs)
         self.calls.absorb(other.calls)
+        self.last_plan = self.last_plan or other.last_plan
 
 
 class ModelRegistry:

@@ -124,7 +124,8 @@ class Report:
     to. Of images under way, each pass of guidance by itself, `num_evicted` lost their state to
     `max_state_bytes` and `num_expired` to `max_idle_seconds`. `state_nbytes` is what is held for
     later steps, each storage once; `settings` are the rule and the predictor of each cached graph,
-    by name and option; `trials` are the thresholds of a dry run.
+    by name and option, and `last_settings` and `last_regions` are those of the last step, None and
+    empty before any; `trials` are the thresholds of a dry run.
     """
 
     graphs: tuple[GraphReport, ...]
@@ -143,6 +144,8 @@ class Report:
     num_evicted: int = 0
     num_expired: int = 0
     num_compiles: int = 0
+    last_settings: Mapping[str, object] | None = None
+    last_regions: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_cached(self) -> bool:
@@ -174,10 +177,11 @@ class Report:
                 f"{len(self.statuses)} models decide for themselves here: freeze each alone, as by "
                 "summary(pipe.transformer_2).as_config()"
             )
-        cached = [graph for graph in self.graphs if not graph.refusals]
-        if not cached:
+        if not any(not graph.refusals for graph in self.graphs):
             raise InvalidConfig("nothing is cached here, so there are no decisions to freeze")
-        return frozen_config(self.settings[-1], cached[-1].regions, self.steps)
+        if self.last_settings is None:
+            raise InvalidConfig("no image has begun yet: draw one before its decisions are frozen")
+        return frozen_config(self.last_settings, self.last_regions, self.steps)
 
     def to_dict(self) -> dict[str, object]:
         told = {name: jsonable(value) for name, value in asdict(self).items()}
@@ -223,6 +227,7 @@ def report_of(
     plans = [
         found for state in states for g in list(state.graphs.values()) if (found := _plan(g, state))
     ]
+    last = states[-1].last_plan if states else None
     return Report(
         graphs=tuple(_merged([_graph(g, s) for s in states for g in list(s.graphs.values())])),
         steps=tuple(step for state in states for step in state.log.steps),
@@ -240,7 +245,14 @@ def report_of(
         num_evicted=sum(state.requests.num_evicted for state in states),
         num_expired=sum(state.requests.num_expired for state in states),
         num_compiles=sum(state.num_graphs for state in states),
+        last_settings=None if last is None else settings_as_config(last.settings),
+        last_regions=_bounds(last),
     )
+
+
+def _bounds(plan: StepPlan | None) -> tuple[tuple[int, int], ...]:
+    regions = () if plan is None else plan.regions
+    return tuple((region.start, region.stop) for region in regions)
 
 
 def _merged(graphs: Sequence[GraphReport]) -> Sequence[GraphReport]:
@@ -281,8 +293,7 @@ def _plan(graph: object, state: ModelState) -> tuple[CachedModel, StepPlan] | No
 
 def _regions(graph: CachedModel, state: ModelState) -> tuple[tuple[int, int], ...]:
     found = _plan(graph, state)
-    regions = () if found is None else found[1].regions
-    return tuple((region.start, region.stop) for region in regions)
+    return _bounds(None if found is None else found[1])
 
 
 def _trials(

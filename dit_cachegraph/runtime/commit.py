@@ -46,6 +46,7 @@ def commit(step: Step, trunk: Trunk, ranks: Ranks | None = None) -> StepReport:
             table.remove_all(step.conditioning)
         begin_image(table, track)
     _record(step, track)
+    step.model.last_plan = step.plan
     report = _log(step, track, error, trunk.num_blocks)
     end_step(table, track, step.plan.settings.common)
     is_ended = step.request is not None and step.request.is_ended

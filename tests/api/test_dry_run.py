@@ -195,6 +195,24 @@ def test_frozen_decisions_are_those_of_the_run(tiny, host_copies):
     assert [s.hit for s in run_all(frozen, steps_of(tiny, model, seed=5, batch=1))] == hits
 
 
+def test_an_image_within_a_request_is_frozen_with_what_it_was_drawn_by():
+    """Its settings are its own, and so are its region and its predictor; the model's are others,
+    and change after it."""
+    model = WAN.build(DEPTH)
+    steps = steps_of(WAN, model)
+    compiled = compile_cached(model, rule="dbprune", predictor="replay")
+    own = {**SETTINGS, "residual_diff_threshold": 1.0, "predictor": "taylorseer"}
+    with dc.request("A", rule="dbcache", **own):
+        first = run_all(compiled, steps)
+    dc.configure(compiled, predictor="foca")
+    config = dc.summary(compiled).as_config()
+    assert config["predictor"] == "taylorseer" and config["fixed_region"] == [1, DEPTH]
+    again = run_all(compile_cached(model, **config), steps)
+    assert [step.hit for step in again] == [step.hit for step in first]
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(one.output, other.output)
+
+
 def test_guidance_branches_are_frozen_together():
     """A step computes on both if it did on either."""
     model = WAN.build(DEPTH)
