@@ -11,6 +11,7 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph.config import CommonSettings, CompileOptions, resolve, split_options
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.catalog import RULES
 from dit_cachegraph.policy.predictors.chebyshev import Chebyshev
 from dit_cachegraph.policy.rules.dbcache import DBCache
 
@@ -124,6 +125,25 @@ def value_in(layers: tuple[Mapping[str, object], ...], name: str) -> object:
 def test_every_option_is_tried_here():
     known = [*fields(CommonSettings), *fields(DBCache)]
     assert {f.name for f in known} == set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("dbcache", {"steps_computation_mask": [1, 0]}),
+        ("dbcache", {"Bn_compute_blocks": 2, "Bn_compute_blocks_ids": [0]}),
+        ("dbprune", {"non_prune_block_ids": [1, 2]}),
+        ("fixed", {"compute_mask": [1, 0], "fixed_region": [0, 2]}),
+        ("magcache", {"mag_ratios": [1.0, 0.9]}),
+        ("seacache", {"seacache_grid": [4, 6]}),
+        ("teacache", {"teacache_coefficients": [1.0, 0.0]}),
+    ],
+)
+def test_lists_are_as_good_in_an_object_as_by_name(rule, options):
+    """A plan is looked up by the settings as they were given."""
+    given = RULES[rule](**options)
+    assert resolve({"rule": given}) == resolve({"rule": rule, **options})
+    assert hash(given) == hash(RULES[rule](**options))
 
 
 @pytest.mark.parametrize(

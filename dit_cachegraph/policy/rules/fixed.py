@@ -35,6 +35,7 @@ class FixedSchedule(Schedule):
             raise InvalidConfig(
                 f"fixed_region must be two block numbers, the smaller one first, got {region!r}"
             )
+        object.__setattr__(self, "fixed_region", None if region is None else tuple(region))
 
     def spans(self, list_sizes: Sequence[int]) -> tuple[Span, ...]:
         start, stop = self.fixed_region or (0, sum(list_sizes))
