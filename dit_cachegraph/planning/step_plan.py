@@ -1,7 +1,7 @@
 """By which settings a step goes, and the regions that they ask for: worked out once for each
 combination of settings that is met."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dit_cachegraph.config import Settings, resolve
@@ -59,7 +59,7 @@ def make_plan(settings: Settings, trunk: Trunk, roles: ArgumentRoles) -> StepPla
     spans = settings.rule.spans(trunk.list_sizes)
     check_spans(trunk, spans)
     used = tuple(span for span in spans if span.start < span.stop)
-    _check_dry_run(settings, len(used))
+    _check_dry_run(settings, used)
     if Need.OUTPUT in settings.rule.needs and not trunk.results:
         raise InvalidConfig(NO_OUTPUT)
     rule = settings.rule.on_trunk(trunk.list_sizes)
@@ -98,11 +98,16 @@ class PlanTable:
         return found
 
 
-def _check_dry_run(settings: Settings, num_regions: int) -> None:
+def _check_dry_run(settings: Settings, spans: Sequence[Span]) -> None:
     thresholds, rule = settings.common.dry_run, settings.rule
-    if thresholds is not None and num_regions != 1:
+    if thresholds is not None and len(spans) != 1:
         raise InvalidConfig(
-            f"dry_run needs a rule with one region, and {rule.name!r} has {num_regions}"
+            f"dry_run needs a rule with one region, and {rule.name!r} has {len(spans)}"
+        )
+    if thresholds and any(s.probe and s.probe.important_condition_threshold > 0 for s in spans):
+        raise InvalidConfig(
+            "dry_run keeps a sample of what is compared, which doesn't show whole tokens: leave "
+            "important_condition_threshold out of it"
         )
     if thresholds and rule.threshold_option is None:
         raise InvalidConfig(f"the rule {rule.name!r} has no threshold to try")

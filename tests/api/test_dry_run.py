@@ -153,6 +153,10 @@ def test_a_simulated_image_has_as_many_steps_as_was_said():
         ({"dry_run": [-1]}, "dry_run must be a finite number of at least 0, got -1"),
         ({"dry_run": ["x"]}, "dry_run must be a finite number"),
         ({"dry_run": [0.1], "rule": "dbprune"}, "dry_run needs a rule with one region, and 'dbpru"),
+        (
+            {"dry_run": [0.1], "important_condition_threshold": 0.1},
+            "dry_run keeps a sample of what is compared, which doesn't show whole tokens: leave im",
+        ),
     ],
 )
 def test_refused(settings, sentence):
