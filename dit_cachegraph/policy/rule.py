@@ -9,6 +9,7 @@ Named tuples, since several are made at each step and a frozen dataclass takes t
 
 import abc
 import enum
+import math
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
@@ -81,8 +82,8 @@ class Change(NamedTuple):
 class History(NamedTuple):
     """What happened so far in one image of one branch. `step` is the index of the current step, a
     step with any reuse is a hit, `memory` is what the rule `owner` remembers, and `largest_error`
-    the largest one that the guard observed. `num_steps` is the number of steps of an image, where
-    `num_inference_steps` says it."""
+    the largest one that the guard observed, infinite where one was no number. `num_steps` is the
+    number of steps of an image, where `num_inference_steps` says it."""
 
     step: int = 0
     num_hits: int = 0
@@ -99,6 +100,8 @@ class History(NamedTuple):
         """The history that the next step sees, with what the rule remembers of this one."""
         recorded = [max(d.diff, 0.0) for d in decisions if d.is_recorded and d.diff is not None]
         is_hit = any([decision.hit for decision in decisions])
+        # `max` keeps or drops a NaN by where it stands.
+        seen = math.inf if error is not None and math.isnan(error) else error or 0.0
         return History(
             step=self.step + 1,
             num_hits=self.num_hits + is_hit,
@@ -106,7 +109,7 @@ class History(NamedTuple):
             accumulated_diff=self.accumulated_diff + sum(recorded) / max(len(recorded), 1),
             memory=memory,
             owner=self.owner,
-            largest_error=max(self.largest_error, error or 0.0),
+            largest_error=max(self.largest_error, seen),
             num_steps=self.num_steps,
         )
 

@@ -264,6 +264,20 @@ def test_a_run_that_drifts_is_caught_at_the_next_computed_step():
     }
 
 
+def test_a_step_that_made_no_numbers_is_replayed_by_no_guarded_one():
+    model = FLUX.build(DEPTH)
+    compiled = compile_cached(
+        model, Fn_compute_blocks=1, max_warmup_steps=0, max_observed_error=10.0,
+        steps_computation_mask=[1, 1, 0, 1, 0, 0], steps_computation_policy="static",
+    )  # fmt: skip
+    steps = list(steps_of(model, FLUX, 0, num_steps=6))
+    steps[3] = {**steps[3], "hidden_states": steps[3]["hidden_states"] * float("nan")}
+    ran = run_all(compiled, steps)
+    assert [step.hit for step in ran] == [False, False, True, False, False, False]
+    assert ran[5].reason == "observed error inf > 10"
+    assert ran[5].output.isfinite().all()
+
+
 def _errors_with_other_text_from(changed_at: int, model, compiled) -> list[float]:
     steps = steps_of(model, FLUX, 0, num_steps=10)
     generator = torch.Generator().manual_seed(7)
