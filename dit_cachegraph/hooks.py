@@ -1,8 +1,9 @@
 """The hooks of diffusers on a model's modules: what they are, and what to do about them.
 
 They are read off the registry that diffusers leaves on each module (`_diffusers_hook`), by whatever
-call they were put there: group offloading, layerwise casting, layer skipping, caches that were put
-on by `apply_*` and not by `enable_cache`. Diffusers itself isn't imported.
+call they were put there: group offloading, layerwise casting, layer skipping, caches. Of a cache
+`enable_cache` leaves a mark on the model, which `disable_cache` alone takes off again; `apply_*`
+leaves none. Diffusers itself isn't imported.
 
     group offloading, block level    the model and each block: a block is still one graph, a link
     leaf level, a cache, a cast      modules inside the blocks, or another forward: no graph is one
@@ -23,6 +24,7 @@ _OFFLOADED = (
 )
 _CAST = "leave `enable_layerwise_casting` out, and load the weights in the type they compute in"
 _SKIPPED = "take a guider that skips no layers"
+_CACHE = "call `transformer.disable_cache()`"
 _OTHER = (
     "take them off, by `diffusers.hooks.HookRegistry.check_if_exists_or_initialize(transformer)"
     ".remove_hook(name)`"
@@ -74,6 +76,11 @@ class Hooks:
         return f"{self.num_modules} {modules} ({', '.join(self.names)})"
 
 
+def has_own_cache(model: nn.Module) -> bool:
+    """Whether diffusers' `enable_cache` was called on it, and not `disable_cache`."""
+    return getattr(model, "is_cache_enabled", False) is True
+
+
 def hooks_on(model: nn.Module) -> Hooks | None:
     """The hooks of diffusers on a model and its modules, if there are any."""
     found = {m: hooks for m in model.modules() if (hooks := _hooks_of(m))}
@@ -85,7 +92,7 @@ def hooks_on(model: nn.Module) -> Hooks | None:
         model=type(model).__name__,
         names=tuple(sorted(kinds)),
         num_modules=len(found),
-        help=_help_for(kinds),
+        help=_CACHE if has_own_cache(model) else _help_for(kinds),
         are_around_blocks=_are_around_blocks(model, found),
         folder=Path(inspect.getfile(type(registry))).parent,
     )

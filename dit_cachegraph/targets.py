@@ -10,7 +10,7 @@ from dit_cachegraph.account.dynamo_records import codes_of
 from dit_cachegraph.account.status import Asked
 from dit_cachegraph.call_stack import compiled_from
 from dit_cachegraph.exc import UnknownTarget
-from dit_cachegraph.hooks import hooks_on
+from dit_cachegraph.hooks import has_own_cache, hooks_on
 from dit_cachegraph.models import REGISTRY
 
 Forward = Callable[..., object]
@@ -153,7 +153,7 @@ def asides_on(module: nn.Module) -> list[str]:
 
 def foreign_cache_note(module: nn.Module) -> str | None:
     """One sentence for a module that carries diffusers' or cache-dit's own cache."""
-    if getattr(module, "is_cache_enabled", False) is True:
+    if has_own_cache(module):
         return (
             f"{type(module).__name__} carries diffusers' own cache, which breaks the graph at "
             "every block: call `transformer.disable_cache()` before you compile"

@@ -83,6 +83,20 @@ def test_one_sentence_with_the_cause(
         dc.check(pipe)
 
 
+def test_a_cache_of_diffusers_is_turned_off_by_its_own_call():
+    """The warning says what the report does; the model is cached once that is done."""
+    pipe = build()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    (warned,) = warnings_of(cached(pipe))
+    assert "fbc_block_hook" in warned and "call `transformer.disable_cache()`" in warned
+    assert "HookRegistry" not in warned
+    (note,) = dc.summary(pipe).notes
+    assert "call `transformer.disable_cache()`" in note
+    pipe.transformer.disable_cache()
+    torch._dynamo.reset()
+    assert draw(pipe).hits == HITS
+
+
 def test_layers_that_are_skipped_for_one_image():
     """What was compiled under the hooks fits the model without them; another model too."""
     pipe = cached(build(WAN))
