@@ -173,7 +173,10 @@ class ModelRegistry:
 
     def _owner(self, weights: Sequence[Tensor]) -> ModelState | None:
         """The state of a registered module that has all of these weights: its first call, or a
-        call after some of them were swapped for others."""
+        call after some of them were swapped for others. Without any, that of a module around."""
+        if not weights:
+            around = (m for m in modules_being_called() if self.has_module(m))
+            return next(map(self.of_module, around), None)
         wanted = {id(weight) for weight in weights}
         for module, state in list(self._by_module.items()):
             if wanted <= {id(tensor) for tensor in _tensors_of(module)}:

@@ -284,6 +284,16 @@ class TestStanding:
         assert "more graphs of its calls without blocks" in said
         assert "not cached" not in said
 
+    def test_a_graph_without_weights_is_of_no_other_model(self):
+        compiled = compile_toy(gated_dit())
+        dc.configure(compiled, enabled=True)
+        run(compiled, toy_inputs(90.0))
+        halved = torch.compile(lambda x: x / 2, backend="cachedit", options=IN_PLACE)
+        with torch.no_grad(), pytest.warns(dc.NotCachedWarning):
+            halved(torch.ones(3))
+        dc.check(compiled)
+        assert dc.summary(compiled).refusals == ()
+
     def test_a_call_that_fails_says_nothing(self):
         compiled = compile_toy(gated_dit(3))
         run(compiled, toy_inputs(90.0))
