@@ -4,6 +4,7 @@ the same; and next to each refusal the model that must be taken."""
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -396,3 +397,15 @@ def test_blocks_that_hand_on_complex_numbers_and_are_compiled_one_by_one() -> No
     with pytest.warns(dc.NotCachedWarning, match=COMPLEX):
         actual = run(model, inputs)
     torch.testing.assert_close(actual, run(plain, inputs))
+
+
+@pytest.mark.parametrize(
+    "config", [(torch._inductor.config, "freezing"), (torch._dynamo.config, "install_free_tensors")]
+)
+def test_weights_that_dynamo_puts_into_the_graph(config: tuple[Any, str]) -> None:
+    torch._dynamo.reset()
+    module, name = config
+    with module.patch({name: True}):
+        assert_refused(gated_dit(), "Dynamo has put the model's weights into the graph")
+    torch._dynamo.reset()
+    assert_cached(gated_dit(), frozen_weights=True)

@@ -12,14 +12,23 @@ from pathlib import Path
 from torch import fx, nn
 
 from dit_cachegraph.call_stack import is_in_model_code, model_being_called
-from dit_cachegraph.exc import NoBlocks
+from dit_cachegraph.exc import CannotCut, NoBlocks
 from dit_cachegraph.graph.fx_utils import is_weight
 
+WEIGHTS_INSIDE = (
+    "Dynamo has put the model's weights into the graph, and the cache tells models and weights "
+    "apart by those that a call hands over: leave out `torch._inductor.config.freezing` and "
+    "`torch._dynamo.config.install_free_tensors`; the option `frozen_weights=True` saves what "
+    "looking at them costs"
+)
 ASKS_TO_EDIT = "Remove the `torch.compiler.disable` call"  # a hint of Dynamo's
 
 
 def check_fragment(gm: fx.GraphModule) -> None:
-    """Raise `NoBlocks` if the model's largest list of blocks has no weight in this graph."""
+    """Raise `NoBlocks` if the model's largest list of blocks has no weight in this graph, and
+    `CannotCut` if the weights are no arguments of it."""
+    if next(gm.parameters(), None) is not None:
+        raise CannotCut(WEIGHTS_INSIDE)
     model = model_being_called()
     found = largest_list(model) if model is not None else None
     if found is None:
