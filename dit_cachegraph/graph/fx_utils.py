@@ -241,7 +241,7 @@ def size_hints(tensor: torch.Tensor) -> tuple[int, ...]:
 
 def _size_hint(size: torch.SymInt) -> int:
     hint = size.node.hint
-    return int(hint) if hint is not None else 1
+    return hint if isinstance(hint, int) else 1  # A ragged size has a node for a hint.
 
 
 def weight_arguments(gm: fx.GraphModule) -> tuple[int, ...]:

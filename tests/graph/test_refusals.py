@@ -409,3 +409,14 @@ def test_weights_that_dynamo_puts_into_the_graph(config: tuple[Any, str]) -> Non
         assert_refused(gated_dit(), "Dynamo has put the model's weights into the graph")
     torch._dynamo.reset()
     assert_cached(gated_dit(), frozen_weights=True)
+
+
+@torch.no_grad()
+def test_ragged_tensors():
+    model = gated_dit()
+    parts = [torch.randn(4, 8), torch.randn(6, 8)]
+    ragged = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    with pytest.warns(dc.NotCachedWarning, match="a tensor of a class of its own"):
+        actual = compile_toy(model)(ragged, torch.full((2,), 90.0))
+    for part, one in zip(parts, actual.unbind(), strict=True):
+        torch.testing.assert_close(one, model(part[None], torch.full((1,), 90.0))[0])
