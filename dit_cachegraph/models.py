@@ -105,6 +105,7 @@ class ModelRegistry:
             weakref.WeakKeyDictionary()
         )
         self._states: weakref.WeakSet[ModelState] = weakref.WeakSet()
+        self._of_nobody = self._new()
         self._warned: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
     def of_module(self, module: nn.Module) -> ModelState:
@@ -173,10 +174,12 @@ class ModelRegistry:
 
     def _owner(self, weights: Sequence[Tensor]) -> ModelState | None:
         """The state of a registered module that has all of these weights: its first call, or a
-        call after some of them were swapped for others. Without any, that of a module around."""
+        call after some of them were swapped for others. Without any, that of a module around, or
+        that of all graphs without one."""
         if not weights:
-            around = (m for m in modules_being_called() if self.has_module(m))
-            return next(map(self.of_module, around), None)
+            around = modules_being_called()
+            known = (module for module in around if self.has_module(module))
+            return next(map(self.of_module, known), None if around else self._of_nobody)
         wanted = {id(weight) for weight in weights}
         for module, state in list(self._by_module.items()):
             if wanted <= {id(tensor) for tensor in _tensors_of(module)}:

@@ -289,8 +289,10 @@ class TestStanding:
         dc.configure(compiled, enabled=True)
         run(compiled, toy_inputs(90.0))
         halved = torch.compile(lambda x: x / 2, backend="cachedit", options=IN_PLACE)
-        with torch.no_grad(), pytest.warns(dc.NotCachedWarning):
+        with torch.no_grad(), pytest.warns(dc.NotCachedWarning) as warned:
             halved(torch.ones(3))
+            halved(torch.ones(3))
+        assert len(warned) == 1
         dc.check(compiled)
         assert dc.summary(compiled).refusals == ()
 
