@@ -183,8 +183,10 @@ def test_the_report_has_them_as_json():
     assert said["block_lists"] == lists and said["rule"] == "block_lists"
     assert resolve(said) == resolve({"block_lists": lists, "predictor": "foca"})
     assert report.graphs[0].regions == ((3, 6),)
-    with pytest.raises(dc.InvalidConfig, match="no image has begun|regions decide|one mask"):
-        dc.configure(compiled, block_lists=[{"Fn_compute_blocks": 1}, {}])
+    assert report.as_config()["fixed_region"] == [3, 6]
+    dc.configure(compiled, block_lists=[{"Fn_compute_blocks": 1}, {}])
+    run_step(compiled, image_of(FLUX.build(DEPTH), size=3)[0])
+    with pytest.raises(dc.InvalidConfig, match="2 regions decide for themselves here"):
         dc.summary(compiled).as_config()
 
 
