@@ -35,9 +35,8 @@ def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
 
 def _why_single(steps: Sequence[StepReport]) -> str:
     """Distilled to one step, or called in a loop that leaves the timestep as it is."""
-    timesteps = {step.timestep for step in steps}
-    told = ", ".join(f"{t:.4g}" for t in timesteps if t is not None)
-    at = f" (timestep {told})" if len(timesteps) == 1 and told else ""
+    first, *others = {step.timestep for step in steps}
+    at = "" if others or first is None else f" (timestep {first:.4g})"
     return (
         f"each call was taken for an image of one step{at}: nothing to gain in so few. The steps "
         "of one image differ in their timesteps: to time a hit, move them as a sampler does, and "

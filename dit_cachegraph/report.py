@@ -177,7 +177,7 @@ class Report:
                 f"{len(self.statuses)} models decide for themselves here: freeze each alone, as by "
                 "summary(pipe.transformer_2).as_config()"
             )
-        if not any(not graph.refusals for graph in self.graphs):
+        if all(graph.refusals for graph in self.graphs):
             raise InvalidConfig("nothing is cached here, so there are no decisions to freeze")
         if self.last_settings is None:
             raise InvalidConfig("no image has begun yet: draw one before its decisions are frozen")

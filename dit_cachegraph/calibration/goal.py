@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dit_cachegraph.calibration.points import Point, Quality
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.policy.checks import check_number
+from dit_cachegraph.policy.checks import check_number, check_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,7 @@ class Goal:
             )
         check_number("a goal of calibrate", given[0])
         for name, share in (("target_ssim", self.ssim), ("compute_budget", self.compute_budget)):
-            if share is not None and share > 1:
-                raise InvalidConfig(f"{name} must be at most 1, got {share!r}")
+            check_share(name, share, none_is_ok=True)
 
     @property
     def is_quality(self) -> bool:

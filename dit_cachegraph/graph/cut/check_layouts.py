@@ -52,8 +52,9 @@ def check_layouts(assignment: Assignment, streams: Sequence[StreamNodes]) -> Non
                 if argument.op != "placeholder" and assignment.segment_of.get(argument) != segment:
                     given[argument] = borders.fake(argument)
         moved = {node: now for node, now in given.items() if _lies(now) != _lies(value_of(node))}
-        for node in own:
-            _move(node, moved, segment_name(segment, assignment.blocks))
+        name = segment_name(segment, assignment.blocks)
+        for node in own if moved else ():
+            _move(node, moved, name)
 
 
 def _move(node: fx.Node, moved: dict[fx.Node, object], segment: str) -> None:

@@ -27,14 +27,17 @@ _RESHAPES = MappingProxyType({
 def plain_views(gm: fx.GraphModule) -> None:
     """Make each `view` a `reshape`, also in what higher-order operators run. What the graph
     computes stays the same."""
-    graphs = [module.graph for module in gm.modules() if isinstance(module, fx.GraphModule)]
-    nodes = [node for graph in graphs for node in graph.nodes]
+    modules = [module for module in gm.modules() if isinstance(module, fx.GraphModule)]
+    views = {module: [n for n in module.graph.nodes if _is_shaped(n)] for module in modules}
+    if not any(views.values()):
+        return
+    nodes = (node for module in modules for node in module.graph.nodes)
     written = {storage for n in nodes for w in written_by(n) for storage in storages_of(w)}
-    for node in nodes:
-        if _is_shaped(node) and written.isdisjoint(storages_of(node)):
+    for module, found in views.items():
+        read = [node for node in found if written.isdisjoint(storages_of(node))]
+        for node in read:
             node.target = _RESHAPES[node.target]
-    for module in gm.modules():
-        if isinstance(module, fx.GraphModule):
+        if read:
             module.recompile()
 
 
