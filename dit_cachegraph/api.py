@@ -7,10 +7,11 @@ from dit_cachegraph.account.status import status_of
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig, NotCached
 from dit_cachegraph.layers import Layers, add_layer
+from dit_cachegraph.make_report import report_of
 from dit_cachegraph.models import REGISTRY, ModelState
 from dit_cachegraph.observers import ObserverHandle
 from dit_cachegraph.records import Record
-from dit_cachegraph.report import Report, report_of
+from dit_cachegraph.report import Report
 from dit_cachegraph.request_handle import BatchHandle, RequestHandle
 from dit_cachegraph.requests.request import Request
 from dit_cachegraph.retention.held import Freed, total_of

@@ -12,10 +12,11 @@ from torch import fx, nn
 
 from dit_cachegraph.config import resolve
 from dit_cachegraph.layers import Layers
+from dit_cachegraph.make_report import graph_report, refused
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.planning.step_plan import make_plan
-from dit_cachegraph.report import GraphReport, graph_report, refused
+from dit_cachegraph.report import GraphReport
 from dit_cachegraph.targets import as_module, modules_in, uncached_forward
 
 if TYPE_CHECKING:

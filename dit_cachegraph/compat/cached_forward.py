@@ -20,8 +20,8 @@ from torch._dynamo.eval_frame import OptimizedModule
 from dit_cachegraph.call_log import CallLog
 from dit_cachegraph.compat.block_adapter import Hint, check_hints
 from dit_cachegraph.layers import Layers, add_layer
+from dit_cachegraph.make_report import report_of
 from dit_cachegraph.models import REGISTRY
-from dit_cachegraph.report import report_of
 from dit_cachegraph.targets import Forward, ForwardInPlace
 
 NO_FULLGRAPH = (

@@ -44,6 +44,7 @@ ORDER = (
     ("simulate", "freeze"),
     ("dry_run", "few_steps", "account"),
     ("report",),
+    ("make_report",),
     ("savable",),
     ("backend",),
     ("targets", "request_handle"),
