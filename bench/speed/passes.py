@@ -48,6 +48,7 @@ from bench.speed.rivals import (
     MASK,
     PEER,
     REGIONAL,
+    UNGUARDED,
     Drawer,
     draw,
 )
@@ -55,7 +56,7 @@ from bench.speed.rivals import (
 MAX_ERROR = 1e-4
 NUM_WARM_IMAGES = 2
 UNCACHED = (PLAIN, REGIONAL)
-SAME_DECISIONS = (CACHEDIT, FROZEN, BLOCKS, PEER, PEER_COMPILED)
+SAME_DECISIONS = (CACHEDIT, UNGUARDED, FROZEN, BLOCKS, PEER, PEER_COMPILED)
 HITS = tuple(i for i, computes in enumerate(MASK) if not computes)
 
 

@@ -2,7 +2,9 @@
 
     plain, regional          `torch.compile`, `compile_repeated_blocks`; nothing is cached
     cachedit, frozen         this package's backend, by default and with `frozen_weights`
-    cachedit-blocks          the same by `compile_repeated_blocks`
+    unguarded                by default, but Dynamo checks no module and no parameter, by torch's
+                             `skip_guard_on_all_nn_modules_unsafe`; each step reads the weights
+    cachedit-blocks          by default, and by `compile_repeated_blocks`
     cache-dit, and -compiled the peer's DBCache, by itself and under `torch.compile`, set up as its
                              documentation says
     FirstBlockCache          diffusers' own, compiled. It takes no mask of steps: all of its steps
@@ -35,7 +37,7 @@ from bench.speed.engines import (
 from bench.speed.flux import NUM_IMAGE_STEPS, Depth, Inputs, Preset, build_model
 from dit_cachegraph.backend import cachedit
 
-REGIONAL, FLOOR = "regional", "floor"
+REGIONAL, UNGUARDED, FLOOR = "regional", "unguarded", "floor"
 PEER, FIRST_BLOCK_CACHE = "cache-dit", "FirstBlockCache"
 # 10 computed steps and 18 hits.
 MASK = (1, 1, 1, 1, *(0, 0, 0, 1) * 6)
@@ -78,6 +80,11 @@ def _ours(preset: Preset, depth: Depth) -> Drawer:
 
 def _frozen(preset: Preset, depth: Depth) -> Drawer:
     return _of_ours(build_model(preset, depth), {"frozen_weights": True})
+
+
+def _unguarded(preset: Preset, depth: Depth) -> Drawer:
+    unsafe = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    return _of_ours(build_model(preset, depth), {"guard_filter_fn": unsafe})
 
 
 def _of_ours(model: nn.Module, more: Mapping[str, object]) -> Drawer:
@@ -161,6 +168,7 @@ DRAWERS: Mapping[str, Callable[[Preset, Depth], Drawer]] = {
     PLAIN: _plain,
     REGIONAL: _regional,
     CACHEDIT: _ours,
+    UNGUARDED: _unguarded,
     FROZEN: _frozen,
     BLOCKS: _our_blocks,
     PEER: _peer,

@@ -57,10 +57,15 @@ def replace_parameter(model: ToyDiT) -> None:
 CHANGES = pytest.mark.parametrize("change", [write_in_place, replace_parameter])
 
 
+UNGUARDED = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+
+
+@pytest.mark.parametrize("options", [{}, UNGUARDED], ids=["guarded", "unguarded"])
 @CHANGES
-def test_by_default_a_step_after_weights_changed_computes(change):
+def test_by_default_a_step_after_weights_changed_computes(change, options):
+    """Also where Dynamo itself is told to look at no weight."""
     model = adding_dit(1.0, 2.0, 4.0)
-    compiled = compiled_after(model, 2)
+    compiled = compiled_after(model, 2, **options)
     change(model)
     assert last_step(compiled, third_step()) == (False, "the weights changed")
     torch.testing.assert_close(run(compiled, once_more(third_step())), run(model, third_step()))
