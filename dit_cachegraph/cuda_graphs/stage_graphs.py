@@ -29,6 +29,7 @@ from dit_cachegraph.cuda_graphs.captured_values import (
     why_not_static,
 )
 from dit_cachegraph.cuda_graphs.capturer import Captured, Capturer
+from dit_cachegraph.cuda_graphs.fresh_casts import fresh_casts
 from dit_cachegraph.cuda_graphs.graphed_run import Run, run_of
 from dit_cachegraph.cuda_graphs.static_buffers import Buffer, StaticBuffers, fill
 from dit_cachegraph.models import ModelState
@@ -211,7 +212,8 @@ class ModelGraphs:
             values = runner.blank()
             for slot, value in pairs:
                 values[slot] = value
-            runner.segments.run(values, run.start, run.stop)
+            with fresh_casts():
+                runner.segments.run(values, run.start, run.stop)
             return [values[slot] for slot in run.leaves]
 
         return called

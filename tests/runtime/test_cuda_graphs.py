@@ -191,6 +191,31 @@ def test_what_is_written_into_weights_is_seen(stand_in):
     assert num_replays(stand_in) == [2, 2, 2, 2]
 
 
+class CastingBlock(GatedBlock):
+    """Which casts its weights itself."""
+
+    def forward(self, h, temb):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = super().forward(h, temb)
+        return out.to(h.dtype)
+
+
+@pytest.mark.parametrize("block", [GatedBlock, CastingBlock])
+def test_under_autocast_a_graph_casts_its_weights_itself(block, stand_in):
+    """What autocast keeps of them is gone after the call; and of a capture nothing is kept, which
+    only the next replay makes."""
+    steps, model = toy_steps(TIMES[:3]), ToyDiT([block() for _ in range(3)])
+    compiled = with_graphs(model, **NEVER)
+    for inputs in steps:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, expected = run(compiled, inputs), run(model, inputs)
+        torch.testing.assert_close(output, expected)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.5)
+    assert num_replays(stand_in) == [3, 3, 3, 3]
+
+
 class ElsewhereBlock(nn.Module):
     """Reads a tensor that lies on another device, though nothing that is in it."""
 
