@@ -16,7 +16,8 @@ from dit_cachegraph.cuda_graphs.capturer import Made
 from dit_cachegraph.exc import InvalidConfig
 
 NUM_WARM_UPS = 2
-# A capture waits for all streams of its device, which no other thread may be capturing on.
+# To capture, or to give a graph up, is to wait for all streams of a device. While another thread
+# captures on one of them, that raises, and ends its capture.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -30,7 +31,8 @@ class CudaGraph:
         self._graph.replay()
 
     def release(self) -> None:
-        torch.cuda.synchronize(self._device)
+        with _ONE_AT_A_TIME:
+            torch.cuda.synchronize(self._device)
         self._graph.reset()
 
 

@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,9 +13,8 @@ from torch import nn
 
 import dit_cachegraph as dc
 from dit_cachegraph import backend, savable
-from dit_cachegraph.cuda_graphs import stage_graphs
+from dit_cachegraph.cuda_graphs import cuda_capturer, stage_graphs
 from dit_cachegraph.cuda_graphs.captured_values import why_not_static
-from dit_cachegraph.cuda_graphs.cuda_capturer import cuda_capturer
 from dit_cachegraph.cuda_graphs.stage_graphs import GraphedRunner
 from dit_cachegraph.cuda_graphs.static_buffers import StaticBuffers, fill
 from dit_cachegraph.plan import RankGroups
@@ -134,7 +134,7 @@ def test_on_a_cpu_it_is_refused():
         run(with_graphs(adding_dit(1.0, 2.0, 4.0)), toy_inputs(90.0))
     assert isinstance(caught.value.__cause__, dc.InvalidConfig | None)
     with pytest.raises(ValueError, match=sentence):
-        cuda_capturer(torch.device("cpu"))
+        cuda_capturer.cuda_capturer(torch.device("cpu"))
 
 
 def test_it_is_a_bool_and_of_the_compilation():
@@ -529,6 +529,19 @@ def test_values_are_dropped_where_they_are_without(stand_in, monkeypatch):
             held.append([slot for slot, value in enumerate(values) if value is None])
         kept.append(held)
     assert kept[0] == kept[1] and len(kept[0][-1]) > 1
+
+
+def test_a_graph_is_given_up_while_no_other_thread_captures(monkeypatch):
+    """There is no device here, which may not be waited for then."""
+    said = []
+    monkeypatch.setattr(
+        torch.cuda,
+        "synchronize",
+        lambda device: said.append((device, cuda_capturer._ONE_AT_A_TIME.locked())),
+    )
+    device = torch.device("cuda", 1)
+    cuda_capturer.CudaGraph(Mock(torch.cuda.CUDAGraph), device).release()
+    assert said == [(device, True)]
 
 
 class Tagged(torch.Tensor):
