@@ -49,6 +49,8 @@ def simulate(
     history, decisions, errors = History().seen_by(rule, num_steps), [], []
     computed: list[int] = []
     for step, now in enumerate(recording):
+        if rule.forgets(history, ()):
+            computed = []
         seen = _observation(now, recording[computed[-1]]) if computed else Observation()
         seen = seen._replace(noise=now.noise)
         reason = rule.why_compute(history, (), now.noise) or (None if computed else "new image")

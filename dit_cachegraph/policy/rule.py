@@ -232,6 +232,11 @@ class Rule(abc.ABC):
         """The predictor of one region, where that is not the one that was chosen for all."""
         return None
 
+    def forgets(self, history: History, earlier: Sequence[Decision]) -> bool:
+        """Whether the next region begins anew, so that nothing of an earlier step is used for it,
+        now or later."""
+        return False
+
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None
     ) -> str | None:

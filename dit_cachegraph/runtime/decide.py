@@ -59,6 +59,8 @@ def _usable(step: Step, i: int, probed: Probed | None) -> tuple[CachedRegion | N
     cached = None if step.state is None else step.state.regions[i]
     if cached is None:
         return None, step.why_nothing or "nothing kept"
+    if step.plan.rule.forgets(step.history, step.decisions):
+        return None, "begins anew"
     if probed is not None:
         if cached.probe is None:
             return None, "nothing kept to compare with"

@@ -138,6 +138,14 @@ def test_what_a_rule_remembers_is_its_own():
     assert len({str(hits) for hits in expected}) == 3
 
 
+def test_a_list_that_begins_anew_begins_alone():
+    lists = [{"force_refresh_step_hint": 3}, {"every": 2}, {"force_refresh_step_hint": 4}]
+    rule = resolve({"block_lists": lists}).rule.on_trunk((2, 2, 2))
+    hit = Decision(True, "hit")
+    asked = [[rule.forgets(History(step=s), [hit] * k) for k in range(3)] for s in (3, 4)]
+    assert asked == [[True, False, False], [False, False, True]]
+
+
 def _hits_of(rule, list_sizes) -> list[tuple[bool, ...]]:
     """Twelve steps of one image, as the driver asks a rule; nothing is compared."""
     rule, history, hits = rule.on_trunk(list_sizes), History(), []

@@ -13,7 +13,7 @@ from dit_cachegraph.policy.rule import Decision, History, Observation
 from dit_cachegraph.policy.rules.dbcache import DBCache
 from support.running import compile_cached, run_all
 from support.tiny_models import FLUX, WAN, trajectory
-from support.toy_dits import adding_dit
+from support.toy_dits import adding_dit, gated_dit
 from support.toy_runs import compile_toy, run, toy_steps
 
 QUARTER = Observation(moved=(1.0,), size=(4.0,))
@@ -175,6 +175,37 @@ def test_the_mask_begins_anew_as_well():
         "past the mask's 4 steps",
     ]
     assert reasons(config, [0.5] * 9) == expected
+
+
+@pytest.mark.parametrize("rule", ["dbcache", "dbprune"])
+def test_what_was_kept_before_a_refresh_is_not_used_after_it(rule):
+    """Blocks that add k * sin t: a forecast would draw a line from the first step, far from what
+    comes after."""
+    steps = toy_steps([90.0, 80.0, 70.0, 20.0, 10.0])
+    model = adding_dit(1, 2, 4, 8)
+    compiled = compile_toy(
+        model, rule=rule, predictor="taylorseer", residual_diff_threshold=0.9, max_warmup_steps=1,
+        force_refresh_step_hint=3,
+    )  # fmt: skip
+    for inputs in steps:
+        actual = run(compiled, inputs)
+    report = dc.summary(compiled)
+    assert [step.hit for step in report.steps] == [False, True, True, False, True]
+    assert report.steps[3].reason == "refresh"
+    now, refreshed = (math.sin(math.radians(degrees)) for degrees in (10, 20))
+    expected = steps[4]["hidden_states"] + (1 * now + 14 * refreshed) / 2
+    torch.testing.assert_close(actual, expected)
+
+
+def test_differences_add_up_anew_after_a_refresh():
+    compiled = compile_toy(
+        gated_dit(), residual_diff_threshold=0.9, max_warmup_steps=1, force_refresh_step_hint=4,
+        max_accumulated_residual_diff_threshold=0.001,
+    )  # fmt: skip
+    for inputs in toy_steps([90.0, 80.0, 70.0, 60.0, 50.0, 40.0, 30.0]):
+        run(compiled, inputs)
+    hits = [step.hit for step in dc.summary(compiled).steps]
+    assert hits == [False, True, False, False, False, True, False]
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

@@ -95,6 +95,10 @@ class BlockLists(Rule):
     def predictor_of(self, region: int) -> Predictor:
         return self.block_lists[self._owners[region]].predictor
 
+    def forgets(self, history: History, earlier: Sequence[Decision]) -> bool:
+        k = self._owners[len(earlier)]
+        return self._rules[k].forgets(self._history_of(k, history), self._of(k, earlier))
+
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None
     ) -> str | None:

@@ -30,6 +30,7 @@ from dit_cachegraph.policy.rule import (
     ProbeKind,
     Rule,
     Span,
+    StepResult,
 )
 
 POLICIES = ("dynamic", "static")
@@ -87,7 +88,8 @@ class DBCache(Rule):
     range, 0 to 1. Image-to-image and a second expert don't warm up again."""
 
     force_refresh_step_hint: int | None = None
-    """Begin anew at this step: warm-up and mask start over there."""
+    """Begin anew at this step: nothing from before it is used any more, and warm-up, mask and the
+    accumulated differences start over. Reused steps are counted on."""
 
     force_refresh_step_policy: Literal["once", "repeat"] = "once"
     """Whether that happens once, or every so many steps."""
@@ -223,6 +225,9 @@ class DBCache(Rule):
             return max(1, min(8, num_blocks // 4))
         return first
 
+    def forgets(self, history: History, earlier: Sequence[Decision]) -> bool:
+        return self._is_refreshed(history.step)
+
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None
     ) -> str | None:
@@ -243,12 +248,15 @@ class DBCache(Rule):
     def _why_scheduled(self, history: History, noise: float | None) -> str | None:
         """Why the step computes whatever is seen of it: warm-up and mask."""
         step, mask = self._step_since_refresh(history.step), self.steps_computation_mask
-        if step == 0 and history.step > 0:
+        if self._is_refreshed(history.step):
             return "refresh"
         warmup = self._warmup(step, noise)
         if warmup is not None:
             return warmup
         return None if mask is None else self._by_mask(mask, step, noise)
+
+    def _is_refreshed(self, step: int) -> bool:
+        return step > 0 and self._step_since_refresh(step) == 0
 
     def _step_since_refresh(self, step: int) -> int:
         hint = self.force_refresh_step_hint
@@ -278,8 +286,9 @@ class DBCache(Rule):
             return f"max_cached {self.max_cached_steps}"
         if 0 <= self.max_continuous_cached_steps <= history.num_hits_in_a_row:
             return f"max_continuous {self.max_continuous_cached_steps}"
-        if bound is not None and history.accumulated_diff >= bound:
-            return f"accumulated diff {history.accumulated_diff:.3g} >= {bound:g}"
+        accumulated = history.accumulated_diff - _accumulated_before(history.memory)
+        if bound is not None and accumulated >= bound:
+            return f"accumulated diff {accumulated:.3g} >= {bound:g}"
         if self.threshold <= 0:
             return "threshold 0"
         return None
@@ -301,6 +310,10 @@ class DBCache(Rule):
         decided = [c.decision.diff for c in observation.companions if c.decision is not None]
         return None if self.cfg_diff_compute_separate else next(iter(decided), None)
 
+    def remember(self, history: History, result: StepResult) -> object:
+        """What the differences had added up to at the last refresh."""
+        return history.accumulated_diff if self._is_refreshed(history.step) else history.memory
+
     def sample_of(self, history: History, observation: Observation) -> int | None:
         if self._shared_diff(observation) is not None:
             return None
@@ -310,6 +323,10 @@ class DBCache(Rule):
         """One of the last blocks, on a hit."""
         decision = by_threshold(self._diff(observation), self.non_compute_blocks_diff_threshold)
         return decision._replace(is_recorded=False)
+
+
+def _accumulated_before(memory: object) -> float:
+    return memory if isinstance(memory, float) else 0.0
 
 
 def by_threshold(diff: float, threshold: float) -> Decision:
