@@ -138,7 +138,7 @@ class PruneOracle:
         diff = float(moved.sum() / size.sum() if is_mean else (moved / size).max())
         threshold = self._threshold()
         self.diffs.append(diff)
-        return diff < threshold
+        return diff < threshold or self.settings.residual_diff_threshold >= 1
 
     def _threshold(self) -> float:
         settings = self.settings

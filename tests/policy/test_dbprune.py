@@ -1,6 +1,7 @@
 """DBPrune on real models: which blocks are pruned and what comes out, step by step, against an
 eager oracle; what it costs in copies and bytes."""
 
+import math
 import random
 from dataclasses import asdict
 
@@ -11,6 +12,7 @@ from torch._dynamo.utils import counters
 import dit_cachegraph as dc
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.rule import History, Observation
 from dit_cachegraph.policy.rules.dbprune import DBPrune
 from oracles.dbprune import PruneOracle, PruneSettings
 from support.running import compile_cached, relative_error
@@ -124,6 +126,15 @@ def test_a_limit_never_ends_the_reuse_within_a_step():
         for kwargs in trajectory(FLUX, inputs, 3):
             compiled(**kwargs)
     assert [pruned_at(s) for s in dc.summary(compiled).steps] == [(), (1, 2, 3, 4, 5), ()]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "moved", "hit"), [(1, 5.0, True), (0.99, 5.0, False), (1, math.inf, False)]
+)
+def test_a_threshold_of_one_reuses_whatever_is_finite(threshold, moved, hit):
+    seen = Observation(moved=(moved,), size=(2.0,))
+    rule = DBPrune(residual_diff_threshold=threshold)
+    assert rule.decide(History(step=9), seen).hit is hit
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ right: a limit on reused steps never ends the reuse in the middle of a step, and
 number are those of this model alone. A bound on the accumulated diff adds a step's mean.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -89,7 +90,10 @@ class DBPrune(DBCache):
     def decide(self, history: History, observation: Observation) -> Decision:
         if self._is_static:
             return Decision(True, "hit mask")
-        return by_threshold(self._diff(observation), self._threshold_after(observation.earlier))
+        diff = self._diff(observation)
+        if self.threshold >= 1 and math.isfinite(diff):
+            return Decision(True, "hit, threshold >= 1", diff, is_recorded=True)
+        return by_threshold(diff, self._threshold_after(observation.earlier))
 
     def _threshold_after(self, earlier: Sequence[Decision]) -> float:
         diffs = [d.diff for d in earlier if d.is_recorded and d.diff is not None and d.diff > 0]
