@@ -71,7 +71,9 @@ class _Recorder:
                 "tensors, numbers, text, or a dataclass, list or dictionary of them"
             )
         sizes = tuple(tensor.shape for tensor in _tensors_of((args, kwargs)))
-        self._calls.setdefault((kind, sizes), RecordedCall(kind, sizes, args, dict(kwargs)))
+        # Lists and dictionaries of its own: a model may take out of them what it has used.
+        args, kwargs = pytree.tree_map(lambda leaf: leaf, (args, kwargs))
+        self._calls.setdefault((kind, sizes), RecordedCall(kind, sizes, args, kwargs))
         if len(self._calls) > MAX_RECORDED:
             first, second, *_ = self._calls.values()
             why = second.kind.difference(first.kind) or "sizes differ"

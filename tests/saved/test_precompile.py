@@ -240,6 +240,34 @@ def test_values_inside_of_arguments_are_told_apart(tmp_path):
     assert all(text in line for text, line in zip(said, lines, strict=True))
 
 
+class TakingDiT(ReadingDiT):
+    """Takes controls out of the caller's list, as HunyuanDiT does."""
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states, controls):
+        whole = super().forward(hidden_states, timestep, encoder_hidden_states)
+        while controls:
+            whole = whole + controls.pop()
+        return whole
+
+
+def test_what_a_model_takes_out_of_a_list_was_given_to_it(tmp_path):
+    def call(model):
+        with torch.no_grad():
+            return model(**toy_inputs(90.0), controls=[torch.ones(DIM), torch.ones(1)])
+
+    def taking():
+        return TakingDiT([GatedBlock() for _ in range(3)]).eval()
+
+    dc.precompile(taking(), call, save=tmp_path, options=OPTIONS)
+    torch._dynamo.reset()
+    counters.clear()
+    plain = taking()
+    model = dc.load(plain, tmp_path, OPTIONS)
+    torch.testing.assert_close(call(model), call(plain))
+    assert graphs_traced() == 0
+    assert was_loaded(model) == [True]
+
+
 class ChoosingDiT(ReadingDiT):
     def forward(self, hidden_states, timestep, encoder_hidden_states, choice):
         whole = super().forward(hidden_states, timestep, encoder_hidden_states)
