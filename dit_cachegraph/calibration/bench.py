@@ -145,5 +145,15 @@ class Bench:
 
 
 def _share_run(before: Report, after: Report) -> float:
-    """The share of the block work between two reports."""
-    return (after.num_blocks_run - before.num_blocks_run) / (after.num_blocks - before.num_blocks)
+    """The share of the block work between two reports.
+
+    Raises:
+        InvalidConfig: there was none between them.
+    """
+    num_blocks = after.num_blocks - before.num_blocks
+    if num_blocks == 0:
+        raise InvalidConfig(
+            "a run of calibrate returned without a call of the model that went through the cache: "
+            "it has to draw anew each time that it is called"
+        )
+    return (after.num_blocks_run - before.num_blocks_run) / num_blocks

@@ -7,14 +7,15 @@ check     the best of all on the holdout, and beside it fewer steps of no more w
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MappingProxyType
 
 from dit_cachegraph.api import configure, summary
-from dit_cachegraph.calibration.bench import MAX_RUNS, Bench, Run
+from dit_cachegraph.calibration.bench import Bench, Run
 from dit_cachegraph.calibration.families import Proposals
 from dit_cachegraph.calibration.goal import Goal
+from dit_cachegraph.calibration.inputs import Inputs, check_inputs
 from dit_cachegraph.calibration.result import CalibratedConfig
 from dit_cachegraph.calibration.rival import RunWithSteps, num_steps_for
 from dit_cachegraph.calibration.rounding import below_noise, rounding_noise
@@ -37,8 +38,8 @@ def calibrate(
     target_psnr: float | None = None,
     target_ssim: float | None = None,
     compute_budget: float | None = None,
-    inputs: Sequence[object] = (0, 1),
-    holdout: Sequence[object] = (100, 101),
+    inputs: Inputs = (0, 1),
+    holdout: Inputs = (100, 101),
     run_with_steps: RunWithSteps | None = None,
 ) -> CalibratedConfig:
     """Settings that hold a quality or a budget on this model, on pictures that `run` draws.
@@ -53,12 +54,12 @@ def calibrate(
     goes to the log, a line a try.
 
     Raises:
-        InvalidConfig: not just one goal is given, nothing of `target` is cached, or the inputs
-            leave no runs to search with.
+        InvalidConfig: not just one goal is given, nothing of `target` is cached, the inputs leave
+            no runs to search with or are in the holdout too, or a run draws without the model.
     """
     goal = Goal(target_psnr, target_ssim, compute_budget)
     runs_a_holdout = 2 if run_with_steps is None else 3
-    _check_inputs(inputs, holdout, runs_a_holdout)
+    check_inputs(inputs, holdout, runs_a_holdout)
     bench = Bench(target, run, measures_ssim=target_ssim is not None)
     with _put_back_if_it_raises(target):
         search = Search(bench, goal, inputs, num_kept_back=runs_a_holdout * len(holdout))
@@ -98,17 +99,7 @@ def _put_back_if_it_raises(target: object) -> Iterator[None]:
         raise
 
 
-def _check_inputs(inputs: Sequence[object], holdout: Sequence[object], runs_a_holdout: int) -> None:
-    num_needed = 4 * len(inputs) + runs_a_holdout * len(holdout)
-    if not inputs or not holdout or num_needed > MAX_RUNS:
-        raise InvalidConfig(
-            f"calibrate draws at most {MAX_RUNS} times, and needs one input and one of the holdout "
-            f"or more: {len(inputs)} and {len(holdout)} of them would take {num_needed} runs at "
-            "least. A run may draw several pictures at once"
-        )
-
-
-def _record(bench: Bench, inputs: Sequence[object]) -> Proposals:
+def _record(bench: Bench, inputs: Inputs) -> Proposals:
     """Uncached runs with a sample of every step of them."""
     states = REGISTRY.states_of(modules_in(bench.target))
     for state in states:
@@ -117,7 +108,10 @@ def _record(bench: Bench, inputs: Sequence[object]) -> Proposals:
     configure(bench.target, dry_run=None)
     recordings = [list(recording) for state in states for recording in state.recordings]
     if not recordings:
-        raise InvalidConfig("nothing of this model is cached: see `summary` for the reason")
+        raise InvalidConfig(
+            "nothing of this model is cached: `summary` has the reason, unless the runs never "
+            "called it"
+        )
     longest = max(map(len, recordings))
     num_blocks = max(graph.num_blocks for graph in summary(bench.target).graphs)
     return Proposals([r for r in recordings if len(r) == longest], num_blocks)

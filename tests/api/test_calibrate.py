@@ -1,6 +1,7 @@
 """Calibration: the best mask against every mask there is, and promises kept on pictures that the
 search has not seen."""
 
+import functools
 import itertools
 import json
 import logging
@@ -286,6 +287,25 @@ def test_what_is_no_picture_is_refused_at_the_first_run(drawn, sentence):
     assert drawing.hits() == [False, False, True, False, True, False, True, False]
 
 
+def test_a_run_that_draws_nothing_anew_is_refused():
+    drawing = Failing(0, KeyError)
+    with pytest.raises(dc.InvalidConfig, match="it has to draw anew each time"):
+        dc.calibrate(drawing.compiled, functools.cache(drawing.run), target_psnr=35.0)
+
+
+def test_a_run_of_several_prompts_is_known_by_a_tuple_of_them():
+    drawing = Failing(0, KeyError)
+
+    def run(seeds):
+        return torch.cat([drawing.run(seed) for seed in seeds])
+
+    found = dc.calibrate(
+        drawing.compiled, run, compute_budget=0.6, inputs=[(0, 1)], holdout=[(2, 3)]
+    )
+    assert found.best.num_inputs == found.holdout.num_inputs == 1
+    assert found.is_found
+
+
 @pytest.mark.parametrize(
     ("goal", "bad"),
     [({"target_psnr": 200.0}, math.inf), ({"compute_budget": 0.7}, math.nan)],
@@ -443,6 +463,10 @@ def test_an_ssim_is_kept():
         ({"compute_budget": 50}, "compute_budget must be at most 1, got 50"),
         ({"target_psnr": 30.0, "inputs": range(10)}, "10 and 2 of them would take 44 runs at lea"),
         ({"target_psnr": 30.0, "holdout": ()}, "needs one input and one of the holdout or more"),
+        ({"target_psnr": 30.0, "inputs": "a ring"}, "inputs must be a sequence, got 'a ring'"),
+        ({"target_psnr": 30.0, "inputs": [["a ring", "a star"]]}, "inputs: .*give a tuple of them"),
+        ({"target_psnr": 30.0, "holdout": [{"seed": 0}]}, "holdout: .*unhashable type: 'dict'"),
+        ({"target_psnr": 30.0, "inputs": (0, 1), "holdout": (2, 1)}, "not seen, and 1 is one of"),
     ],
     ids=str,
 )
