@@ -5,8 +5,9 @@ with dit_cachegraph.observe(metrics):
     ...
 prometheus_client.generate_latest(metrics.registry)
 
-They are in a registry of their own, or in the one that is given. Steps and requests count from when
-it observes; what `summary` counts is asked for when somebody scrapes.
+They are in a registry of their own, or in the one that is given. Steps and requests are those of
+all models of the process, from when it observes; what `summary` counts is that of the pipeline, and
+asked for when somebody scrapes.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ _REQUEST_SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class Metrics:
-    """A callback of `observe` that counts, for `target`: a pipeline, or what `summary` takes."""
+    """A callback of `observe` that counts; `target` is a pipeline, or what `summary` takes."""
 
     def __init__(self, target: object, registry: CollectorRegistry | None = None) -> None:
         self.registry = own = CollectorRegistry() if registry is None else registry
