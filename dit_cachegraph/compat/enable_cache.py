@@ -11,7 +11,7 @@ from dit_cachegraph.api import configure, reset
 from dit_cachegraph.compat.block_adapter import BlockAdapter
 from dit_cachegraph.compat.cache_config import BasicCacheConfig, CacheType
 from dit_cachegraph.compat.calibrators import CalibratorConfig
-from dit_cachegraph.compat.flat_options import configs_of, settings_given
+from dit_cachegraph.compat.flat_options import check_kinds, configs_of, settings_given
 from dit_cachegraph.compat.not_taken import refuse_not_taken
 from dit_cachegraph.compat.params_modifier import Modifiers, Settings, settings_of_transformers
 from dit_cachegraph.config import resolve
@@ -52,6 +52,8 @@ def enable_cache(
         UnknownTarget: there is no transformer in it.
     """
     refuse_not_taken(parallelism_config, attention_backend, quantize_config)
+    check_kinds(cache_config, calibrator_config)
+    check_bool("compile", compile)
     check_bool("frozen_weights", frozen_weights)
     # What asks Dynamo imports it, and who calls what was exported does without it.
     from dit_cachegraph.compat.cached_forward import install, remove  # noqa: PLC0415

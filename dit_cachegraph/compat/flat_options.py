@@ -116,12 +116,26 @@ def _check_names(flat: Mapping[str, object]) -> None:
             raise unknown_option(name, known)
 
 
+def check_kinds(cache_config: object, calibrator_config: object) -> None:
+    """Raises: InvalidConfig, where one of them is something else, such as the other one."""
+    for name, given, kind, kinds in (
+        ("cache_config", cache_config, BasicCacheConfig, "DBCacheConfig or DBPruneConfig"),
+        ("calibrator_config", calibrator_config, CalibratorConfig, "CalibratorConfig or its kinds"),
+    ):
+        if given is not None and not isinstance(given, kind):
+            raise InvalidConfig(
+                f"{name} must be of dit_cachegraph's {kinds}, got {given!r}; load_configs reads a "
+                "dict or a file"
+            )
+
+
 def settings_given(
     cache_config: BasicCacheConfig | None,
     calibrator_config: CalibratorConfig | None,
     flat: Mapping[str, object],
 ) -> dict[str, object]:
     """What a configuration, a calibrator and flat options say together, and no more than that."""
+    check_kinds(cache_config, calibrator_config)
     given: dict[str, object] = {} if cache_config is None else _said_by(cache_config)
     if flat:
         cache, calibrator = configs_of(flat, is_partial=True)

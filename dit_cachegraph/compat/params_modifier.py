@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import cast
 
 from dit_cachegraph.compat.cache_config import BasicCacheConfig
 from dit_cachegraph.compat.calibrators import CalibratorConfig
@@ -47,14 +48,29 @@ def settings_of_transformers(
         return [base] * num_transformers
     if isinstance(modifiers, ParamsModifier):
         return [_with_modifiers(base, [modifiers])] * num_transformers
-    each = _by_transformer(list(modifiers), num_transformers)
+    nested = [_modifiers_in(own) for own in _listed(modifiers)]
+    each = _by_transformer(nested, num_transformers)
     return [_with_modifiers(base, own) for own in each]
 
 
+def _modifiers_in(own: object) -> list[ParamsModifier]:
+    if isinstance(own, ParamsModifier):
+        return [own]
+    each = _listed(own)
+    if not all(isinstance(modifier, ParamsModifier) for modifier in each):
+        raise InvalidConfig(f"params_modifiers must be made of ParamsModifier, got {each!r} in it")
+    return cast(list[ParamsModifier], each)
+
+
+def _listed(given: object) -> list[object]:
+    if not isinstance(given, list | tuple):
+        raise InvalidConfig(f"params_modifiers must be a ParamsModifier or a list, got {given!r}")
+    return list(given)
+
+
 def _by_transformer(
-    modifiers: list[ParamsModifier | Sequence[ParamsModifier]], num_transformers: int
+    nested: list[list[ParamsModifier]], num_transformers: int
 ) -> list[list[ParamsModifier]]:
-    nested = [[m] if isinstance(m, ParamsModifier) else list(m) for m in modifiers]
     if num_transformers == 1:
         return [[modifier for own in nested for modifier in own]]
     if len(nested) != num_transformers:

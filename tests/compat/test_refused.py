@@ -7,7 +7,13 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 import dit_cachegraph as dc
-from dit_cachegraph import BlockAdapter, DBCacheConfig, ForwardPattern, ParamsModifier
+from dit_cachegraph import (
+    BlockAdapter,
+    DBCacheConfig,
+    ForwardPattern,
+    ParamsModifier,
+    TaylorSeerCalibratorConfig,
+)
 from migration.stand_ins import OwnTransformer, load_wan22, own_loop, wan_prompt
 from support.tiny_models import build_flux
 
@@ -68,6 +74,12 @@ def test_a_model_with_cache_dits_cache():
         ({"cache_type": "FBCache"}, "cache_type must be 'DBCache', 'DBPrune' or 'NONE'"),
         ({"params_modifiers": [ParamsModifier(num_inference_steps=9), ParamsModifier()]},
          "num_inference_steps is of a whole transformer"),
+        ({"cache_config": {"Fn_compute_blocks": 1}}, "DBPruneConfig, got .*load_configs reads a "),
+        ({"cache_config": TaylorSeerCalibratorConfig()}, "cache_config must be of dit_cachegraph"),
+        ({"calibrator_config": DBCacheConfig()}, "calibrator_config must be of dit_cachegraph's"),
+        ({"params_modifiers": ["fast"]}, "params_modifiers must be a ParamsModifier or a list, go"),
+        ({"params_modifiers": [[DBCacheConfig()]]}, "must be made of ParamsModifier, got .DBCache"),
+        ({"compile": "no"}, "compile must be True or False, got 'no'"),
     ],
 )  # fmt: skip
 def test_options(options, sentence):
@@ -75,6 +87,16 @@ def test_options(options, sentence):
     with pytest.raises(dc.InvalidConfig, match=sentence):
         dc.enable_cache(model, **options)
     assert "forward" not in model.__dict__
+
+
+@pytest.mark.parametrize("change", [dc.refresh_context, lambda _, **given: ParamsModifier(**given)])
+def test_configurations_in_the_place_of_each_other(change):
+    model = dc.enable_cache(OwnTransformer(), DBCacheConfig(max_warmup_steps=3))
+    with pytest.raises(dc.InvalidConfig, match="calibrator_config must be of dit_cachegraph's"):
+        change(model, calibrator_config=DBCacheConfig())
+    with pytest.raises(dc.InvalidConfig, match="cache_config must be of dit_cachegraph's"):
+        change(model, cache_config="cache.yaml")
+    assert dc.strify(model) == "DBCache_F8B0_W3I1M0MC0_R0.08"
 
 
 def test_options_that_say_nothing():
