@@ -145,7 +145,12 @@ def observe(callback: Callable[[Record], object]) -> ObserverHandle:
     It is called in the thread of the step, once all that this step has for the device is launched,
     and waits for nothing; what takes long belongs into a queue of its own. What it raises is logged
     once. Where nobody observes, a step makes no record.
+
+    Raises:
+        TypeError: the callback can't be called.
     """
+    if not callable(callback):
+        raise TypeError(f"observe(callback): a function of one record; got {callback!r}")
     return REGISTRY.observers.add(callback)
 
 

@@ -94,6 +94,11 @@ def test_nothing_is_told_after_the_end(model):
     assert (len(first), len(second)) == (4, 2)
 
 
+def test_what_cant_be_called_is_refused():
+    with pytest.raises(TypeError, match="a function of one record; got 'requests.jsonl'"):
+        dc.observe("requests.jsonl")
+
+
 def test_where_nobody_observes_no_record_is_made(model):
     """And where somebody does, a step calls 2 % more functions at most."""
 
