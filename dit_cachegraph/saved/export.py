@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_cachegraph.config import resolve
-from dit_cachegraph.exc import CannotSave
+from dit_cachegraph.exc import CannotSave, UnknownTarget
 from dit_cachegraph.freeze import settings_as_config
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES
@@ -55,7 +55,12 @@ def export(
         CannotSave: the model can't be exported in one piece or isn't cached, is given or returns
             what is no tensor and no plain value, or goes by a rule or predictor of your own.
         OSError: nothing can be written beside `path`.
+        UnknownTarget: `module` is none, such as a pipeline.
     """
+    if not isinstance(module, nn.Module):
+        raise UnknownTarget(
+            f"export takes one transformer, as `pipe.transformer`, got {type(module).__name__}"
+        )
     began = time.perf_counter()
     # What traces and compiles imports Dynamo, and who loads what was exported does without it.
     from dit_cachegraph.saved.cut_exported import cut_module, package  # noqa: PLC0415

@@ -10,6 +10,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,6 +189,12 @@ def test_it_can_be_neither_copied_nor_pickled(model, copied):
 def test_what_has_no_folder_is_said_before_it_is_traced(tmp_path):
     with pytest.raises(FileNotFoundError):
         dc.export(toy(), {"no such": "argument"}, tmp_path / "none" / "toy.dcx")
+
+
+def test_a_pipeline_is_no_transformer(tmp_path):
+    pipe = SimpleNamespace(transformer=toy(), components={})
+    with pytest.raises(dc.UnknownTarget, match="takes one transformer, as `pipe.transformer`, got"):
+        dc.export(pipe, {}, tmp_path / "toy.dcx")
 
 
 def test_what_is_mapped_over_is_refused(model):
