@@ -3,6 +3,7 @@
 import argparse
 import functools
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,8 +153,9 @@ def _demo(args: argparse.Namespace) -> str | None:
     missing = what_is_missing()
     if missing is not None:
         return missing
-    if args.out.is_file():
-        return f"--out {args.out} is a file: give the name of a folder"
+    refusal = _make_folder(args.out)
+    if refusal is not None:
+        return refusal
     # What the demo needs beside torch is optional; `what_is_missing` has looked for it.
     import transformers  # noqa: PLC0415
 
@@ -169,6 +171,19 @@ def _demo(args: argparse.Namespace) -> str | None:
     print(f"\n{table(result)}")
     print("written:", ", ".join(str(path) for path in files))
     return None
+
+
+def _make_folder(folder: Path) -> str | None:
+    """Make a folder to write to; or why that can't be, which is found before the minutes that
+    drawing takes."""
+    if folder.is_file():
+        return f"--out {folder} is a file: give the name of a folder"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"--out {folder} can't be written to: {error}"
 
 
 def _serve(args: argparse.Namespace) -> str | None:

@@ -140,6 +140,15 @@ def test_a_file_in_the_place_of_its_folder_is_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err == told
 
 
+def test_a_folder_that_cant_be_made_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "demo_out"
+    assert cli.main(["demo", "--out", str(folder), "--num-prompts", "1", "--steps", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --out {folder} can't be written to: ")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [["--num-prompts", "0"], ["--num-prompts", "33"]])
 def test_bad_number_of_prompts_is_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
