@@ -62,7 +62,8 @@ def _check_packages(metric: str) -> None:
         )
     if missing:
         raise CannotMeasure(
-            f'{metric} needs {", ".join(missing)}: run pip install "dit_cachegraph[metrics]"'
+            f'{metric} needs {", ".join(missing)}: run pip install "dit_cachegraph[metrics]" (in a '
+            'checkout, pip install -e ".[metrics]")'
         )
 
 

@@ -87,7 +87,10 @@ def test_image_reward_says_where_each_of_its_files_goes(
 )
 def test_missing_packages_are_one_sentence(metric, package, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, package, None)
-    sentence = f'error: {metric} needs {package}: run pip install "dit_cachegraph[metrics]"\n'
+    sentence = (
+        f'error: {metric} needs {package}: run pip install "dit_cachegraph[metrics]" (in a '
+        'checkout, pip install -e ".[metrics]")\n'
+    )
     assert refused(metric, "a", "b") == sentence
 
 
