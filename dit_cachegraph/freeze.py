@@ -26,9 +26,14 @@ def frozen_config(
     """A fixed schedule of the last image of each branch: a step computes if it did on any.
 
     Raises:
-        InvalidConfig: there is no whole image, each step decided on several regions, or its steps
-            skipped different ones.
+        InvalidConfig: there is no whole image, each step decided on several regions or none, or its
+            steps skipped different ones.
     """
+    if not regions:
+        raise InvalidConfig(
+            "the settings of the last image let no block be skipped (Fn_compute_blocks, "
+            "Bn_compute_blocks and non_prune_block_ids leave none), so there is nothing to freeze"
+        )
     if len(regions) != 1:
         raise InvalidConfig(
             f"{len(regions)} regions decide for themselves here: one mask can't say that"

@@ -243,8 +243,10 @@ def test_what_cannot_be_frozen():
     run_all(compiled, steps_of(WAN, model, num_steps=1))
     with pytest.raises(dc.InvalidConfig, match="3 regions decide for themselves"):
         dc.summary(compiled).as_config()
-    dc.configure(compiled, rule="dbcache")
-    dc.reset(compiled)
+    dc.configure(compiled, rule="dbcache", Fn_compute_blocks=DEPTH)
+    run_all(compiled, steps_of(WAN, model, num_steps=1))
+    with pytest.raises(dc.InvalidConfig, match="let no block be skipped"):
+        dc.summary(compiled).as_config()
 
 
 def test_what_skips_different_blocks_cannot_be_frozen():
