@@ -11,13 +11,14 @@ import torch
 from torch import fx, nn
 
 from dit_cachegraph.config import resolve
+from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.make_report import graph_report, refused
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.planning.step_plan import make_plan
 from dit_cachegraph.report import GraphReport
-from dit_cachegraph.targets import as_module, modules_in, uncached_forward
+from dit_cachegraph.targets import Exported, as_module, modules_in, uncached_forward
 
 if TYPE_CHECKING:
     from dit_cachegraph.graph.find.first_break import GraphBreak
@@ -45,8 +46,17 @@ def explain(target: object, *args: object, **kwargs: object) -> Explanation:
 
     `target` is a module, called with `args` and `kwargs`; or a pipeline, called with them up to the
     first call of its transformer. Nothing is compiled and the model isn't changed.
+
+    Raises:
+        InvalidConfig: the model was exported, and so has no code to trace.
+        UnknownTarget: `target` holds no transformer.
     """
     module = modules_in(target)[0]
+    if isinstance(module, Exported):
+        raise InvalidConfig(
+            f"this {type(module).__name__} was exported, and has no code to trace: `summary` says "
+            "after a call what was found in it"
+        )
     if as_module(target) is None:
         args, kwargs = _first_call(target, module, args, kwargs)
     overrides = REGISTRY.of_module(module).overrides if REGISTRY.has_module(module) else ()

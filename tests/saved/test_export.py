@@ -204,6 +204,11 @@ def test_what_is_mapped_over_is_refused(model):
         torch.vmap(lambda each: model(**{**call, "hidden_states": each}))(latents)
 
 
+def test_it_has_no_code_to_explain(model):
+    with pytest.raises(dc.InvalidConfig, match="was exported, and has no code to trace"):
+        dc.explain(model, **toy_inputs(90.0))
+
+
 def test_before_a_call_it_says_so(file):
     model = dc.load_exported(file, toy().state_dict())
     assert dc.summary(model).standing == "not called yet"
