@@ -83,10 +83,12 @@ def cut_module(
 
     Raises:
         CannotSave: it isn't cached; with the reason.
-        InvalidConfig: `dynamic_shapes` has a name that the example doesn't have.
+        InvalidConfig: `dynamic_shapes` has a name or a dimension that the example doesn't have.
     """
     if unknown := sorted(dynamic_shapes.keys() - example.keys()):
         raise InvalidConfig(f"dynamic_shapes tells of {unknown[0]}, which the example doesn't have")
+    for name, told in dynamic_shapes.items():
+        _check_dimensions(name, example[name], told)
     order = [name for name in inspect.signature(module.forward).parameters if name in example]
     in_order = {name: example[name] for name in (*order, *(example.keys() - set(order)))}
     given = pytree.tree_map_only(Tensor, as_compiled_for, in_order)
@@ -130,6 +132,24 @@ def package(made: CutExport, archive: Path) -> CallForm:
         arguments=_arguments(made),
         results=pytree.treespec_dumps(made.program.call_spec.out_spec),
     )
+
+
+def _check_dimensions(name: str, given: object, told: object) -> None:
+    """Raises: InvalidConfig, for a dimension that a tensor doesn't have, which torch.export leaves
+    out without a word."""
+    if isinstance(given, Tensor) and isinstance(told, Mapping):
+        unknown = [dim for dim in told if dim not in range(given.ndim)]
+        if unknown:
+            raise InvalidConfig(
+                f"dynamic_shapes tells of dimension {unknown[0]} of {name}, which has "
+                f"{given.ndim}, counted from 0"
+            )
+    elif isinstance(given, list | tuple) and isinstance(told, list | tuple):
+        for one, of_one in zip(given, told, strict=False):
+            _check_dimensions(name, one, of_one)
+    elif isinstance(given, Mapping) and isinstance(told, Mapping):
+        for key in given.keys() & told.keys():
+            _check_dimensions(name, given[key], told[key])
 
 
 def _check_structure(verb: str, spec: pytree.TreeSpec | None) -> None:

@@ -388,6 +388,21 @@ def test_sizes_of_what_isnt_given_are_refused(tmp_path):
         dc.export(toy(), toy_inputs(90.0), tmp_path / "x.dcx", {"image": {0: Dim.DYNAMIC}})
 
 
+@pytest.mark.parametrize(
+    ("latents", "sizes"),
+    [
+        (torch.ones(1, 4, 8), {3: Dim.DYNAMIC}),
+        (torch.ones(1, 4, 8), {-1: Dim.DYNAMIC}),
+        ([torch.ones(2), torch.ones(1, 4, 8)], [None, {3: Dim.DYNAMIC}]),
+    ],
+    ids=["beyond the last", "from behind", "in a list"],
+)
+def test_a_dimension_that_isnt_there_is_refused(tmp_path, latents, sizes):
+    example, open_sizes = {"hidden_states": latents}, {"hidden_states": sizes}
+    with pytest.raises(dc.InvalidConfig, match="dimension (3|-1) of hidden_states, which has 3"):
+        dc.export(toy(), example, tmp_path / "x.dcx", open_sizes)
+
+
 def test_a_multiple_of_a_size_is_refused(tmp_path):
     example = toy_inputs(90.0, batch=4)
     half = {name: {0: 2 * Dim("half")} for name in example}
