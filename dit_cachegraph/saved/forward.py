@@ -66,7 +66,7 @@ class SavedForward:
     def _why_none(self, kind: CallKind) -> str:
         differences = [kind.difference(program.kind) for program in self._programs]
         told = next((difference for difference in differences if difference), None)
-        return told or "its tensors have other sizes, dtypes or devices"
+        return told or "its tensors have other sizes, dtypes, devices or strides"
 
     def _tell_once(self, kind: CallKind, why: str) -> None:
         """Say for each kind of call that it is compiled afresh."""

@@ -2,7 +2,7 @@
 
     forward, one call of it  ->  Dynamo, "cachedit"  ->  Program  ->  bytes  ->  Program elsewhere
 
-Of Dynamo's guards only those on the sizes, dtypes and devices of the call's own tensors are kept.
+Of Dynamo's guards only those on the call's own tensors are kept: sizes, strides, dtypes, devices.
 Those on Python's values and on the process can't be saved: `CallKind` stands for them. Those on the
 model are left out: `model_parts` stands for them.
 """

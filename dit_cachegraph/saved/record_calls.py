@@ -1,4 +1,4 @@
-"""The calls that a model gets while somebody draws: one of each kind and each size.
+"""The calls that a model gets while somebody draws: one of each kind and each form of its tensors.
 
 draw(pipe)    (1, 64, 16) step 1, (1, 64, 16) step 2, ..., (1, 256, 16) step 1, ...
 recorded      (1, 64, 16),                                  (1, 256, 16)
@@ -20,6 +20,18 @@ MAX_RECORDED = 64
 Sizes = tuple[torch.Size, ...]
 
 
+class _Form(NamedTuple):
+    """What Dynamo asks of a tensor before it lets a graph take it, but for its class."""
+
+    size: torch.Size
+    stride: tuple[int, ...] | None
+    dtype: torch.dtype
+    device: torch.device
+
+
+_Forms = tuple[_Form, ...]
+
+
 class RecordedCall(NamedTuple):
     """A call of a model; `sizes` are those of its tensors, in order."""
 
@@ -39,7 +51,7 @@ def record_calls(
         CannotSave: gradients or autocast are on at a call, each call has other numbers, or an
             argument is of a class whose values can't be told apart.
     """
-    found: list[dict[tuple[CallKind, Sizes], RecordedCall]] = [{} for _ in modules]
+    found: list[dict[tuple[CallKind, _Forms], RecordedCall]] = [{} for _ in modules]
     handles = [
         module.register_forward_pre_hook(_Recorder(calls), with_kwargs=True)
         for module, calls in zip(modules, found, strict=True)
@@ -53,7 +65,7 @@ def record_calls(
 
 
 class _Recorder:
-    def __init__(self, calls: dict[tuple[CallKind, Sizes], RecordedCall]) -> None:
+    def __init__(self, calls: dict[tuple[CallKind, _Forms], RecordedCall]) -> None:
         self._calls = calls
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -70,13 +82,14 @@ class _Recorder:
                 "be told apart, so that a saved call might be taken for another: give it as "
                 "tensors, numbers, text, or a dataclass, list or dictionary of them"
             )
-        sizes = tuple(tensor.shape for tensor in _tensors_of((args, kwargs)))
+        forms = tuple(_form_of(tensor) for tensor in _tensors_of((args, kwargs)))
+        sizes = tuple(form.size for form in forms)
         # Lists and dictionaries of its own: a model may take out of them what it has used.
         args, kwargs = pytree.tree_map(lambda leaf: leaf, (args, kwargs))
-        self._calls.setdefault((kind, sizes), RecordedCall(kind, sizes, args, kwargs))
+        self._calls.setdefault((kind, forms), RecordedCall(kind, sizes, args, kwargs))
         if len(self._calls) > MAX_RECORDED:
             first, second, *_ = self._calls.values()
-            why = second.kind.difference(first.kind) or "sizes differ"
+            why = second.kind.difference(first.kind) or "sizes or strides differ"
             raise CannotSave(
                 f"{type(module).__name__} was called in more than {MAX_RECORDED} ways, and each "
                 f"takes a program of its own: {why}"
@@ -114,12 +127,18 @@ def _differing(sizes: Sequence[torch.Size]) -> list[int]:
 
 
 def _marked(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """A copy, since a mark lies on the tensor; of inference mode where that is."""
-    with torch.inference_mode(tensor.is_inference()):
-        copy = tensor.clone()
+    """Another object of the same storage, since a mark lies on the object. A copy would lie
+    otherwise where that is expanded or a slice, and what is made for it would take no such call."""
+    other = tensor.data
     for dim in dims:
-        torch._dynamo.maybe_mark_dynamic(copy, dim)
-    return copy
+        torch._dynamo.maybe_mark_dynamic(other, dim)
+    return other
+
+
+def _form_of(tensor: Tensor) -> _Form:
+    is_strided = tensor.layout is torch.strided
+    stride = tensor.stride() if is_strided else None
+    return _Form(tensor.shape, stride, tensor.dtype, tensor.device)
 
 
 def _tensors_of(value: object) -> list[Tensor]:

@@ -3,6 +3,7 @@ every call or folder that doesn't fit is compiled afresh, with the reason."""
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import operator
@@ -34,7 +35,7 @@ from dit_cachegraph.saved.model_parts import WatchedParts, parts_of
 from support.halved_weight import HalvedWeight
 from support.logged import logged
 from support.tiny_pipelines import FAST_PIPELINES
-from support.toy_dits import DIM, GatedBlock, ReadingDiT, toy_inputs
+from support.toy_dits import DIM, NUM_TEXT_TOKENS, GatedBlock, ReadingDiT, toy_inputs
 
 OPTIONS = {
     "inner_backend": "eager",
@@ -266,6 +267,40 @@ def test_what_a_model_takes_out_of_a_list_was_given_to_it(tmp_path):
     torch.testing.assert_close(call(model), call(plain))
     assert graphs_traced() == 0
     assert was_loaded(model) == [True]
+
+
+def expanded(batch):
+    """A timestep as pipelines give it, of stride 0."""
+    return {"timestep": torch.tensor(90.0).expand(batch)}
+
+
+def sliced(batch):
+    """A text that is a part of a longer one."""
+    longer = torch.ones(batch, 2 * NUM_TEXT_TOKENS, DIM)
+    return {"encoder_hidden_states": longer[:, :NUM_TEXT_TOKENS]}
+
+
+def as_it_is(batch):
+    return {}
+
+
+@pytest.mark.parametrize("changes", [(expanded,), (sliced,), (expanded, as_it_is, sliced)])
+@pytest.mark.parametrize("batches", [BATCHES, BATCHES[:1]], ids=len)
+def test_tensors_are_taken_as_they_lie(tmp_path, changes, batches):
+    def call(model):
+        outputs = []
+        for batch, change in itertools.product(batches, changes):
+            with torch.no_grad():
+                outputs.append(model(**toy_inputs(90.0, batch=batch) | change(batch)))
+        return outputs
+
+    dc.precompile(toy(), call, save=tmp_path, options=OPTIONS)
+    torch._dynamo.reset()
+    counters.clear()
+    model = dc.load(toy(), tmp_path, OPTIONS)
+    torch.testing.assert_close(call(model), call(toy()))
+    assert graphs_traced() == 0
+    assert was_loaded(model) == [True] * len(changes), "one program takes both batches"
 
 
 class ChoosingDiT(ReadingDiT):
