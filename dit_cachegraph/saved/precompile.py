@@ -55,9 +55,9 @@ def precompile(
     be others later; calls of a model whose parts have changed are compiled as they come.
 
     Raises:
-        CannotSave: the model is compiled already or has hooks, its forward breaks into several
-            graphs, isn't cached, or isn't called by `draw`; an option can't be written down; or
-            torch is older than 2.13.
+        CannotSave: the model is compiled already or has hooks, is changed while `draw` runs, its
+            forward breaks into several graphs, isn't cached, or isn't called by `draw`; an option
+            can't be written down; or torch is older than 2.13.
         InvalidConfig: `save` is a file.
         OSError: `save` can't be made, or nothing can be written into it.
         UnknownTarget: `target` holds no transformer.

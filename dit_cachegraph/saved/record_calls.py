@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dit_cachegraph.exc import CannotSave
 from dit_cachegraph.saved.call_kind import CallKind, kind_of
+from dit_cachegraph.saved.model_parts import WatchedParts
 
 MAX_RECORDED = 64
 
@@ -48,27 +49,51 @@ def record_calls(
     tensors alone.
 
     Raises:
-        CannotSave: gradients or autocast are on at a call, each call has other numbers, or an
-            argument is of a class whose values can't be told apart.
+        CannotSave: gradients or autocast are on at a call, each call has other numbers, an argument
+            is of a class whose values can't be told apart, or a module is changed meanwhile.
     """
-    found: list[dict[tuple[CallKind, _Forms], RecordedCall]] = [{} for _ in modules]
-    handles = [
-        module.register_forward_pre_hook(_Recorder(calls), with_kwargs=True)
-        for module, calls in zip(modules, found, strict=True)
-    ]
+    recorders = [_Recorder(module) for module in modules]
     try:
         draw()
+        for recorder in recorders:
+            recorder.check_unchanged()
     finally:
-        for handle in handles:
-            handle.remove()
-    return [list(calls.values()) for calls in found]
+        for recorder in recorders:
+            recorder.stop()
+    return [list(recorder.calls.values()) for recorder in recorders]
 
 
 class _Recorder:
-    def __init__(self, calls: dict[tuple[CallKind, _Forms], RecordedCall]) -> None:
-        self._calls = calls
+    """Notes the calls of a module, which has to stay as it was given but for what a call itself
+    makes of it: `load` compares with that."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, module: nn.Module) -> None:
+        self.calls: dict[tuple[CallKind, _Forms], RecordedCall] = {}
+        self._module = module
+        self._hooks = (
+            module.register_forward_pre_hook(self._note, with_kwargs=True),
+            module.register_forward_hook(self._accept),
+        )
+        self._parts = WatchedParts(module)  # With these hooks.
+
+    def stop(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def check_unchanged(self) -> None:
+        """Raises CannotSave where somebody else has changed the module."""
+        if (change := self._parts.change()) is not None:
+            raise CannotSave(
+                f"{type(self._module).__name__} was changed while `draw` ran: {change}; what is "
+                "saved is for the model as it was given, so change it before `precompile`; where "
+                "its pipeline changes it at each call, it can't be saved"
+            )
+
+    def _accept(self, *_: object) -> None:
+        self._parts.accept()
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.check_unchanged()
         kind = kind_of(inspect.signature(module.forward), args, kwargs)
         if kind.modes.is_grad_enabled or kind.modes.is_autocast_enabled:
             raise CannotSave(
@@ -86,9 +111,9 @@ class _Recorder:
         sizes = tuple(form.size for form in forms)
         # Lists and dictionaries of its own: a model may take out of them what it has used.
         args, kwargs = pytree.tree_map(lambda leaf: leaf, (args, kwargs))
-        self._calls.setdefault((kind, forms), RecordedCall(kind, sizes, args, kwargs))
-        if len(self._calls) > MAX_RECORDED:
-            first, second, *_ = self._calls.values()
+        self.calls.setdefault((kind, forms), RecordedCall(kind, sizes, args, kwargs))
+        if len(self.calls) > MAX_RECORDED:
+            first, second, *_ = self.calls.values()
             why = second.kind.difference(first.kind) or "sizes or strides differ"
             raise CannotSave(
                 f"{type(module).__name__} was called in more than {MAX_RECORDED} ways, and each "

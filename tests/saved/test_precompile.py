@@ -519,6 +519,31 @@ def test_a_change_that_is_taken_back_leaves_what_was_loaded(saved_tuned):
     assert was_loaded(model) == [True, False]
 
 
+def changed_first(model):
+    other_processor(model.blocks[1])
+    draw(model, (2,))
+
+
+def changed_at_last(model):
+    draw(model, (2,))
+    other_processor(model.blocks[1])
+
+
+def changed_for_its_calls(model):
+    """As a pipeline of perturbed attention does it."""
+    before = model.blocks[1].processor
+    changed_first(model)
+    model.blocks[1].processor = before
+
+
+@pytest.mark.parametrize("drawn", [changed_first, changed_at_last, changed_for_its_calls])
+def test_a_model_that_is_changed_while_it_draws_isnt_saved(tmp_path, drawn):
+    said = "changed while `draw` ran: this one has `blocks.1.processor: .*tanh`; .* it can't be"
+    with pytest.raises(dc.CannotSave, match=said):
+        dc.precompile(tuned(), drawn, save=tmp_path, options=OPTIONS)
+    assert list(tmp_path.rglob("*.bin")) == []
+
+
 def test_what_a_call_notes_that_nothing_was_saved_for_is_no_change(saved_tuned):
     model = dc.load(tuned(), saved_tuned, OPTIONS)
     draw(model, (1,))
