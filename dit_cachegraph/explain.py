@@ -1,7 +1,8 @@
 """`explain(module, ...)`: what would be found, cut and refused, before anything is compiled."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import FunctionType
@@ -57,8 +58,15 @@ def explain(target: object, *args: object, **kwargs: object) -> Explanation:
             f"this {type(module).__name__} was exported, and has no code to trace: `summary` says "
             "after a call what was found in it"
         )
-    if as_module(target) is None:
-        args, kwargs = _first_call(target, module, args, kwargs)
+    if as_module(target) is not None:
+        return _explain_call(module, args, kwargs)
+    with _left_as_it_was(module):
+        return _explain_call(module, *_first_call(target, module, args, kwargs))
+
+
+def _explain_call(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> Explanation:
     overrides = REGISTRY.of_module(module).overrides if REGISTRY.has_module(module) else ()
     found: list[tuple[GraphReport, str]] = []
 
@@ -82,6 +90,20 @@ def explain(target: object, *args: object, **kwargs: object) -> Explanation:
         forward(module, args, kwargs, uncached)
         broke = first_break(call) if len(found) > 1 else None
     return Explanation(tuple(r for r, _ in found), tuple(code for _, code in found), broke)
+
+
+@contextmanager
+def _left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """A pipeline that is stopped in the middle of its call doesn't take back what it did to the
+    model for that call: with perturbed attention it has set other processors."""
+    before = [(held, dict(held)) for m in module.modules() for held in (vars(m), m._modules)]
+    try:
+        yield
+    finally:
+        for held, was in before:
+            if held.keys() != was.keys() or any(held[name] is not was[name] for name in was):
+                held.clear()
+                held.update(was)
 
 
 def _forward(

@@ -224,6 +224,27 @@ def test_an_error_of_the_model_is_its_own_and_leaves_no_hook():
     assert not failing.components["transformer"]._forward_pre_hooks
 
 
+def test_what_a_pipeline_changes_for_its_call_is_explained_and_taken_back():
+    """As one with perturbed attention sets other processors, and takes them back at its end."""
+
+    class Perturbing:
+        def __init__(self) -> None:
+            self.components = {"transformer": gated_dit(3)}
+
+        def __call__(self) -> None:
+            for block in self.components["transformer"].blocks:
+                del block.norm
+                block.norm, block.is_perturbed = torch.tanh, True
+            self.components["transformer"](**INPUTS)
+
+    pipe = Perturbing()
+    model = pipe.components["transformer"]
+    before = traces(model)
+    assert "layer_norm" not in dc.explain(pipe).code[0]
+    assert traces(model) == before
+    assert "layer_norm" in dc.explain(model, **INPUTS).code[0]
+
+
 def test_a_compiled_forward():
     model = gated_dit(4)
     compiled = compile_toy(model.forward)
