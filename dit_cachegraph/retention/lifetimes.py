@@ -100,14 +100,22 @@ def end_step(table: RequestTable, track: Track, common: CommonSettings) -> None:
     for companion in track.companions:
         table.held.note_called(companion, track.last_seconds)
     _remove_twins(table, track)
-    is_last = track.trajectory.num_calls == common.num_inference_steps
-    if is_last or table.ends.are_reached(track.trajectory):
+    if _was_last(table, track, common.num_inference_steps):
         for companion in track.companions:
             if _has_fallen_behind(companion, track):
                 _complete(table, companion)
         _complete(table, track)
     if common.max_state_bytes is not None:
         _evict(table, common.max_state_bytes)
+
+
+def _was_last(table: RequestTable, track: Track, num_steps: int | None) -> bool:
+    """By the number of steps that was told, until there are more; else by the images before, of
+    which one that was left near its end looks whole."""
+    num_calls = track.trajectory.num_calls
+    if num_steps is not None and num_calls <= num_steps:
+        return num_calls == num_steps
+    return table.ends.are_reached(track.trajectory)
 
 
 def _remove_twins(table: RequestTable, track: Track) -> None:

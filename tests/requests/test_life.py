@@ -92,6 +92,26 @@ def test_state_that_was_dropped_too_early_only_computes(model):
     assert [r.hit for r in run_all(compiled, again)] == [False] * 2 + [True] * 22
 
 
+def test_nothing_is_learned_of_an_end_that_is_told(model):
+    """An image that was left two steps before its end looks whole."""
+    settings = {**SETTINGS, "residual_diff_threshold": 1.0, "num_inference_steps": STEPS + 2}
+    compiled = compile_cached(model, **settings)
+    clocks = [1 - i / STEPS for i in range(STEPS)] + [0.03, 0.01]
+    first, second = (
+        [
+            {**step, "timestep": torch.full(step["timestep"].shape, clock)}
+            for step, clock in zip(
+                image_of(model, seed=s, num_steps=STEPS + 2), clocks, strict=True
+            )
+        ]
+        for s in range(2)
+    )
+    run_all(compiled, first[:STEPS])
+    del first
+    assert [r.hit for r in run_all(compiled, second)] == [False] * 2 + [True] * STEPS
+    assert nbytes(model) == 0
+
+
 def test_guidance_that_ends_half_way(model):
     """The unguided branch is let go at the image's end, though its prompt lives on."""
     compiled = compile_cached(model, **SETTINGS)
