@@ -100,7 +100,7 @@ def test_what_cant_be_called_is_refused():
 
 
 def test_where_nobody_observes_no_record_is_made(model):
-    """And where somebody does, a step calls 2 % more functions at most."""
+    """And where somebody does, a step calls nine functions more at most, of some 400."""
 
     def counted():
         names = Counter()
@@ -121,7 +121,7 @@ def test_where_nobody_observes_no_record_is_made(model):
     with dc.observe(lambda record: None):
         observed = counted()
     assert observed["_step_record"] == 3
-    assert 0 < observed.total() - unobserved.total() <= 0.02 * unobserved.total()
+    assert 0 < observed.total() - unobserved.total() <= 9 * 3
 
 
 class Lines(logging.Handler):
