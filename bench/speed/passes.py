@@ -72,11 +72,13 @@ class EngineTimes:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """`plain_milliseconds`: of one step of plain `torch.compile`, the median of all."""
+    """`has_dict_tags`: Dynamo's shortcut for guards was on, which torch leaves off;
+    `plain_milliseconds`: of one step of plain `torch.compile`, the median of all."""
 
     machine: Machine
     preset: Preset
     depth: Depth
+    has_dict_tags: bool
     num_rounds: int
     plain_milliseconds: float
     engines: Mapping[str, EngineTimes]
@@ -91,7 +93,13 @@ class _Drawn:
     hits: tuple[int, ...] | None
 
 
-def measure_passes(preset: Preset, depth: Depth, engines: Sequence[str], num_rounds: int) -> Passes:
+def measure_passes(
+    preset: Preset,
+    depth: Depth,
+    engines: Sequence[str],
+    num_rounds: int,
+    has_dict_tags: bool = False,
+) -> Passes:
     """Compile all, check them, then time them in turn.
 
     Raises:
@@ -99,7 +107,7 @@ def measure_passes(preset: Preset, depth: Depth, engines: Sequence[str], num_rou
     """
     workers, drawn = {}, {}
     for engine in engines:
-        workers[engine] = _start(engine, preset, depth)
+        workers[engine] = _start(engine, preset, depth, has_dict_tags)
         drawn[engine] = workers[engine].recv()
     errors = _check(drawn)
     rounds: dict[str, list[Sequence[float]]] = {engine: [] for engine in engines}
@@ -114,6 +122,7 @@ def measure_passes(preset: Preset, depth: Depth, engines: Sequence[str], num_rou
         machine=this_machine(),
         preset=preset,
         depth=depth,
+        has_dict_tags=has_dict_tags,
         num_rounds=num_rounds,
         plain_milliseconds=statistics.median([s for image in plain for s in image]) * 1e3,
         engines={engine: _times(engine, seconds, plain) for engine, seconds in rounds.items()},
@@ -121,18 +130,22 @@ def measure_passes(preset: Preset, depth: Depth, engines: Sequence[str], num_rou
     )
 
 
-def _start(engine: str, preset: Preset, depth: Depth) -> Connection:
+def _start(engine: str, preset: Preset, depth: Depth, has_dict_tags: bool) -> Connection:
     """A process that sends what it draws, and then, as often as it is asked, the CPU-seconds of
     the steps of one more image."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    context.Process(target=_work, args=(engine, preset, depth, theirs), daemon=True).start()
+    given = (engine, preset, depth, has_dict_tags, theirs)
+    context.Process(target=_work, args=given, daemon=True).start()
     theirs.close()
     return ours
 
 
-def _work(engine: str, preset: Preset, depth: Depth, parent: Connection) -> None:
+def _work(
+    engine: str, preset: Preset, depth: Depth, has_dict_tags: bool, parent: Connection
+) -> None:
     use_one_thread()
+    torch._dynamo.config.use_recursive_dict_tags_for_guards = has_dict_tags
     image = make_image(preset)
     with torch.no_grad():
         drawer = DRAWERS[engine](preset, depth)
@@ -210,7 +223,8 @@ def passes_table(passes: Passes) -> str:
     lines += [
         f"CPU time to plain's, which takes {passes.plain_milliseconds:.2f} ms a step; medians"
     ]
-    lines += [f"with quartiles of {passes.num_rounds} rounds", table(rows)]
+    tags = ", with torch's shortcut for guards" if passes.has_dict_tags else ""
+    lines += [f"with quartiles of {passes.num_rounds} rounds{tags}", table(rows)]
     lines += [f"relative error, {name}: {error:.2g}" for name, error in passes.errors.items()]
     return "\n".join(lines)
 
@@ -231,11 +245,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--depth", type=parse_depth, default=Depth(6, 12))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--engines", type=_engines, default=tuple(DRAWERS))
+    parser.add_argument(
+        "--dict-tags", action="store_true", help="with torch's shortcut for guards, off by default"
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     parsed = parser.parse_args(arguments)
     if parsed.rounds < 1:
         parser.error("--rounds is a count of at least 1")
-    passes = measure_passes(PRESETS[parsed.preset], parsed.depth, parsed.engines, parsed.rounds)
+    passes = measure_passes(
+        PRESETS[parsed.preset], parsed.depth, parsed.engines, parsed.rounds, parsed.dict_tags
+    )
     print(passes_table(passes))
     if parsed.json is not None:
         parsed.json.write_text(json.dumps(asdict(passes), indent=2) + "\n")
