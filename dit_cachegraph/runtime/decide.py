@@ -1,5 +1,7 @@
 """Reuse or compute, for one region of a step."""
 
+from collections.abc import Sequence
+
 from dit_cachegraph import ops
 from dit_cachegraph.policy.rule import Decision, Need, Observation, Sums
 from dit_cachegraph.runtime.cached_state import CachedRegion
@@ -13,7 +15,7 @@ EMPTY = "empty region"
 def decide_region(step: Step, probed: Probed | None, reader: StepReader) -> RegionStep:
     """Decide on the next region, with what the step may use of it."""
     i, rule, earlier, noise = len(step.regions), step.plan.rule, step.decisions, step.noise
-    cached, why_nothing = _usable(step, i, probed)
+    cached, why_nothing = _usable(step, earlier, probed)
     reason = why_compute(step) or rule.why_compute(step.history, earlier, noise)
     reason = reason or why_nothing
     sums = step.reading.sums
@@ -54,12 +56,15 @@ def _further_sums(
     return reader.read_region(probed.against(cached.probe))
 
 
-def _usable(step: Step, i: int, probed: Probed | None) -> tuple[CachedRegion | None, str | None]:
-    """What is held of one region, if this step can use it; else why not."""
+def _usable(
+    step: Step, earlier: Sequence[Decision], probed: Probed | None
+) -> tuple[CachedRegion | None, str | None]:
+    """What is held of the region after these, if this step can use it; else why not."""
+    i = len(earlier)
     cached = None if step.state is None else step.state.regions[i]
     if cached is None:
         return None, step.why_nothing or "nothing kept"
-    if step.plan.rule.forgets(step.history, step.decisions):
+    if step.plan.rule.forgets(step.history, earlier):
         return None, "begins anew"
     if probed is not None:
         if cached.probe is None:

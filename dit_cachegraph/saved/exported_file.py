@@ -106,4 +106,7 @@ def _check_whole(path: Path, manifest: Manifest, parts: Mapping[str, bytes]) -> 
 def _check_weights(saved: tuple[str, ...], given: tuple[str, ...]) -> None:
     missing = next((line for line in saved if line not in set(given)), None)
     if missing is not None:
-        raise CannotLoad(f"the state dict lacks `{missing}`, which the exported model has")
+        name, _, _ = missing.partition(": ")
+        other = next((line for line in given if line.startswith(f"{name}: ")), None)
+        instead = "" if other is None else f"; it has `{other}`"
+        raise CannotLoad(f"the state dict lacks `{missing}`, which the exported model has{instead}")

@@ -46,9 +46,10 @@ def load_exported(path: str | Path, state_dict: Mapping[str, Tensor]) -> Exporte
 
     Raises:
         CannotLoad: the file isn't whole or isn't one of `export`, another version or machine made
-            it, or the weights don't fit. Nothing of it has run then.
+            it, or the weights are no tensors by name or don't fit. Nothing of it has run then.
     """
     began = time.perf_counter()
+    _check_state_dict(state_dict)
     device = next((t.device for t in state_dict.values()), torch.device("cpu"))
     parts = read_file(Path(path), weight_lines(state_dict), device)
     plan = _plan_in(Path(path), parts[PLAN])
@@ -61,6 +62,18 @@ def load_exported(path: str | Path, state_dict: Mapping[str, Tensor]) -> Exporte
         model.hold(name, state_dict[name] if is_saved else constants[name], is_saved=is_saved)
     log.info("%s: loaded in %.1f s", plan.model, compiled.compile_seconds)
     return model.eval()
+
+
+def _check_state_dict(given: object) -> None:
+    """Raises: CannotLoad, for what is none, such as the model itself."""
+    if not isinstance(given, Mapping):
+        raise CannotLoad(
+            "load_exported takes the weights by name, as of `transformer.state_dict()`, "
+            f"got {type(given).__name__}"
+        )
+    for name, weight in given.items():
+        if not isinstance(weight, Tensor):
+            raise CannotLoad(f"the state dict's `{name}` is no tensor: {type(weight).__name__}")
 
 
 def _plan_in(path: Path, data: bytes) -> ExportedPlan:

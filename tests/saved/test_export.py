@@ -336,9 +336,11 @@ def test_no_other_file_is_loaded(file, tmp_path, damage):
     [
         ({}, "lacks `embed.weight: .* float32`"),
         (adding_dit(0.5, 0.25).state_dict(), r"lacks `blocks.2.step: \[\] float32`"),
-        (toy().double().state_dict(), "lacks `embed.weight: .* float32`"),
+        (toy().double().state_dict(), "lacks `embed.weight: .* float32`.*; it has `.* float64`"),
+        (toy(), "takes the weights by name, as of `transformer.state_dict.*, got ToyDiT"),
+        ({"embed.weight": torch.ones(2).numpy()}, "`embed.weight` is no tensor: ndarray"),
     ],
-    ids=["none", "a shallower model's", "a dtype"],
+    ids=["none", "a shallower model's", "a dtype", "a model", "arrays"],
 )
 def test_weights_that_dont_fit_are_refused(file, weights, said):
     with pytest.raises(dc.CannotLoad, match=said):
