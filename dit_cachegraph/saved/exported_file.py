@@ -104,7 +104,8 @@ def _check_whole(path: Path, manifest: Manifest, parts: Mapping[str, bytes]) -> 
 
 
 def _check_weights(saved: tuple[str, ...], given: tuple[str, ...]) -> None:
-    missing = next((line for line in saved if line not in set(given)), None)
+    found = frozenset(given)
+    missing = next((line for line in saved if line not in found), None)
     if missing is not None:
         name, _, _ = missing.partition(": ")
         other = next((line for line in given if line.startswith(f"{name}: ")), None)

@@ -90,12 +90,11 @@ class DBPrune(DBCache):
     def decide(self, history: History, observation: Observation) -> Decision:
         if self._is_static:
             return Decision(True, "hit mask")
-        diff = self._diff(observation)
-        if self.threshold >= 1 and math.isfinite(diff):
-            return Decision(True, "hit, threshold >= 1", diff, is_recorded=True)
-        return by_threshold(diff, self._threshold_after(observation.earlier))
+        return by_threshold(self._diff(observation), self._threshold_after(observation.earlier))
 
     def _threshold_after(self, earlier: Sequence[Decision]) -> float:
+        if self.threshold >= 1:  # Which reuses whatever moved.
+            return math.inf
         diffs = [d.diff for d in earlier if d.is_recorded and d.diff is not None and d.diff > 0]
         if not self.enable_dynamic_prune_threshold or not diffs:
             return self.threshold
