@@ -1,6 +1,7 @@
 """What is measured against what: eager, plain `torch.compile`, and this package's backend, by
 default, with `frozen_weights`, and loaded in place of compiled."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,10 @@ def save_for(model: nn.Module, inputs: Inputs, folder: Path) -> None:
 
 
 def load_for(model: nn.Module, folder: Path) -> Model:
-    """The model with what `save_for` has written."""
-    return dit_cachegraph.load(model, folder, _options())
+    """The model with what `save_for` has written; an error where that isn't for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", dit_cachegraph.NotLoadedWarning)
+        return dit_cachegraph.load(model, folder, _options())
 
 
 def _options(inner: str = "inductor") -> dict[str, object]:

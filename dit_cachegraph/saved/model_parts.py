@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, str, Enum, torch.dtype)
+_HOLDS = (dict, list, tuple)
 _OF_EACH_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -49,10 +50,7 @@ def parts_of(module: nn.Module) -> tuple[str, ...]:
     tensors = (*module.named_parameters(), *module.named_buffers())
     lines += [f"{n}: {tensor_line(t)}" for n, t in tensors]
     held = [attribute for n, m in modules for attribute in _attributes(n, m)]
-    lines += [str(attribute) for attribute in held if not isinstance(attribute.value, dict | list)]
-    config = getattr(module, "config", None)
-    if isinstance(config, dict):
-        lines += [f"config {n}: {v!r}" for n, v in config.items() if not n.startswith("_")]
+    lines += [str(attribute) for attribute in held if not isinstance(attribute.value, _HOLDS)]
     return tuple(lines)
 
 
@@ -143,19 +141,24 @@ class _Seen:
 
 def _attributes(path: str, module: nn.Module) -> Iterator[_Attribute]:
     """What a module holds beside parts, hooks and tensors: plain values, functions, and
-    dictionaries and lists, with the plain values inside of them."""
+    dictionaries, lists and tuples, with the plain values inside of them. Of its configuration not
+    what is private: where it came from, and lists whose order differs between processes."""
+    config = getattr(module, "config", None)
     for name in sorted(vars(module).keys() - _OF_EACH_MODULE):
-        yield from _held(_Attribute(f"{path}.{name}".lstrip("."), vars(module), name))
+        is_config = isinstance(config, dict) and vars(module)[name] is config
+        label = f"{path}.{'config' if is_config else name}".lstrip(".")
+        yield from _held(_Attribute(label, vars(module), name), has_private=is_config)
 
 
-def _held(attribute: _Attribute) -> Iterator[_Attribute]:
+def _held(attribute: _Attribute, *, has_private: bool = False) -> Iterator[_Attribute]:
     path, value = attribute.path, attribute.value
     if isinstance(value, _PLAIN):
         yield attribute
-    elif isinstance(value, dict | list):
+    elif isinstance(value, _HOLDS):
         yield attribute
         for key in value if isinstance(value, dict) else range(len(value)):
-            yield from _held(_Attribute(f"{path}[{key!r}]", value, key))
+            if not (has_private and str(key).startswith("_")):
+                yield from _held(_Attribute(f"{path}[{key!r}]", value, key))
     elif callable(value) and not isinstance(value, type):
         yield attribute
         inside = getattr(value, "__dict__", {})

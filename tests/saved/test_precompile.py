@@ -31,7 +31,7 @@ from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.rules.even import EvenSchedule
 from dit_cachegraph.savable import SavableModel
 from dit_cachegraph.saved.manifest import read_programs, write_programs
-from dit_cachegraph.saved.model_parts import WatchedParts, parts_of
+from dit_cachegraph.saved.model_parts import WatchedParts, other_model, parts_of
 from support.halved_weight import HalvedWeight
 from support.logged import logged
 from support.tiny_pipelines import FAST_PIPELINES
@@ -387,6 +387,7 @@ class TunedBlock(GatedBlock):
         super().__init__()
         self.gain, self.processor = 1.0, Times()
         self.gains, self._active = {"first": 1.0, "second": 2.0}, ["first"]
+        self.sizes = (4, 2)
         self.cache, self._is_called = {}, False
 
     def forward(self, h, temb, e=None):
@@ -445,6 +446,10 @@ def join(block):
     block._active.append("second")
 
 
+def widen(block):
+    block.sizes = (4, 3)
+
+
 def hook(block):
     block.register_forward_hook(lambda *given: 2 * given[-1])
 
@@ -474,6 +479,7 @@ CHANGES = [
     (scale, r"`blocks.1.gains\['first'\]: 3.0`"),
     (switch, r"`blocks.1._active\[0\]: 'second'`"),
     (join, r"`blocks.1._active\[1\]: 'second'`"),
+    (widen, r"`blocks.1.sizes\[1\]: 3`"),
     (hook, r"`blocks.1: hooks or another forward \(1\)`"),
     (other_forward, r"`blocks.1: hooks or another forward \(1\)`"),
     (parametrize, "`blocks.1.up: ParametrizedLinear`"),
@@ -534,6 +540,18 @@ def changed_for_its_calls(model):
     before = model.blocks[1].processor
     changed_first(model)
     model.blocks[1].processor = before
+
+
+def test_of_a_configuration_not_where_it_came_from_nor_the_order_of_its_defaults():
+    """Which differs between processes, in diffusers: that of a set of words."""
+    model, other = FLUX.build().transformer, FLUX.build().transformer
+    assert len(model.config["_use_default_values"]) > 1
+    other.register_to_config(
+        _use_default_values=model.config["_use_default_values"][::-1], _name_or_path="elsewhere"
+    )
+    assert other_model(parts_of(model), other) is None
+    other.register_to_config(axes_dims_rope=(4, 6, 16))
+    assert other_model(parts_of(model), other) == "this one has `config['axes_dims_rope'][2]: 16`"
 
 
 @pytest.mark.parametrize("drawn", [changed_first, changed_at_last, changed_for_its_calls])
