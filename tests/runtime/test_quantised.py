@@ -148,9 +148,12 @@ def test_layers_of_other_kinds(make, part_of):
     [
         (
             RepointedLinear,
-            r"writes in place \(`set_` at quantised_layers.py:\d+\) to `\w+`, an arg",
+            # The second is what torch 2.14 writes in the place of the first.
+            r"writes in place \(`(set_|shallow_copy_data_)` at quantised_layers.py:\d+\) to "
+            r"`\w+`, an arg",
         ),
-        (PointerLinear, r"graph break .* \(at quantised_layers.py:\d+: Unsupported method call"),
+        # Where it breaks is ours to say; why, in Dynamo's words, which each torch has its own of.
+        (PointerLinear, r"graph break .* \(at quantised_layers.py:\d+: \w+"),
     ],
 )
 def test_layers_that_are_refused(make, sentence):
