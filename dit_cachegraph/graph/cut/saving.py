@@ -78,10 +78,10 @@ def trunk_from_bytes(data: bytes) -> CompiledTrunk:
     """The trunk, ready to run. It runs code that is in `data`."""
     start = time.perf_counter()
     saved: _SavedTrunk = pickle.loads(data)
+    ops.load_kernels()  # Plain graphs look for theirs as they are read.
     originals = tuple(map(_loaded, _with_kernels(saved.functions, saved.kernels)))
     num_functions = 1 + max(segment.kind for segment in saved.trunk.segments)
     functions = [as_called(original) for original in originals]
-    ops.load_kernels()
     ops.build_kernels(saved.stream_kind, saved.trunk.batch_dim)
     has_modulated_input = not isinstance(saved.trunk.modulated_input, str)
     return CompiledTrunk(
