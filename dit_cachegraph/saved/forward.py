@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from dit_cachegraph.call_log import Unasked
 from dit_cachegraph.exc import CannotSave
 from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.saved.call_kind import CallKind, kind_of
-from dit_cachegraph.saved.model_parts import WatchedParts, num_hooks
+from dit_cachegraph.saved.model_parts import WatchedParts, kept_tensors, num_hooks
 from dit_cachegraph.targets import is_compiled
 
 if TYPE_CHECKING:
@@ -43,11 +44,24 @@ class SavedForward:
         if program is None:
             result = self._compiled(*args, **kwargs)
         else:
+            if id(program) not in self._called:
+                self._make_what_is_kept(program, args, kwargs)
             result = program.function(self._module, *args, **kwargs)
         if change is None and (program is None or id(program) not in self._called):
             self._called.add(id(program))
             self._parts.accept()
         return result
+
+    def _make_what_is_kept(self, program: "Program", args: "Args", kwargs: "Kwargs") -> None:
+        """Where the model lacks what it makes and keeps at a call (tables of positions), have it
+        make such a call: as it is, and for that alone."""
+        lacking = program.kept - kept_tensors(self._module)
+        if lacking:
+            name, first = type(self._module).__name__, min(lacking)
+            log.info("%s runs once uncompiled, to make what it keeps (`%s`)", name, first)
+            # Lists and dictionaries of its own: a model may take out of them what it has used.
+            args, kwargs = pytree.tree_map(lambda leaf: leaf, (args, kwargs))
+            self._module(*args, **kwargs)
 
     def _program_for(self, args: "Args", kwargs: "Kwargs", change: str | None) -> "Program | None":
         try:

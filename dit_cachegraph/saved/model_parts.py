@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, str, Enum, torch.dtype)
 _HOLDS = (dict, list, tuple)
-_OF_EACH_MODULE = frozenset(vars(nn.Module()))
+# `torch.compile` notes the last on the module that it is given, whether it is called or not.
+_OF_EACH_MODULE = frozenset((*vars(nn.Module()), "_is_torch_compile"))
 
 
 class _Attribute(NamedTuple):
@@ -79,6 +80,30 @@ def num_hooks(module: nn.Module) -> int:
     """How much more runs at a call of the module than its own forward."""
     hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
     return hooks + ("forward" in vars(module))
+
+
+def kept_tensors(module: nn.Module) -> frozenset[str]:
+    """Paths of the tensors that it holds beside weights and buffers, also in dictionaries and
+    lists. Many a model makes them at its first call, and what was compiled later reads them."""
+    held = [
+        (f"{path}.{name}".lstrip("."), value)
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if name not in _OF_EACH_MODULE
+    ]
+    return frozenset(found for path, value in held for found in _tensors_in(path, value))
+
+
+def _tensors_in(path: str, value: object) -> Iterator[str]:
+    if isinstance(value, Tensor):
+        yield path
+    elif isinstance(value, _HOLDS):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from _tensors_in(f"{path}[{key!r}]", value[key])
+    elif callable(value) and not isinstance(value, (type, nn.Module)):
+        for name, held in getattr(value, "__dict__", {}).items():
+            if isinstance(held, (Tensor, *_HOLDS)):
+                yield from _tensors_in(f"{path}.{name}", held)
 
 
 class WatchedParts:

@@ -24,6 +24,7 @@ from dit_cachegraph.backend import cachedit
 from dit_cachegraph.exc import CannotLoad, CannotSave
 from dit_cachegraph.runtime.uncached import UncachedModel
 from dit_cachegraph.saved.call_kind import CallKind
+from dit_cachegraph.saved.model_parts import kept_tensors
 
 Args = Sequence[object]
 Kwargs = Mapping[str, object]
@@ -34,11 +35,13 @@ _KEPT = frozenset(("TENSOR_MATCH", "SHAPE_ENV"))
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A compiled forward for calls of one kind, whose sizes it checks."""
+    """A compiled forward for calls of one kind, whose sizes it checks. `kept`: what the model had
+    made and kept of earlier calls as it was compiled, which it may read."""
 
     kind: CallKind
     options: Options
     function: AOTCompiledFunction
+    kept: frozenset[str]
 
     def takes(self, module: nn.Module, args: Args, kwargs: Kwargs) -> bool:
         """Whether it was compiled for tensors like these; of the same kind of call."""
@@ -50,7 +53,7 @@ class Program:
         """
         try:
             saved = AOTCompiledFunction.serialize(self.function, _functions_around(module))
-            return pickle.dumps((self.kind, dict(self.options), saved.serialized_data))
+            return pickle.dumps((self.kind, dict(self.options), self.kept, saved.serialized_data))
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
             raise CannotSave(f"{type(module).__name__} can't be saved: {error}") from error
 
@@ -63,14 +66,14 @@ def program_from_bytes(data: bytes, module: nn.Module) -> Program:
     """
     names = _function_of(module).__globals__
     try:
-        kind, options, function = pickle.loads(data)
+        kind, options, kept, function = pickle.loads(data)
         with mode_of(kind):
             loaded = AOTCompiledFunction.deserialize(function, names, _functions_around(module))
     except (AttributeError, ImportError) as error:
         raise CannotLoad(f"what it was saved with isn't in this process: {error}") from error
     except (InvalidCxxCompiler, CppCompileError) as error:
         raise CannotLoad(f"its kernels have to be built anew here, which fails: {error}") from error
-    return Program(kind, options, loaded)
+    return Program(kind, options, loaded, kept)
 
 
 def compile_program(
@@ -87,6 +90,7 @@ def compile_program(
         fullgraph=True,
         options={"guard_filter_fn": _is_on_own_tensors},
     )
+    kept = kept_tensors(module)
     try:
         with mode_of(kind):
             function = compiled.aot_compile((tuple(args), dict(kwargs)))
@@ -95,7 +99,7 @@ def compile_program(
             f"{type(module).__name__} can't be saved: its forward isn't one graph, and what runs "
             f"between two can't be written down. Dynamo says: {error}"
         ) from error
-    return Program(kind, options, function)
+    return Program(kind, options, function, kept)
 
 
 def mode_of(kind: CallKind) -> AbstractContextManager[object]:

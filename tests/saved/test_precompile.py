@@ -409,6 +409,52 @@ def saved_tuned(tmp_path_factory) -> Path:
     return folder
 
 
+class Waves:
+    """A table of positions, made at the first call (Z-Image's `RopeEmbedder`)."""
+
+    def __init__(self):
+        self.tables = None
+
+    def __call__(self, positions):
+        if self.tables is None:
+            self.tables = [torch.sin(torch.arange(64.0))]
+        return self.tables[0][positions]
+
+
+class WavedDiT(ReadingDiT):
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.waves = Waves()
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states):
+        positions = torch.arange(hidden_states.shape[1])
+        moved = hidden_states + self.waves(positions)[:, None]
+        return super().forward(moved, timestep, encoder_hidden_states)
+
+
+def test_a_model_makes_what_it_keeps_of_its_first_call_before_it_is_read(tmp_path):
+    def waved():
+        torch.manual_seed(0)
+        return WavedDiT([GatedBlock() for _ in range(3)]).eval()
+
+    dc.precompile(waved(), draw, save=tmp_path, options=OPTIONS)
+    torch._dynamo.reset()
+    counters.clear()
+    plain = waved()
+    model = dc.load(plain, tmp_path, OPTIONS)
+    with logged(logging.INFO) as lines:
+        outputs = draw(model)
+    assert graphs_traced() == 0
+    assert [step.hit for step in dc.summary(model).steps] == DECISIONS * 2
+    said = "WavedDiT runs once uncompiled, to make what it keeps (`waves.tables[0]`)"
+    assert [line for line in lines if "uncompiled" in line] == [said]
+    torch.testing.assert_close(outputs, compiled_afresh(waved()), rtol=0, atol=1e-6)
+    with logged(logging.INFO) as lines:
+        draw(dc.load(plain, tmp_path, OPTIONS))
+    assert "WavedDiT: 1 programs loaded" in lines
+    assert not [line for line in lines if "uncompiled" in line], "it has them already"
+
+
 class Adapted(nn.Module):
     def __init__(self, layer):
         super().__init__()
@@ -552,6 +598,12 @@ def test_of_a_configuration_not_where_it_came_from_nor_the_order_of_its_defaults
     assert other_model(parts_of(model), other) is None
     other.register_to_config(axes_dims_rope=(4, 6, 16))
     assert other_model(parts_of(model), other) == "this one has `config['axes_dims_rope'][2]: 16`"
+
+
+def test_that_it_was_compiled_elsewhere_is_no_part_of_a_model():
+    model = toy()
+    torch.compile(model)
+    assert other_model(parts_of(model), toy()) is None
 
 
 @pytest.mark.parametrize("drawn", [changed_first, changed_at_last, changed_for_its_calls])
@@ -952,14 +1004,20 @@ print(json.dumps(told))
 """
 
 
-def run_alone(what: str, folder: Path, cache: Path, **environment: str) -> dict[str, object]:
+def run_alone(
+    what: str,
+    folder: Path,
+    cache: Path,
+    options: dict[str, object] = OF_INDUCTOR,
+    **environment: str,
+) -> dict[str, object]:
     """Save or load in a process of its own, with Inductor, whose cache is in `cache`."""
     tests = Path(__file__).resolve().parents[1]
     paths = [str(tests), str(tests.parent), str(tests.parent / "kernels")]
     own = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
         [sys.executable, "-c", ONE_PROCESS, what, str(folder), str(cache / "outputs.pt")]
-        + [json.dumps(OF_INDUCTOR)],
+        + [json.dumps(options)],
         capture_output=True,
         text=True,
         check=True,
@@ -995,6 +1053,16 @@ def test_a_new_process_neither_traces_nor_compiles(saved_alone, tmp_path):
     assert any(loaded["hits"])
     first, second = torch.load(saved_alone.outputs), torch.load(tmp_path / "outputs.pt")
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_plain_graphs_are_loaded_before_anything_else_has_called_for_their_operators(
+    saved, tmp_path
+):
+    loaded = run_alone("load", saved, tmp_path, OPTIONS)
+    assert loaded["stats"] == {}
+    assert loaded["hits"] == DECISIONS
+    expected = compiled_afresh(toy())[:5]
+    torch.testing.assert_close(torch.load(tmp_path / "outputs.pt"), expected, rtol=0, atol=1e-6)
 
 
 def built_for_another_cpu(folder: Path) -> None:
