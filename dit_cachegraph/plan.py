@@ -59,15 +59,26 @@ class BlockListReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """The streams, by index, that block `block` puts into one along `dim`, in their order."""
+
+    block: int
+    parts: tuple[int, ...]
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
     """A value carried from block to block. `slots[i]` is where it lies at boundary `i`, or None
     where it is not alive there or has another shape, dtype or layout than at its first boundary.
     `is_added_to[i]` is False where block `i` makes it anew, and adds nothing to what it was given.
+    `joined`: what it was before it was one.
     """
 
     name: str
     slots: tuple[int | None, ...]
     is_added_to: tuple[bool, ...]
+    joined: Joined | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,9 @@ def rerounded(
     rounding away. The region is about to compute; the values themselves stay as they are."""
     nearby = list(values)
     for effect in region.effects:
-        stream = None if effect.live_in is None else values[effect.live_in]
-        if effect.live_in is not None and isinstance(stream, Tensor):
-            nearby[effect.live_in] = _next_to(stream)
+        for slot in effect.live_ins:
+            if isinstance(stream := values[slot], Tensor):
+                nearby[slot] = _next_to(stream)
     run(nearby)
     return record(nearby, region, (None,) * len(region.effects), batch_dim).outs
 

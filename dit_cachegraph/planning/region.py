@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dit_cachegraph.exc import InvalidConfig
-from dit_cachegraph.plan import ArgumentRoles, InjectedResidual, Trunk
+from dit_cachegraph.plan import ArgumentRoles, InjectedResidual, Joined, Trunk
 from dit_cachegraph.planning.grid import DIMS_WITH_A_GRID, NO_GRID, PARTS_OF_A_GRID
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.policy.rule import Probe, ProbeKind, Span
@@ -14,12 +14,20 @@ from dit_cachegraph.policy.rule import Probe, ProbeKind, Span
 class Effect:
     """How one value that leaves a region is remade on a hit: `live_in` plus what is kept, or what
     is kept alone: for a mask, with no live-in of its shape, and where it `is_whole`, since a block
-    made it anew and no sum leads to it. `is_hidden`: it is of the stream that is probed."""
+    made it anew and no sum leads to it. `is_hidden`: it is of the stream that is probed, or has it
+    inside. Where the region puts streams into one, its live-in are `parts`, along `dim`."""
 
     live_out: int
     live_in: int | None
     is_hidden: bool
     is_whole: bool = False
+    parts: tuple[int, ...] = ()
+    dim: int = 0
+
+    @property
+    def live_ins(self) -> tuple[int, ...]:
+        """The slots of what is added to."""
+        return self.parts or (() if self.live_in is None else (self.live_in,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,5 +148,28 @@ def _effect(trunk: Trunk, live_out: int, start: int) -> Effect:
     for i, stream in enumerate(trunk.streams):
         if live_out in stream.slots:
             is_sum = all(stream.is_added_to[start : trunk.made_by[live_out]])
-            return Effect(live_out, stream.slots[start], i == trunk.probe_stream, not is_sum)
+            is_hidden = i == trunk.probe_stream or _has_probe(trunk, stream.joined)
+            if is_sum and (parts := _parts_of(trunk, stream.joined, start)):
+                assert stream.joined is not None
+                return Effect(live_out, None, is_hidden, parts=parts, dim=stream.joined.dim)
+            return Effect(live_out, stream.slots[start], is_hidden, not is_sum)
     return Effect(live_out, None, False, True)
+
+
+def _has_probe(trunk: Trunk, joined: Joined | None) -> bool:
+    """True for what the stream that is probed became a part of, each sample by itself."""
+    if joined is None or joined.dim == trunk.batch_dim:
+        return False
+    return trunk.probe_stream in joined.parts
+
+
+def _parts_of(trunk: Trunk, joined: Joined | None, start: int) -> tuple[int, ...]:
+    """Where the region begins, the streams that become one in it; none where they aren't there yet,
+    or are made anew before."""
+    if joined is None or start > joined.block:
+        return ()
+    streams = [trunk.streams[part] for part in joined.parts]
+    slots = [stream.slots[start] for stream in streams if stream.slots[joined.block] is not None]
+    found = tuple([slot for slot in slots if slot is not None])
+    are_sums = all(all(stream.is_added_to[start : joined.block]) for stream in streams)
+    return found if are_sums and len(found) == len(streams) else ()

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from dit_cachegraph import ops
+from dit_cachegraph.planning.region import Effect
 from dit_cachegraph.policy.rule import Decision, Need, Observation, Sums
 from dit_cachegraph.runtime.cached_state import CachedRegion
 from dit_cachegraph.runtime.reading import Probed, StepReader
 from dit_cachegraph.runtime.step import RegionStep, Step
-from dit_cachegraph.segments.slots import tensor_at
+from dit_cachegraph.segments.slots import Values, tensor_at
 
 EMPTY = "empty region"
 
@@ -32,6 +36,16 @@ def keep_probe(decided: RegionStep, probed: Probed | None) -> None:
     if probed is not None and (not decided.decision.hit or probed.probe.is_of_last_step):
         factor = probed.probe.downsample_factor
         decided.probe = ops.probe_value(probed.hidden, probed.hidden_in, factor)
+
+
+def _fits(values: Values, effect: Effect, snapshot: Tensor) -> bool:
+    """True if what is kept of an effect can be added to what enters the region now."""
+    shapes = [tensor_at(values, slot).shape for slot in effect.live_ins]
+    if len(shapes) > 1:
+        sizes = list(shapes[0])
+        sizes[effect.dim] = sum(shape[effect.dim] for shape in shapes)
+        shapes = [torch.Size(sizes)]
+    return shapes in ([], [snapshot.shape])
 
 
 def why_compute(step: Step) -> str | None:
@@ -73,8 +87,7 @@ def _usable(
     else:
         effects = step.plan.regions[i].effects
         is_same = all(
-            effect.live_in is None
-            or tensor_at(step.values, effect.live_in).shape == snapshots[-1].shape
+            _fits(step.values, effect, snapshots[-1])
             for effect, snapshots in zip(effects, cached.snapshots, strict=True)
         )
     return (cached, None) if is_same else (None, "new shape")

@@ -3,7 +3,8 @@
 computed   out = blocks(live_in)      the snapshot out - live_in joins the last few
 hit        out = live_in + sum of weighted snapshots
 
-What is no sum with its live-in (`Effect.is_whole`) is kept, and estimated, as it is.
+What is no sum with its live-in (`Effect.is_whole`) is kept, and estimated, as it is. The live-in of
+what was several streams where the region begins is these in one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ def bases_of(values: Values, region: Region) -> Bases:
 
 
 def _base_of(values: Values, effect: Effect) -> Tensor | None:
+    if effect.parts:
+        return torch.cat([tensor_at(values, slot) for slot in effect.parts], effect.dim)
     base = None if effect.live_in is None or effect.is_whole else values[effect.live_in]
     # Masks have no difference.
     return base if isinstance(base, Tensor) and base.dtype != torch.bool else None

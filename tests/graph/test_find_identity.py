@@ -2,6 +2,7 @@
 
 Sums as in `test_find_blocks`: sin(timestep) is 1 at the computed step and 0.5 at the hit."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -108,3 +109,90 @@ def test_stream_of_blocks_of_two_kinds_is_what_they_add_to() -> None:
     model = ControlledDiT([ControlledBlock() for _ in range(4)])
     (graph,) = dc.explain(model, **toy_steps([90.0])[0]).graphs
     assert (graph.num_streams, graph.makers) == (1, ())
+
+
+class PairBlock(AddingBlock):
+    """(h, e) -> (h + step * temb, e + 2 step * temb)."""
+
+    def forward(self, h: Tensor, e: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return h + self.step * temb, e + 2 * self.step * temb
+
+
+class MakingPairBlock(PairBlock):
+    """The same of a text that is made anew."""
+
+    def forward(self, h: Tensor, e: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return h + self.step * temb, torch.tanh(e) + 2 * self.step * temb
+
+
+class Calling(nn.Module):
+    """An adding block as a module of a module: a list of layers alone joins no other."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.add = AddingBlock(step)
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        return self.add(h, temb)
+
+
+class JoinedDiT(ToyDiT):
+    """Text and image beside each other, then as one sequence (FLUX.2, Chroma, AuraFlow). What comes
+    out is the image, plus the mean of the text."""
+
+    def __init__(self, pairs: list[nn.Module], singles: list[nn.Module]) -> None:
+        super().__init__(pairs)
+        self.singles = nn.ModuleList(singles)
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        assert e is not None
+        for block in self.blocks:
+            h, e = block(h, e, temb)
+        both = torch.cat([e, h], dim=1)
+        for single in self.singles:
+            both = single(both, temb)
+        return both[:, e.shape[1] :] + both[:, : e.shape[1]].mean(1, keepdim=True)
+
+
+def joined(*pairs: nn.Module) -> nn.Module:
+    return JoinedDiT(list(pairs), [Calling(3.0), Calling(4.0)])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("first", "fresh_image", "fresh_text"), [(0, 0, 0), (1, 1, 2), (3, 6, 9)])
+def test_streams_that_become_one_are_added_to_as_one(first, fresh_image, fresh_text) -> None:
+    """A hit goes by its own latents, wherever the region begins."""
+    compiled = compile_toy(joined(PairBlock(1.0), PairBlock(2.0)))
+    of_some = {"Fn_compute_blocks": first, "residual_diff_threshold": 1.0}
+    even = {"rule": "even", "every": 2, "max_warmup_steps": 1}
+    dc.configure(compiled, **(of_some if first else even))
+    computed, inputs = toy_steps([90.0, 30.0])
+    run(compiled, computed)
+    output = run(compiled, inputs)
+    assert dc.summary(compiled).num_hits == 1
+    image = 2 * inputs["hidden_states"] + 10 - fresh_image / 2
+    text = inputs["encoder_hidden_states"].mean(1, keepdim=True) + 13 - fresh_text / 2
+    torch.testing.assert_close(output, (image + text) / 2)
+
+
+@torch.no_grad()
+def test_what_becomes_one_after_a_part_was_made_anew_is_replayed_as_its_value() -> None:
+    model = joined(MakingPairBlock(1.0), MakingPairBlock(2.0))
+    output, _ = hit_after_one_step(model)
+    torch.testing.assert_close(output, run(model, toy_steps([90.0, 30.0])[0]))
+
+
+@torch.no_grad()
+def test_what_a_reuse_misses_of_streams_that_became_one_is_told_for_each_sample() -> None:
+    model = joined(PairBlock(1.0), PairBlock(2.0))
+    compiled = compile_toy(model, residual_diff_threshold=0.0, observe_error=True)
+    steps = toy_steps([90.0, 30.0])
+    for step in steps:
+        step["hidden_states"][1] *= 10
+        run(compiled, step)
+    h, e = 2 * steps[1]["hidden_states"] + 10 / 2, steps[1]["encoder_hidden_states"] + 13 / 2
+    # The first block is computed anew: a reuse has 9 and 11 of the others in place of half of it.
+    missed = DIM * (h.shape[1] * 9 + e.shape[1] * 11) / 2
+    size = h.abs().sum((1, 2)) + e.abs().sum((1, 2))
+    expected = (missed / size).max().item()
+    assert dc.summary(compiled).steps[1].observed_error == pytest.approx(expected, rel=1e-5)

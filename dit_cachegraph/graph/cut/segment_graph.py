@@ -33,6 +33,7 @@ from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_nam
 from dit_cachegraph.graph.understand.check_share import costs_of
 from dit_cachegraph.graph.understand.find_identity import adds_to
 from dit_cachegraph.graph.understand.find_injected import find_injected
+from dit_cachegraph.graph.understand.find_joined import joined_of
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.graph.understand.match_pattern import Pattern
 from dit_cachegraph.plan import (
@@ -238,4 +239,5 @@ def _stream(stream: StreamNodes, cutting: _Cutting) -> Stream:
         for n in stream.at
     ]
     added = tuple(adds_to(i, stream, cutting.assignment) for i in range(num_blocks))
-    return Stream(first.name, tuple(same), added)
+    joined = joined_of(stream, cutting.pattern.streams, cutting.assignment)
+    return Stream(first.name, tuple(same), added, joined)

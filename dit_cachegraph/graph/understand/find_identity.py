@@ -41,16 +41,19 @@ def adds_to(block: int, stream: StreamNodes, assignment: Assignment) -> bool:
     before, after = stream.at[block], stream.at[block + 1]
     if before is None or after is None:
         return True
-    seen, stack = {after}, [after]
+    return any(node is before for node in summed_in(after, block, assignment))
+
+
+def summed_in(node: fx.Node, block: int, assignment: Assignment) -> Iterator[fx.Node]:
+    """A value that the block hands on, and those that such paths lead from to it."""
+    seen, stack = {node}, [node]
     while stack:
         node = stack.pop()
-        if node is before:
-            return True
+        yield node
         if assignment.segment_of.get(node) == block + 1:
             passed = [n for n in _passed_on(node) if n not in seen]
             seen.update(passed)
             stack += passed
-    return False
 
 
 def _passed_on(node: fx.Node) -> Iterator[fx.Node]:
