@@ -24,6 +24,8 @@ from dit_cachegraph.exc import CannotSave
 from dit_cachegraph.saved.model_parts import other_model
 
 _FILE = "manifest.json"
+FORM = 2
+"""Of what is in the files: one more with each change of it, so that those of before are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def parse_manifest(text: str) -> Manifest:
 def maker_on(device: torch.device) -> Maker:
     """This process, where it compiles for `device`."""
     return Maker(
-        importlib.metadata.version("dit_cachegraph"),
+        f"{importlib.metadata.version('dit_cachegraph')} (form {FORM})",
         str(torch.__version__),
         platform.python_version(),
         f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
