@@ -13,9 +13,15 @@ from dit_cachegraph.compat.cache_config import BasicCacheConfig, CacheType
 from dit_cachegraph.compat.calibrators import CalibratorConfig
 from dit_cachegraph.compat.flat_options import check_kinds, configs_of, settings_given
 from dit_cachegraph.compat.not_taken import refuse_not_taken
-from dit_cachegraph.compat.params_modifier import Modifiers, Settings, settings_of_transformers
+from dit_cachegraph.compat.params_modifier import (
+    Modifiers,
+    Settings,
+    changed_of_each_list,
+    settings_of_transformers,
+)
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.checks import check_bool
 from dit_cachegraph.targets import foreign_cache_note, modules_in
 
@@ -111,15 +117,21 @@ def refresh_context(
     *,
     cache_config: BasicCacheConfig | None = None,
     calibrator_config: CalibratorConfig | None = None,
+    parallelism_config: object = None,
+    attention_backend: object = None,
+    quantize_config: object = None,
     verbose: bool = False,
     **options: object,
 ) -> None:
-    """Forget what is kept for the transformer, and change these settings of it. Not needed between
-    images: a new one is seen by itself.
+    """Forget what is kept for the transformer, and change these settings of it, or of each of its
+    block lists where they have settings of their own. Not needed between images: a new one is seen
+    by itself.
 
     Raises:
-        InvalidConfig: an unknown option, a bad value, or `cache_type="NONE"`.
+        InvalidConfig: an unknown option, a bad value, something that is not taken here, or
+            `cache_type="NONE"`.
     """
+    refuse_not_taken(parallelism_config, attention_backend, quantize_config)
     changed = settings_given(cache_config, calibrator_config, options)
     if changed.get("enabled") is False:
         raise InvalidConfig(
@@ -127,7 +139,9 @@ def refresh_context(
             "turn it off"
         )
     if changed:
-        configure(transformer, **changed)
+        (module,) = modules_in(transformer)
+        overrides = REGISTRY.of_module(module).overrides
+        configure(transformer, **changed_of_each_list(overrides, changed))
     reset(transformer)
     if verbose:
         log.info("%s: nothing is kept; changed: %s", type(transformer).__name__, changed or "-")

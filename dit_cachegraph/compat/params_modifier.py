@@ -9,6 +9,8 @@ from dit_cachegraph.compat.calibrators import CalibratorConfig
 from dit_cachegraph.compat.flat_options import settings_given
 from dit_cachegraph.config import CommonSettings, resolve
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.layers import Layers, merge
+from dit_cachegraph.policy.rules.block_lists import BlockLists
 
 Settings = Mapping[str, object]
 _COMMON = frozenset(f.name for f in fields(CommonSettings))
@@ -98,3 +100,17 @@ def _with_modifiers(base: Settings, modifiers: Sequence[ParamsModifier]) -> Sett
         )
     lists = [{n: v for n, v in settings.items() if n not in _COMMON} for settings in each]
     return {**common[0], "block_lists": lists}
+
+
+def changed_of_each_list(overrides: Layers, changed: Settings) -> Settings:
+    """`changed` as it is, or, where each block list goes by settings of its own, as what it makes
+    of those of each: they hold where it says nothing."""
+    current: Settings = {}
+    for layer in overrides:
+        current = merge(current, dict(layer))
+    if current.get("rule") != BlockLists.name:
+        return changed
+    common = {name: value for name, value in changed.items() if name in _COMMON}
+    own = {name: value for name, value in changed.items() if name not in _COMMON}
+    lists = cast(Sequence[Sequence[tuple[str, object]]], current["block_lists"])
+    return {**common, "block_lists": [merge(dict(settings), own) for settings in lists]}

@@ -180,6 +180,15 @@ def test_refresh_context_forgets_and_changes():
     assert dc.strify(model) == "DBCache_F8B0_W1I1M2MC0_R1.0_N6_T1O1"
 
 
+def test_refresh_context_takes_what_load_configs_returns():
+    model = dc.enable_cache(OwnTransformer())
+    configs = dc.load_configs({"cache_config": {"max_warmup_steps": 3, "enable_taylorseer": True}})
+    dc.refresh_context(model, **configs)
+    assert dc.strify(model) == "DBCache_F8B0_W3I1M0MC0_R0.08_T1O1"
+    with pytest.raises(dc.InvalidConfig, match="attention is no part of the cache"):
+        dc.refresh_context(model, **dc.load_configs({"attention_backend": "native"}))
+
+
 def test_summary_takes_cache_dits_arguments(capsys):
     model = OwnTransformer()
     dc.enable_cache(model)
