@@ -5,6 +5,8 @@ pipe.transformer.compile(backend="cachedit")
 `import dit_cachegraph as cache_dit` has the calls of cache-dit as well: `docs/migrating.md`.
 """
 
+import contextlib
+
 from dit_cachegraph.api import check, configure, observe, request, requests, reset, summary
 from dit_cachegraph.calibration.calibrate import calibrate
 from dit_cachegraph.calibration.result import CalibratedConfig
@@ -33,7 +35,7 @@ from dit_cachegraph.compat.load_configs import (
     load_parallelism_config,
     load_quantize_config,
 )
-from dit_cachegraph.compat.not_taken import ParallelismConfig, QuantizeConfig
+from dit_cachegraph.compat.not_taken import ParallelismConfig, QuantizeConfig, find_not_taken
 from dit_cachegraph.compat.params_modifier import ParamsModifier
 from dit_cachegraph.compat.strify import strify
 from dit_cachegraph.compat.supported import SupportedPipelines, supported_pipelines
@@ -130,3 +132,16 @@ __all__ = [
     "summary",
     "supported_pipelines",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Names of cache-dit's that aren't here, so that a script that has one is told what to do."""
+    if name == "__version__":
+        # Nothing here needs it, and importing it takes a moment.
+        from importlib import metadata  # noqa: PLC0415
+
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version("dit_cachegraph")
+    if (found := find_not_taken(name)) is not None:
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,6 +37,19 @@ class ForwardPattern(enum.Enum):
     def Out(self) -> tuple[str, ...]:  # noqa: N802
         return self.value[1]
 
+    @property
+    def Return_H_First(self) -> bool:  # noqa: N802
+        """Whether the image's stream comes first of two."""
+        return self.Out == (H, E)
+
+    @property
+    def Return_H_Only(self) -> bool:  # noqa: N802
+        return self.Out == (H,)
+
+    @property
+    def Forward_H_only(self) -> bool:  # noqa: N802
+        return self.In == (H,)
+
     def __str__(self) -> str:
         called, returned = (", ".join(name[0] for name in names) for names in self.value)
         return f"{self.name} ({called} -> {returned})"

@@ -1,6 +1,8 @@
-"""What cache-dit's `enable_cache` does beside caching, and where to do it instead."""
+"""What cache-dit does beside caching, and where to do it instead."""
 
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NoReturn
 
 from dit_cachegraph.exc import InvalidConfig
 
@@ -20,6 +22,64 @@ INSTEAD = MappingProxyType(
         ),
     }
 )
+_OFFLOAD = (
+    "offload is no part of the cache: call `pipe.enable_model_cpu_offload()` or "
+    "`transformer.enable_group_offload(...)` of diffusers"
+)
+_PROFILE = (
+    "profiling is no part of the cache: use torch.profiler; `summary` and `plot` tell of steps"
+)
+_ADAPTERS = (
+    "blocks are found in the graph of the forward as it is, and no model needs an adapter: leave "
+    "it out, and call enable_cache with the pipeline or the transformer"
+)
+_NAMES = MappingProxyType(
+    {
+        "quantize": INSTEAD["quantize_config"],
+        "QuantizeBackend": INSTEAD["quantize_config"],
+        "set_attn_backend": INSTEAD["attention_backend"],
+        "ParallelismBackend": INSTEAD["parallelism_config"],
+        "BlockAdapterRegister": _ADAPTERS,
+        "PatchFunctor": _ADAPTERS,
+        "supported_matrix": "call supported_pipelines, or read docs/models.md",
+        **dict.fromkeys(
+            ("layerwise_offload", "layerwise_cpu_offload", "remove_layerwise_offload",
+             "get_layerwise_offload_handles", "LayerwiseOffloadHandle",
+             "LayerwiseOffloadHandleGroup"), _OFFLOAD,
+        ),
+        **dict.fromkeys(
+            ("ProfilerContext", "profile_function", "create_profiler_context",
+             "get_profiler_output_dir", "set_profiler_output_dir"), _PROFILE,
+        ),
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class NotTaken:
+    """A name of cache-dit's that can be imported, so that a script can be read, and told where it
+    is called, derived from, or asked for an attribute."""
+
+    name: str
+
+    def _refuse(self) -> NoReturn:
+        raise InvalidConfig(f"{self.name}: {_NAMES[self.name]}")
+
+    def __call__(self, *_args: object, **_options: object) -> NoReturn:
+        self._refuse()
+
+    def __mro_entries__(self, _bases: tuple[object, ...]) -> NoReturn:
+        self._refuse()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse()
+
+
+def find_not_taken(name: str) -> NotTaken | None:
+    """What stands for the name, if it is one of cache-dit's that isn't here."""
+    return NotTaken(name) if name in _NAMES else None
 
 
 class ParallelismConfig:

@@ -189,6 +189,14 @@ def test_refresh_context_takes_what_load_configs_returns():
         dc.refresh_context(model, **dc.load_configs({"attention_backend": "native"}))
 
 
+def test_patterns_tell_what_cache_dits_tell():
+    first = [p for p in dc.ForwardPattern if p.Return_H_First]
+    only = [p for p in dc.ForwardPattern if p.Return_H_Only]
+    alone = [p for p in dc.ForwardPattern if p.Forward_H_only]
+    assert first == [dc.Pattern_0, dc.Pattern_4] and only == [dc.Pattern_2, dc.Pattern_3]
+    assert alone == [dc.Pattern_3, dc.Pattern_4, dc.Pattern_5]
+
+
 def test_summary_takes_cache_dits_arguments(capsys):
     model = OwnTransformer()
     dc.enable_cache(model)

@@ -99,6 +99,32 @@ def test_configurations_in_the_place_of_each_other(change):
     assert dc.strify(model) == "DBCache_F8B0_W3I1M0MC0_R0.08"
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("quantize", "quantise the transformer first"),
+        ("set_attn_backend", r"set_attention_backend\(\.\.\.\)` of diffusers"),
+        ("layerwise_offload", r"enable_group_offload\(\.\.\.\)` of diffusers"),
+        ("ProfilerContext", "use torch.profiler"),
+        ("supported_matrix", "call supported_pipelines"),
+    ],
+)
+def test_names_that_can_be_imported_alone(name, sentence):
+    with pytest.raises(dc.InvalidConfig, match=f"{name}: .*{sentence}"):
+        getattr(dc, name)(OwnTransformer())
+
+
+def test_adapters_of_ones_own():
+    with pytest.raises(dc.InvalidConfig, match="PatchFunctor: .*no model needs an adapter"):
+
+        class OwnFunctor(dc.PatchFunctor):
+            pass
+
+    with pytest.raises(dc.InvalidConfig, match="BlockAdapterRegister: .*no model needs an adapte"):
+        dc.BlockAdapterRegister.register("OwnPipeline")
+    assert not hasattr(dc, "BlockAdapterRegistry")
+
+
 def test_options_that_say_nothing():
     model = OwnTransformer()
     dc.enable_cache(model, parallelism_config=None, attention_backend=None, quantize_config=None,
