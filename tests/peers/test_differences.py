@@ -210,6 +210,25 @@ def test_a_bound_on_pruned_steps(ours):
     assert (mine.hits, mine.num_pruned) == (((2, 3),), ((11, 11),))
 
 
+def test_a_bound_on_the_sum_of_diffs_of_pruned_blocks(ours):
+    settings = {"rule": "dbprune", "residual_diff_threshold": 0.8, "max_warmup_steps": 2}
+    plain, bound = settings, settings | {"max_accumulated_residual_diff_threshold": 0.1}
+    # Its own count of DBPrune adds nothing up; ours adds the mean of each step.
+    assert run_peer(PLAIN, bound).hits == run_peer(PLAIN, plain).hits
+    assert len(run_ours(ours, PLAIN, bound).hits[0]) < len(run_ours(ours, PLAIN, plain).hits[0])
+
+
+def test_a_dynamic_threshold_under_guidance(ours):
+    guided = Sampling(9, guidance=5.0)
+    settings = {"rule": "dbprune", "residual_diff_threshold": 0.05, "max_warmup_steps": 2}
+    settings |= {"enable_dynamic_prune_threshold": True, "max_dynamic_prune_threshold": 0.4}
+    # Where its second pass looks for the mean of a step's diffs, there are those of the first.
+    peer, mine = run_peer(guided, settings), run_ours(ours, guided, settings)
+    assert peer.num_pruned[1] != mine.num_pruned[1]
+    alone = {**settings, "enable_dynamic_prune_threshold": False}
+    assert run_peer(guided, alone).num_pruned == run_ours(ours, guided, alone).num_pruned
+
+
 def test_a_misspelt_option(ours):
     config = peer_config({})
     config.update(residual_dif_threshold=0.5)
