@@ -23,15 +23,16 @@ Bases = tuple[Tensor | None, ...]
 
 def bases_of(values: Values, region: Region) -> Bases:
     """What each kept effect is relative to, where the region begins; None where it is whole."""
-    if region.predictor.calibrator_cache_type == "hidden_states":
-        return (None,) * len(region.effects)
-    return tuple([_base_of(values, effect) for effect in region.effects])
+    return tuple([_base_of(values, effect, region.predictor) for effect in region.effects])
 
 
-def _base_of(values: Values, effect: Effect) -> Tensor | None:
-    if effect.parts:
+def _base_of(values: Values, effect: Effect, predictor: Predictor) -> Tensor | None:
+    is_whole = effect.is_whole or (
+        predictor.calibrator_cache_type == "hidden_states" and _may_be_forecast(effect, predictor)
+    )
+    if effect.parts and not is_whole:
         return torch.cat([tensor_at(values, slot) for slot in effect.parts], effect.dim)
-    base = None if effect.live_in is None or effect.is_whole else values[effect.live_in]
+    base = None if effect.live_in is None or is_whole else values[effect.live_in]
     # Masks have no difference.
     return base if isinstance(base, Tensor) and base.dtype != torch.bool else None
 
@@ -82,7 +83,11 @@ def joined(
 
 def _is_forecast(effect: Effect, value: Tensor, predictor: Predictor) -> bool:
     """False for what is replayed whatever the predictor says."""
-    return value.is_floating_point() and (effect.is_hidden or predictor.enable_encoder_calibrator)
+    return value.is_floating_point() and _may_be_forecast(effect, predictor)
+
+
+def _may_be_forecast(effect: Effect, predictor: Predictor) -> bool:
+    return effect.is_hidden or predictor.enable_encoder_calibrator
 
 
 def estimates(region: Region, kept: CachedRegion, bases: Bases, step: int) -> Iterator[Tensor]:

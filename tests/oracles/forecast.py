@@ -44,8 +44,10 @@ class ForecastOracle(EagerOracle):
     def _commit(self, verdict) -> None:
         effects, entering = self._pass.residuals, self._pass.entering
         if not verdict.hit and effects is not None:
-            if self._is_whole:
-                effects = {name: entering[name] + effect for name, effect in effects.items()}
+            effects = {
+                name: entering[name] + effect if self._is_value(name) else effect
+                for name, effect in effects.items()
+            }
             self._known.append((self._state.step, effects))
         super()._commit(verdict)
 
@@ -55,12 +57,17 @@ class ForecastOracle(EagerOracle):
         for name in streams:
             kept = [effects[name] for _, effects in self._known if name in effects]
             base = self._pass.entering.get(name)
-            forecast = self._forecast
-            if name != IMAGE_STREAM and not self._is_for_all:
-                forecast = replay
+            forecast = self._forecast if self._is_forecast(name) else replay
             effect = _forecast(forecast, kept, steps, self._state.step) if kept else None
-            left[name] = effect if effect is None or self._is_whole else base + effect
+            left[name] = effect if effect is None or self._is_value(name) else base + effect
         return left
+
+    def _is_forecast(self, name: str) -> bool:
+        return name == IMAGE_STREAM or self._is_for_all
+
+    def _is_value(self, name: str) -> bool:
+        """What is replayed, and not forecast, is what was added, whatever is forecast of others."""
+        return self._is_whole and self._is_forecast(name)
 
 
 def _forecast(oracle: Oracle, kept: Sequence[Tensor], steps: Sequence[int], step: int) -> Tensor:

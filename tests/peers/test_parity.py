@@ -78,7 +78,9 @@ MASKS += [dict(mask=(1, 0) * 4, policy="static", W=0)]
 TAYLOR = [dict(T=1, W=4, R=r) for r in (0.2, 0.4, 0.8, 1.0)] + [dict(T=0, W=4, R=0.8)]
 TAYLOR += [dict(T=1, W=4, R=0.8, F=f, B=b) for f, b in ((1, 4), (4, 0), (6, 3))]
 TAYLOR += [dict(T=1, W=4, R=1.0, MC=1), dict(T=1, W=5, R=0.8, M=2), dict(T=1, W=8, I=3, R=1.0)]
-TAYLOR += [dict(T=1, W=4, R=0.8, kept="hidden_states"), dict(T=1, W=4, R=0.8, encoder=False)]
+TAYLOR += [dict(T=1, W=4, R=0.8, kept="hidden_states")]
+# What the text's stream leaves shows in the last blocks.
+TAYLOR += [dict(T=1, W=4, R=0.8, B=4, kept="hidden_states", encoder=False)]
 TAYLOR += [dict(T=1, mask=(1, 1, 1, 1, 0, 1, 0, 0), policy="static", W=4)]
 TAYLOR += [dict(T=2, W=w, R=1.0) for w in (4, 5, 7)] + [dict(T=3, W=6, R=1.0)]
 
@@ -117,6 +119,7 @@ BRANCHES = [
     dict(rule="dbprune", R=0.2, F=2, B=2),
 ]
 TABLE = [(PLAIN, row) for row in UNGUIDED] + [(GUIDED, row) for row in BRANCHES]
+TABLE += [(PLAIN, dict(T=1, W=4, R=0.8, encoder=False))]
 # Those of every run: each kind of row, and of each kind every third. An image that is drawn by both
 # takes a second.
 SAMPLE = TABLE[::3]

@@ -14,7 +14,8 @@ class Calibrator(Predictor):
     """What is forecast: what the region adds to a stream, or the stream after the region."""
 
     enable_encoder_calibrator: bool = True
-    """False: only the image's stream is forecast, the others are replayed."""
+    """False: only the image's stream is forecast; what the region added to the others is replayed,
+    whatever `calibrator_cache_type` says."""
 
     def __post_init__(self) -> None:
         check_choice(
