@@ -229,6 +229,16 @@ def test_a_dynamic_threshold_under_guidance(ours):
     assert run_peer(guided, alone).num_pruned == run_ours(ours, guided, alone).num_pruned
 
 
+def test_values_of_pruned_blocks(ours):
+    settings = {"rule": "dbprune", "residual_diff_threshold": 0.2, "max_warmup_steps": 4}
+    settings |= {"predictor": "taylorseer"}
+    values = {**settings, "calibrator_cache_type": "hidden_states"}
+    # What a block added to the text is put in the text's place there.
+    for each, is_wrong in ((settings, False), (values, True)):
+        error = relative_error(run_peer(PLAIN, each).tokens, run_ours(ours, PLAIN, each).tokens)
+        assert (error > WRONG_OUTPUT) is is_wrong and (error < SAME_OUTPUT) is not is_wrong, error
+
+
 def test_a_misspelt_option(ours):
     config = peer_config({})
     config.update(residual_dif_threshold=0.5)
