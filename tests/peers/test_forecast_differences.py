@@ -48,6 +48,20 @@ def test_a_forecast_of_what_moves_evenly(state, config, computed, its):
         assert sum(weighted).item() == pytest.approx(2.0 - 0.5 * step)
 
 
+@pytest.mark.parametrize(("rank", "is_same"), [(0, True), (1, False)])
+def test_dmd_of_evenly_spaced_values(rank, is_same):
+    generator = torch.Generator().manual_seed(0)
+    values = list(torch.randn(5, 1, 16, generator=generator).cumsum(0))
+    peer = DMDState(rank=rank)
+    for value in values:
+        peer.mark_step_begin()
+        peer.update(value)
+    peer.mark_step_begin()
+    mine = DMD(dmd_rank=rank).estimate(values, range(5), 5)
+    # What no mode has of the newest value is lost there.
+    assert torch.allclose(mine, peer.approximate(), rtol=1e-3, atol=1e-3) is is_same
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 7])
 def test_a_mask_for_few_steps(num_steps):
     with pytest.raises(AssertionError, match="Only total_steps=4 or 6 is supported"):
