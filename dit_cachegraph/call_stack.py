@@ -29,11 +29,13 @@ def compiled_call() -> FrameType | None:
 
 
 def model_being_called() -> nn.Module | None:
-    """The outermost module whose call is under way inside what was compiled."""
+    """The outermost module whose call is under way inside what was compiled, also where that is its
+    forward alone: which isn't on the stack yet while its first graph is compiled."""
     found = None
     for frame in _frames():
         if frame.f_code.co_name == _COMPILED_CALL:
-            return found
+            owner = getattr(frame.f_locals.get("fn"), "__self__", None)
+            return owner if isinstance(owner, nn.Module) else found
         module = _module_of(frame)  # Its truth is its length, if it has one.
         found = found if module is None else module
     return None

@@ -90,6 +90,26 @@ def test_refiner_in_a_fragment_of_its_own_leaves_the_blocks_cached() -> None:
     assert report.num_hits == 2
 
 
+@pytest.mark.parametrize("how", ["enable_cache", "its forward"])
+def test_a_fragment_before_the_blocks_where_the_forward_alone_is_compiled(how) -> None:
+    """The forward isn't on the stack yet when its first graph is compiled: the timestep that this
+    reads was another model's, and no step of an image was known."""
+    model, every = RefinedDiT(breaks_in_blocks=False), {"residual_diff_threshold": 1.0}
+    if how == "enable_cache":
+        dc.enable_cache(model, Fn_compute_blocks=1, max_warmup_steps=1, **every)
+    else:
+        options = {"inner_backend": "eager", "max_warmup_steps": 1, **every}
+        model.forward = torch.compile(model.forward, backend="cachedit", options=options)
+    with torch.no_grad():
+        for inputs in toy_steps([90.0, 80.0, 70.0]):
+            run(model, inputs)
+    assert [(s.timestep, s.hit) for s in dc.summary(model).steps] == [
+        (90.0, False),
+        (80.0, True),
+        (70.0, True),
+    ]
+
+
 class BranchingDiT(ToyDiT):
     """Branches on the value of a tensor between two blocks."""
 
