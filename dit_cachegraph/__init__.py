@@ -6,6 +6,7 @@ pipe.transformer.compile(backend="cachedit")
 """
 
 import contextlib
+from typing import TYPE_CHECKING
 
 from dit_cachegraph.api import check, configure, observe, request, requests, reset, summary
 from dit_cachegraph.calibration.calibrate import calibrate
@@ -134,14 +135,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Names of cache-dit's that aren't here, so that a script that has one is told what to do."""
-    if name == "__version__":
-        # Nothing here needs it, and importing it takes a moment.
-        from importlib import metadata  # noqa: PLC0415
+if not TYPE_CHECKING:  # Whoever checks types is told of a name that isn't there.
 
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version("dit_cachegraph")
-    if (found := find_not_taken(name)) is not None:
-        return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Names of cache-dit's that aren't here: a script that has one is told what to do."""
+        if name == "__version__":
+            # Nothing here needs it, and importing it takes a moment.
+            from importlib import metadata  # noqa: PLC0415
+
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                return metadata.version("dit_cachegraph")
+        if (found := find_not_taken(name)) is not None:
+            return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
