@@ -33,6 +33,23 @@ class ScalingBlock(AddingBlock):
         return 2 * h + self.step * temb
 
 
+class TurnedBlock(AddingBlock):
+    """h -> h + step * temb, of channels by tokens. It turns h first, and adds none of `before`, a
+    tensor of tokens by channels that all blocks read."""
+
+    def forward(self, h: Tensor, temb: Tensor, before: Tensor) -> Tensor:
+        added = self.step * temb + 0 * (h.transpose(1, 2) + before)
+        return h + added.transpose(1, 2)
+
+
+class TurnedDiT(ToyDiT):
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        turned = h.transpose(1, 2)
+        for block in self.blocks:
+            turned = block(turned, temb, h)
+        return turned.transpose(1, 2)
+
+
 def hit_after_one_step(model: nn.Module, **settings: object) -> tuple[Tensor, nn.Module]:
     compiled = compile_toy(model, residual_diff_threshold=1.0, **settings)
     computed, reused = toy_steps([90.0, 30.0])
@@ -196,3 +213,17 @@ def test_what_a_reuse_misses_of_streams_that_became_one_is_told_for_each_sample(
     size = h.abs().sum((1, 2)) + e.abs().sum((1, 2))
     expected = (missed / size).max().item()
     assert dc.summary(compiled).steps[1].observed_error == pytest.approx(expected, rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_stream_that_is_carried_turned_is_added_to() -> None:
+    """Where something else that blocks read had the shape of the stream turned back, each block was
+    given the view that the next one makes first, and so the stream was no more one of the trunk's.
+    """
+    model = TurnedDiT([TurnedBlock(1.0), TurnedBlock(2.0), TurnedBlock(3.0)])
+    output, compiled = hit_after_one_step(model)
+    reused = toy_steps([90.0, 30.0])[1]
+    # The first block runs, at half of the sine.
+    torch.testing.assert_close(output, reused["hidden_states"] + 0.5 * (0.5 * 1 + 2 + 3))
+    (graph,) = dc.summary(compiled).graphs
+    assert (graph.makers, graph.num_blocks) == ((), 3)

@@ -146,11 +146,15 @@ def _closes(node: fx.Node, opened: Sequence[fx.Node]) -> bool:
 
 def _with_its_way_back(block: Block, start: int, nodes: Sequence[fx.Node]) -> Block:
     """The block with the views after it, if these bring its stream back to the shape that it came
-    in: Latte's temporal blocks work on frames of a token, between blocks on tokens of a frame."""
+    in: Latte's temporal blocks work on frames of a token, between blocks on tokens of a frame. What
+    is handed on as something came is back already, also where a view of it has the shape of
+    something else that the block reads."""
     own = set(nodes[block.first : block.last + 1])
-    exits = {shape_key(n) for n in own if any(user not in own for user in n.users)}
+    exits = {n for n in own if any(user not in own for user in n.users)}
     read = {a for n in nodes[start : block.last + 1] for a in n.all_input_nodes}
-    came = {shape_key(n) for n in read.difference(nodes[start:])} - exits
+    shapes = {shape_key(n) for n in read.difference(nodes[start:])}
+    came = shapes.difference(map(shape_key, exits))
+    own.difference_update(n for n in exits if shape_key(n) in shapes)
     last = block.last
     for i, node in enumerate(nodes[block.last + 1 :], block.last + 1):
         if not _is_view(node) or not own.issuperset(_tensors_read(node)):
