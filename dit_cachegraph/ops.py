@@ -5,6 +5,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_cachegraph.plan import StreamKind
 
@@ -102,6 +103,19 @@ def contents(tensors: Sequence[Tensor]) -> Tensor:
             waves = places.cos_()
         sums += [flat.sum(), flat.dot(waves)]
     return torch.stack(sums).reshape(-1, 2)
+
+
+def plain_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, and in the place of one that holds others (a nested one its values and offsets)
+    those that it holds."""
+    parts: list[Tensor] = []
+    for tensor in tensors:
+        if is_traceable_wrapper_subclass(tensor):
+            names, _ = tensor.__tensor_flatten__()
+            parts += plain_parts([getattr(tensor, name) for name in names])
+        else:
+            parts.append(tensor)
+    return parts
 
 
 def host_numbers(numbers: Sequence[float]) -> Tensor:

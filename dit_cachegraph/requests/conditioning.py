@@ -45,8 +45,9 @@ class Content:
         begin: BeginNumbers | None = None,
     ) -> None:
         self.request_key = request_key
-        self._kind = (request_key, [(tensor.shape, tensor.dtype) for tensor in tensors])
-        self._read = _begun(tensors) if begin is None else begin()
+        parts = ops.plain_parts(tensors)
+        self._kind = (request_key, [(part.shape, part.dtype) for part in parts])
+        self._read = _begun(parts) if begin is None else begin()
         self._numbers: tuple[float, ...] | None = None
 
     def is_that_of(self, other: "Content") -> bool:

@@ -26,6 +26,7 @@ from dit_cachegraph.graph.understand.check_rows import leads, why_rows_meet
 from dit_cachegraph.plan import ArgumentRoles, Samples, Segment
 
 RANKS = "ranks share each of its samples, and agree on one decision a call"
+NESTED = "a nested tensor (`torch.nested`) can't be taken apart into samples"
 FIXED = "the size of the batch is a fixed number in the compiled graph"
 
 
@@ -42,6 +43,8 @@ def find_samples(
     size = _batch_of(values, roles, probe)
     if size is None:
         return Samples(why_together="no dimension of its latents is known to be the batch")
+    if any(isinstance(value, torch.Tensor) and value.is_nested for value in values.values()):
+        return Samples(why_together=NESTED)
     rows = frozenset(slot for slot, value in values.items() if _is_row(value, size))
     made = {slot for segment in segments[1:-1] for slot in segment.outputs if slot is not None}
     if not made <= rows or slots[probe] not in rows:
