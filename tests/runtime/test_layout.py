@@ -3,12 +3,14 @@ hits under Inductor, at batch 2 and 3, with its own size checks on."""
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
 from oracles.dbcache import EagerOracle
 from support.running import assert_same_run, compile_cached, run_all
 from support.tiny_models import DIT, FLUX, QWEN, SD3, WAN, build_flux, trajectory
+from support.toy_dits import DIM, GatedBlock, ToyDiT
 
 pytestmark = pytest.mark.e2e
 
@@ -91,3 +93,28 @@ def test_bfloat16_at_batch_2():
         expected = oracle.step(**kwargs)
         assert step.hit == expected.hit
         torch.testing.assert_close(step.output, expected.output, rtol=0.1, atol=0.1)
+
+
+class PaddedTextBlock(GatedBlock):
+    def forward(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
+        return super().forward(h + e.mean(1, keepdim=True), temb)
+
+
+class PaddedTextDiT(ToyDiT):
+    """Its blocks are given a part of a concatenation."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor) -> Tensor:
+        text = torch.cat([e, e], dim=1)[:, : e.shape[1]]
+        for block in self.blocks:
+            h = block(h, temb, text)
+        return h
+
+
+@torch.no_grad()
+def test_a_part_of_a_concatenation_where_sizes_are_open():
+    """Inductor makes the part alone then, while the blocks were compiled for one with gaps, and
+    read beyond its end."""
+    model = PaddedTextDiT([PaddedTextBlock() for _ in range(2)])
+    compiled = torch.compile(model, backend="cachedit", dynamic=True)
+    given = torch.randn(3, 6, DIM), torch.tensor([90.0, 90.0, 90.0]), torch.randn(3, 4, DIM)
+    torch.testing.assert_close(compiled(*given), model(*given))

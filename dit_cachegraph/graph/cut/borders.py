@@ -9,9 +9,17 @@ from torch import fx
 from torch._subclasses import FakeTensor
 
 from dit_cachegraph.exc import CannotCut
-from dit_cachegraph.graph.fx_utils import free_symbols, is_size_argument, value_of
+from dit_cachegraph.graph.fx_utils import (
+    free_symbols,
+    is_size_argument,
+    target_name,
+    value_of,
+)
 from dit_cachegraph.graph.understand.assign_nodes import ARGUMENT, Assignment
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
+
+_TAKES = frozenset(("getitem", "slice", "narrow", "chunk", "split", "split_with_sizes"))
+_JOINS = frozenset(("cat", "concat", "concatenate"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,8 @@ class Borders:
     """The declared layout of every value that crosses a border.
 
     What a block makes, and what enters the trunk as a stream, is contiguous; what else the prologue
-    makes keeps its layout (a mask may be a broadcast view that must not be written out).
+    makes keeps its layout (a mask may be a broadcast view that must not be written out). But not a
+    part of a concatenation: where sizes are open, Inductor makes that part alone, without the gaps.
     """
 
     def __init__(self, assignment: Assignment, streams: Sequence[StreamNodes]) -> None:
@@ -39,7 +48,7 @@ class Borders:
         segment = self._segment_of[node]
         if segment == ARGUMENT or not isinstance(value_of(node), torch.Tensor):
             return False
-        return segment > 0 or node in self._contiguous
+        return segment > 0 or node in self._contiguous or _is_part_of_concatenation(node)
 
     def fake(self, node: fx.Node) -> object:
         """The value with which the next segment is compiled."""
@@ -49,6 +58,15 @@ class Borders:
         if node not in self._fakes:
             self._fakes[node] = contiguous_fake(value)
         return self._fakes[node]
+
+
+def _is_part_of_concatenation(node: fx.Node) -> bool:
+    """True for a value with gaps, all of whose elements are of one concatenation."""
+    value = value_of(node)
+    while target_name(node) in _TAKES and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    is_part = target_name(node) in _JOINS
+    return is_part and isinstance(value, torch.Tensor) and not value.is_contiguous()
 
 
 def contiguous_fake(value: torch.Tensor) -> torch.Tensor:
