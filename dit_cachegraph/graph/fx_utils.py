@@ -143,6 +143,11 @@ def target_name(node: fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
+def is_concatenation(node: fx.Node) -> bool:
+    """True for what puts tensors into one."""
+    return target_name(node) in ("cat", "concat", "concatenate")
+
+
 def line_of(node: fx.Node) -> str:
     """` at file:line`, from Dynamo's stack trace."""
     trace = node.meta.get("stack_trace") or ""

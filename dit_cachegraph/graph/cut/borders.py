@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensor
 from dit_cachegraph.exc import CannotCut
 from dit_cachegraph.graph.fx_utils import (
     free_symbols,
+    is_concatenation,
     is_size_argument,
     target_name,
     value_of,
@@ -19,7 +20,6 @@ from dit_cachegraph.graph.understand.assign_nodes import ARGUMENT, Assignment
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
 
 _TAKES = frozenset(("getitem", "slice", "narrow", "chunk", "split", "split_with_sizes"))
-_JOINS = frozenset(("cat", "concat", "concatenate"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,7 @@ def _is_part_of_concatenation(node: fx.Node) -> bool:
     value = value_of(node)
     while target_name(node) in _TAKES and isinstance(node.args[0], fx.Node):
         node = node.args[0]
-    is_part = target_name(node) in _JOINS
-    return is_part and isinstance(value, torch.Tensor) and not value.is_contiguous()
+    return is_concatenation(node) and isinstance(value, torch.Tensor) and not value.is_contiguous()
 
 
 def contiguous_fake(value: torch.Tensor) -> torch.Tensor:

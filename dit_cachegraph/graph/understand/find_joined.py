@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import shape_key, target_name, value_of
+from dit_cachegraph.graph.fx_utils import is_concatenation, shape_key, value_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment
 from dit_cachegraph.graph.understand.find_identity import summed_in
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
@@ -41,7 +41,7 @@ def joined_of(
 
 def _joined_by(node: fx.Node) -> tuple[Sequence[fx.Node], int]:
     """What a node puts into one, and along which dimension; nothing if it does something else."""
-    if target_name(node) not in ("cat", "concat"):
+    if not is_concatenation(node):
         return (), 0
     given = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
     tensors, dim = given.get("tensors"), given.get("dim", given.get("axis", 0))
