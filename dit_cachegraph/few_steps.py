@@ -1,6 +1,8 @@
-"""The report's sentence on an image of so few steps that nothing of it was reused."""
+"""The report's sentence on an image of so few steps that nothing of it was reused, or on steps that
+were each taken for another request."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dit_cachegraph.freeze import last_images
 from dit_cachegraph.step_log import StepReport
@@ -8,11 +10,19 @@ from dit_cachegraph.step_log import StepReport
 FEW_STEPS = 8
 MAX_STRIDES_LEFT = 2.5  # The last strides of a shifted schedule are the longest.
 NUM_TIMESTEPS = 1000.0
+NUM_APART = 4
 NOT_ASKED = frozenset({"disabled", "dry run", "mask"})  # Reasons of steps that were not to reuse.
 
 
 def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
     """A sentence where the last image was too short to reuse anything of it, if it was."""
+    if _are_apart(steps[-NUM_APART:]):
+        return (
+            f"each of the last {NUM_APART} calls was taken for a request of its own, of which none "
+            "can reuse another's: if they are steps of one image, the graph with the blocks is "
+            "given something beside its latents and timestep that is new at each, as where the "
+            "code around the blocks breaks the graph (fullgraph=True shows where)"
+        )
     images = last_images(steps)
     image = max(images, key=len, default=[])
     is_whole = _reaches_the_end(image) if len(image) > 1 else _are_single(steps)
@@ -42,6 +52,19 @@ def _why_single(steps: Sequence[StepReport]) -> str:
         "of one image differ in their timesteps: to time a hit, move them as a sampler does, and "
         "the latents"
     )
+
+
+def _are_apart(steps: Sequence[StepReport]) -> bool:
+    """True for steps that each begin a request, while their timesteps, if any are seen, go on."""
+    are_first = all(step.step == 0 and step.reason not in NOT_ASKED for step in steps)
+    if len({step.request for step in steps}) < NUM_APART or not are_first:
+        return False
+    seen = [step.timestep for step in steps if step.timestep is not None]
+    if not seen:
+        return True
+    strides = [after - before for before, after in pairwise(seen)]
+    goes_one_way = min(strides, default=0.0) >= 0 or max(strides) <= 0
+    return len(seen) == len(steps) and goes_one_way and seen[0] != seen[-1]
 
 
 def _are_single(steps: Sequence[StepReport]) -> bool:

@@ -1,6 +1,7 @@
 """Models of few steps: the defaults do no harm, and the report says where there is no gain."""
 
 import pytest
+import torch
 
 import dit_cachegraph as dc
 from dit_cachegraph.few_steps import why_nothing_gained
@@ -9,6 +10,7 @@ from dit_cachegraph.step_log import StepReport
 from support.image_runs import image_of
 from support.running import compile_cached, relative_error, run_all
 from support.tiny_models import FLUX, WAN
+from support.toy_dits import GatedBlock, ReadingDiT, toy_inputs
 
 # "draft" computes a third of the steps, however few there are.
 PACED = [name for name in PRESETS if name != CHEAPEST_PRESET]
@@ -74,12 +76,29 @@ def test_a_loop_that_leaves_the_timestep_as_it_is():
     assert "to time a hit, move them as a sampler does" in said
 
 
+def test_a_timestep_that_is_embedded_where_nothing_is_compiled():
+    """Each call comes with an embedding that nobody knows, as a prompt does."""
+    model = ReadingDiT([GatedBlock() for _ in range(3)]).eval()
+    model.embed.forward = torch.compiler.disable(model.embed.forward)
+    compiled = torch.compile(model, backend="cachedit", options={"inner_backend": "eager"})
+    with torch.no_grad():
+        for angle in (90.0, 80.0, 70.0, 60.0):
+            compiled(**toy_inputs(angle))
+    said = str(dc.summary(compiled))
+    assert "each of the last 4 calls was taken for a request of its own" in said
+
+
 def steps_of(reason: str, timesteps: list[float | None], hits: int = 0) -> list[StepReport]:
     num = len(timesteps)
     return [
         StepReport(i, t, i >= num - hits, "new image" if i == 0 else reason, None, "1")
         for i, t in enumerate(timesteps)
     ]
+
+
+def requests_at(timesteps: list[float | None], reason: str = "new image") -> list[StepReport]:
+    """A call of each of so many requests."""
+    return [StepReport(0, t, False, reason, None, f"#{i}") for i, t in enumerate(timesteps)]
 
 
 FOUR = [1.0, 0.9, 0.75, 0.5]  # As FLUX schnell's, with a shift of 3.
@@ -94,6 +113,9 @@ SAID = [
         [*steps_of("due", [1.0]), *steps_of("due", [0.9])],
         "each call was taken for an image of one step: nothing to gain in so few. The steps of one",
     ),
+    (requests_at([None] * 5), "each of the last 4 calls was taken for a request of its own"),
+    (requests_at([950.0, 930.0, 910.0, 890.0]), "each of the last 4 calls was taken for a req"),
+    (requests_at([0.1, 0.1, 0.2, 0.2]), "each of the last 4 calls was taken for a request of"),
     (steps_of("due", [None]) * 2, "each call was taken for an image of one step: nothing to gain"),
 ]  # fmt: skip
 SILENT = [
@@ -105,6 +127,10 @@ SILENT = [
     steps_of("disabled", FOUR),
     steps_of("dry run", FOUR),
     steps_of("mask", FOUR),
+    requests_at([None] * 3),
+    requests_at([1000.0] * 8),  # Images that begin, or are of one step.
+    requests_at([1000.0, 900.0, 1000.0, 900.0]),
+    requests_at([None] * 4, "disabled"),
 ]
 
 
