@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.plan import ArgumentRoles, InjectedResidual, Joined, Trunk
@@ -34,8 +35,9 @@ class Effect:
 class Region:
     """The blocks `start..stop-1` of a span behind one guard, and what a hit has to remake there, by
     its predictor. `probe_out` is what is compared, at boundary `probe_boundary`; what it was at
-    boundary `probe_from`, `probe_in`, is subtracted. Both are None where nothing is, or where that
-    is the modulated input. `injected` are those that its blocks read."""
+    boundary `probe_from` is subtracted: `probe_in`, which are to be put into one along `probe_dim`
+    where they are several. There is neither where nothing is compared, or the modulated input.
+    `injected` are those that its blocks read."""
 
     start: int
     stop: int
@@ -43,7 +45,8 @@ class Region:
     predictor: Predictor
     probe_from: int
     probe_boundary: int
-    probe_in: int | None
+    probe_in: tuple[int, ...]
+    probe_dim: int
     probe_out: int | None
     effects: tuple[Effect, ...]
     dead_on_hit: tuple[int, ...]
@@ -74,7 +77,7 @@ def plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span, predictor: Predi
     live_outs = [s for s in made if start < trunk.made_by[s] <= stop < trunk.last_use[s]]
     dead_on_hit = [s for s in made if trunk.made_by[s] <= start < trunk.last_use[s] <= stop]
     read = {slot for segment in trunk.segments[start + 1 : stop + 1] for slot in segment.inputs}
-    probe_from, boundary, probe_in, probe_out = _probe(trunk, roles, span)
+    probe_from, boundary, probe_in, probe_dim, probe_out = _probe(trunk, roles, span)
     return Region(
         start=start,
         stop=stop,
@@ -83,6 +86,7 @@ def plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span, predictor: Predi
         probe_from=probe_from,
         probe_boundary=boundary,
         probe_in=probe_in,
+        probe_dim=probe_dim,
         probe_out=probe_out,
         effects=tuple(_effect(trunk, slot, start) for slot in live_outs),
         dead_on_hit=tuple(dead_on_hit),
@@ -90,35 +94,55 @@ def plan_region(trunk: Trunk, roles: ArgumentRoles, span: Span, predictor: Predi
     )
 
 
-def _probe(
-    trunk: Trunk, roles: ArgumentRoles, span: Span
-) -> tuple[int, int, int | None, int | None]:
+class _Probed(NamedTuple):
     """Boundaries and slots of what is compared."""
+
+    probe_from: int
+    boundary: int
+    slots_in: tuple[int, ...]
+    dim: int
+    slot_out: int | None
+
+
+def _probe(trunk: Trunk, roles: ArgumentRoles, span: Span) -> _Probed:
     start = span.start
     if span.probe is None:
-        return start, start, None, None
+        return _Probed(start, start, (), 0, None)
     if span.probe.kind is ProbeKind.LATENTS:
         if not roles.latents:
             raise InvalidConfig("this rule compares the model's input, and this graph has none")
-        return start, start, None, roles.latents[0]
+        return _Probed(start, start, (), 0, roles.latents[0])
     if span.probe.kind is ProbeKind.MODULATED_INPUT:
         if isinstance(trunk.modulated_input, str):
             raise InvalidConfig(trunk.modulated_input)
         if start > 0:
             raise InvalidConfig(f"only block 0 has a signal, and this region begins at {start}")
         _check_grid(trunk, roles, span.probe)
-        return start, start, None, None
+        return _Probed(start, start, (), 0, None)
     if span.probe.kind is ProbeKind.HIDDEN:
-        return start, start, None, _stream_at(trunk, start)
-    slots = trunk.streams[trunk.probe_stream].slots
-    first = next((i for i in range(span.probe_from, start) if slots[i] is not None), None)
-    last = next((i for i in range(start, span.probe_from, -1) if slots[i] is not None), None)
-    if first is None or last is None or first >= last:
-        raise InvalidConfig(
-            f"there is no stream whose residual over the blocks {span.probe_from} to {start - 1} "
-            "could be compared: name more first blocks"
-        )
-    return first, last, slots[first], slots[last]
+        return _Probed(start, start, (), 0, _stream_at(trunk, start))
+    return _probed_residual(trunk, span)
+
+
+def _probed_residual(trunk: Trunk, span: Span) -> _Probed:
+    """What the first blocks add to the stream that is probed, from where it begins among them; or
+    to the one that it has become a part of, up to the first of them."""
+    start, hidden = span.probe_from, trunk.streams[trunk.probe_stream]
+    others = [s for s in trunk.streams if s.joined is not None and s.joined.block <= start]
+    for stream in (hidden, *(s for s in others if _has_probe(trunk, s.joined))):
+        slots, joined = stream.slots, stream.joined
+        last = next((i for i in range(span.start, start, -1) if slots[i] is not None), start)
+        if last > start and joined is not None and joined.block == start:
+            if parts := _parts_of(trunk, joined, start):
+                return _Probed(start, last, parts, joined.dim, slots[last])
+            continue
+        for i, slot in enumerate(slots[start:last], start):
+            if slot is not None:
+                return _Probed(i, last, (slot,), 0, slots[last])
+    raise InvalidConfig(
+        f"there is no stream whose residual over the blocks {start} to {span.start - 1} could be "
+        "compared: name more first blocks, or let one DBCache go over all lists"
+    )
 
 
 def _check_grid(trunk: Trunk, roles: ArgumentRoles, probe: Probe) -> None:

@@ -16,7 +16,7 @@ from dit_cachegraph import ops
 from dit_cachegraph.planning.region import Effect, Region
 from dit_cachegraph.policy.predictor import Predictor
 from dit_cachegraph.runtime.cached_state import CachedRegion
-from dit_cachegraph.segments.slots import Values, tensor_at
+from dit_cachegraph.segments.slots import Values, joined_at, tensor_at
 
 Bases = tuple[Tensor | None, ...]
 
@@ -31,7 +31,7 @@ def _base_of(values: Values, effect: Effect, predictor: Predictor) -> Tensor | N
         predictor.calibrator_cache_type == "hidden_states" and _may_be_forecast(effect, predictor)
     )
     if effect.parts and not is_whole:
-        return torch.cat([tensor_at(values, slot) for slot in effect.parts], effect.dim)
+        return joined_at(values, effect.parts, effect.dim)
     base = None if effect.live_in is None or is_whole else values[effect.live_in]
     # Masks have no difference.
     return base if isinstance(base, Tensor) and base.dtype != torch.bool else None

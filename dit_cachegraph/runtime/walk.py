@@ -16,7 +16,7 @@ from dit_cachegraph.runtime.look import Looker
 from dit_cachegraph.runtime.modulated_input import ModulatedInputReader
 from dit_cachegraph.runtime.reading import Probed, StepReader
 from dit_cachegraph.runtime.step import RegionStep, Step
-from dit_cachegraph.segments.slots import tensor_at
+from dit_cachegraph.segments.slots import joined_at, tensor_at
 
 REROUNDED_EVERY = 8  # steps of a dry run
 
@@ -57,7 +57,8 @@ class Walker:
             step.regions.append(RegionStep(Decision(False, EMPTY)))
             return
         region = step.plan.regions[stage.region]
-        hidden_in = None if region.probe_in is None else tensor_at(step.values, region.probe_in)
+        probe_in, dim = region.probe_in, region.probe_dim
+        hidden_in = joined_at(step.values, probe_in, dim) if probe_in else None
         yield stage.start, stage.stop
         probed = self._probed(step, region, hidden_in)
         if stage.region == 0:

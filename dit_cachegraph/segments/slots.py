@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 
+import torch
 from torch import Tensor
 
 Values = list[object]
@@ -25,6 +26,12 @@ def tensor_at(values: Values, slot: int) -> Tensor:
     value = values[slot]
     assert isinstance(value, Tensor), "sizes that leave a region are refused"
     return value
+
+
+def joined_at(values: Values, slots: Sequence[int], dim: int) -> Tensor:
+    """The tensor at the slot, or those at several put into one along `dim`."""
+    found = [tensor_at(values, slot) for slot in slots]
+    return found[0] if len(found) == 1 else torch.cat(found, dim)
 
 
 def tensors(values: Sequence[object]) -> list[Tensor]:

@@ -193,6 +193,50 @@ def test_streams_that_become_one_are_added_to_as_one(first, fresh_image, fresh_t
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("first", "fresh"), [(1, 3), (2, 7)])
+def test_a_list_that_runs_on_streams_in_one_is_reused_by_itself(first, fresh) -> None:
+    """By what its own first blocks add to both, from where they become one."""
+    singles = [Calling(3.0), Calling(4.0), Calling(5.0)]
+    pairs = [PairBlock(1.0), PairBlock(2.0), PairBlock(6.0)]
+    compiled = compile_toy(JoinedDiT(pairs, singles))
+    part = {"rule": "dbcache", "Fn_compute_blocks": 1, "max_warmup_steps": 1}
+    own = [{**part, "residual_diff_threshold": r} for r in (0.6, 0.7)]
+    dc.configure(compiled, block_lists=[own[0], {**own[1], "Fn_compute_blocks": first}])
+    computed, inputs = toy_steps([90.0, 30.0])
+    run(compiled, computed)
+    output = run(compiled, inputs)
+    (step,) = dc.summary(compiled).steps[1:]
+    assert (step.skipped, step.diff) == (((1, 3), (3 + first, 6)), pytest.approx(0.5))
+    image = 2 * inputs["hidden_states"] + 21 - (1 + fresh) / 2
+    text = inputs["encoder_hidden_states"].mean(1, keepdim=True) + 30 - (2 + fresh) / 2
+    torch.testing.assert_close(output, (image + text) / 2)
+
+
+class BoundedJoinedDiT(JoinedDiT):
+    """What is put beside the image is something that is made of the text."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        assert e is not None
+        for block in self.blocks:
+            h, e = block(h, e, temb)
+        both = torch.cat([torch.tanh(e), h], dim=1)
+        for single in self.singles:
+            both = single(both, temb)
+        return both[:, e.shape[1] :]
+
+
+@torch.no_grad()
+def test_a_list_that_runs_on_something_else_than_the_streams_is_refused() -> None:
+    singles = [Calling(3.0), Calling(4.0), Calling(5.0)]
+    pairs = [PairBlock(1.0), PairBlock(2.0), PairBlock(6.0)]
+    compiled = compile_toy(BoundedJoinedDiT(pairs, singles))
+    part = {"rule": "dbcache", "Fn_compute_blocks": 1, "max_warmup_steps": 1}
+    dc.configure(compiled, block_lists=[part, {**part, "residual_diff_threshold": 0.5}])
+    with pytest.raises(dc.InvalidConfig, match="blocks 3 to 3 could be compared: .* over all list"):
+        run(compiled, toy_steps([90.0])[0])
+
+
+@torch.no_grad()
 def test_what_becomes_one_after_a_part_was_made_anew_is_replayed_as_its_value() -> None:
     model = joined(MakingPairBlock(1.0), MakingPairBlock(2.0))
     output, _ = hit_after_one_step(model)

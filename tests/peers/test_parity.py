@@ -12,9 +12,11 @@ import pytest
 pytest.importorskip("cache_dit", reason='cache-dit is not installed: pip install -e ".[peers]"')
 
 import cache_dit
+import torch
 
 import dit_cachegraph as dc
 from support.peer_runs import Ran, Sampling, our_pipeline, relative_error, run_ours, run_peer
+from zoo.entries import ENTRIES
 
 pytestmark = [pytest.mark.peers, pytest.mark.e2e]
 
@@ -159,3 +161,33 @@ def test_decisions_and_pictures_are_the_same(table):
     assert set(range(NUM_STEPS)) <= set(num_hits)
     assert len(num_pruned) >= 10
     assert dc.summary(pipe).graphs[0].num_blocks == 12
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 0), (2, 1)])
+def test_lists_of_which_the_second_runs_on_both_streams_in_one(first, last):
+    """FLUX.2: what is compared in its single blocks is text and image, from where they are one."""
+    (entry,) = [entry for entry in ENTRIES if entry.name == "flux2"]
+    shared = {"residual_diff_threshold": 0.49, "max_warmup_steps": 1}
+    second = {**shared, "Fn_compute_blocks": first, "Bn_compute_blocks": last}
+    own = [{**shared, "Fn_compute_blocks": 1, "residual_diff_threshold": 0.5}, second]
+    peer, ours = entry.build(2), entry.build(2)
+    modifiers = [cache_dit.ParamsModifier(cache_config=cache_dit.DBCacheConfig(**o)) for o in own]
+    adapter = cache_dit.BlockAdapter(
+        transformer=peer,
+        blocks=[getattr(peer, name) for name in entry.trunk],
+        forward_pattern=[cache_dit.ForwardPattern.Pattern_1, cache_dit.ForwardPattern.Pattern_3],
+        params_modifiers=modifiers,
+    )
+    cache_dit.enable_cache(adapter, cache_config=cache_dit.DBCacheConfig(num_inference_steps=8))
+    dc.enable_cache(ours, params_modifiers=[dc.ParamsModifier(**settings) for settings in own])
+    with torch.no_grad():
+        for step in entry.steps(ours, [1 - 0.02 * i for i in range(NUM_STEPS)]):
+            assert relative_error(ours(**step)[0], peer(**step)[0]) < MAX_ERROR
+    _, doubles, singles = cache_dit.summary(peer, logging=False)
+    seen = dc.summary(ours).steps
+    for its, region in ((doubles, (1, 2)), (singles, (2 + first, 8 - last))):
+        assert [step.step for step in seen if region in step.skipped] == its.cached_steps
+        assert 2 < len(its.cached_steps) < NUM_STEPS - 1
+    its_diffs = zip(doubles.residual_diffs.values(), singles.residual_diffs.values(), strict=True)
+    means = [sum(pair) / 2 for pair in its_diffs]
+    assert [step.diff for step in seen[1:]] == pytest.approx(means, rel=1e-3)
