@@ -55,7 +55,7 @@ def test_bfloat16_is_added_up_in_float32(name, options, is_whole):
     values = [(20 + a + b * s / 9 + c * np.sin(s / 5)).bfloat16() for s in steps]
     base = None if is_whole else base.bfloat16()
     kept = CachedRegion(None, tuple(steps), (tuple(values),))
-    region = Region(0, 1, None, predictor, 0, 0, None, None, ONE_EFFECT, ())
+    region = Region(0, 1, None, predictor, 0, 0, (), 0, None, ONE_EFFECT, ())
     (actual,) = estimates(region, kept, (base,), steps[-1] + 2)
     wide = np.stack([value.double().numpy() for value in values])
     effect = torch.from_numpy(forecast_of(name, options)(wide, steps, steps[-1] + 2))
