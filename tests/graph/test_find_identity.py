@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import dit_cachegraph as dc
-from support.toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT
+from support.toy_dits import DIM, AddingBlock, Calling, GatedBlock, ToyDiT
 from support.toy_runs import compile_toy, run, toy_steps
 
 
@@ -140,17 +140,6 @@ class MakingPairBlock(PairBlock):
 
     def forward(self, h: Tensor, e: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return h + self.step * temb, torch.tanh(e) + 2 * self.step * temb
-
-
-class Calling(nn.Module):
-    """An adding block as a module of a module: a list of layers alone joins no other."""
-
-    def __init__(self, step: float) -> None:
-        super().__init__()
-        self.add = AddingBlock(step)
-
-    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
-        return self.add(h, temb)
 
 
 class JoinedDiT(ToyDiT):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import dit_cachegraph as dc
-from support.toy_dits import DIM, AddingBlock, GatedBlock, ToyDiT, TwoListDiT
+from support.toy_dits import DIM, AddingBlock, Calling, GatedBlock, ToyDiT, TwoListDiT
 from support.toy_runs import assert_cached, compile_toy, run, toy_steps
 
 
@@ -68,17 +68,6 @@ class FramesDiT(ToyDiT):
     def __init__(self, *steps: float) -> None:
         super().__init__([Calling(step) for step in steps[::2]])
         self.others = nn.ModuleList(Calling(step) for step in steps[1::2])
-
-
-class Calling(nn.Module):
-    """An adding block as a module of a module: a list of layers alone joins no other."""
-
-    def __init__(self, step: float) -> None:
-        super().__init__()
-        self.block = AddingBlock(step)
-
-    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
-        return self.block(h, temb)
 
 
 def test_stream_that_is_permuted_for_every_other_block_is_one_stream() -> None:

@@ -54,6 +54,17 @@ class WritingBlock(nn.Module):
         return self.write(h, self.step * temb)
 
 
+class Calling(nn.Module):
+    """An adding block as a module of a module: a list of layers alone joins no other."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.block = AddingBlock(step)
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        return self.block(h, temb)
+
+
 class GatedBlock(nn.Module):
     """Pre-norm with shift, scale and gate; attends to the text where it is given one."""
 
