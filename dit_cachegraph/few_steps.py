@@ -11,7 +11,8 @@ FEW_STEPS = 8
 MAX_STRIDES_LEFT = 2.5  # The last strides of a shifted schedule are the longest.
 NUM_TIMESTEPS = 1000.0
 NUM_APART = 4
-NOT_ASKED = frozenset({"disabled", "dry run", "mask"})  # Reasons of steps that were not to reuse.
+# Reasons of steps that were not to reuse.
+NOT_ASKED = frozenset({"disabled", "dry run", "mask", "threshold 0"})
 
 
 def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:

@@ -127,6 +127,7 @@ SILENT = [
     steps_of("disabled", FOUR),
     steps_of("dry run", FOUR),
     steps_of("mask", FOUR),
+    steps_of("threshold 0", FOUR),
     requests_at([None] * 3),
     requests_at([1000.0] * 8),  # Images that begin, or are of one step.
     requests_at([1000.0, 900.0, 1000.0, 900.0]),
