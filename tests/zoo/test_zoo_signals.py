@@ -19,7 +19,6 @@ WITHOUT = frozenset(
     {
         "cosmos3",
         "dreamlite",
-        "framepack",
         "minimax_music3",
         "omnigen",
         "prior",
@@ -33,6 +32,7 @@ WITHOUT = frozenset(
 # their blocks have a graph each, and none has the signal.
 NOT_LOOKED_AT = frozenset(
     {
+        "framepack",
         "glm_image",
         "hunyuan_image",
         "hunyuan_video15",

@@ -244,7 +244,7 @@ JOINT_VIDEO = (
         VIDEO,
         _history,
         by_whole_thousands,
-        refusal="a size that depends on data",
+        breaks=True,
     ),
     Entry(
         "hunyuan_video15",
