@@ -113,7 +113,7 @@ def cut_graph(gm: fx.GraphModule, process_group: str | None = None) -> Cut | Unc
         hooks = None if model is None else hooks_on(model)
         if hooks is not None and not hooks.are_around_blocks:
             return Uncacheable(hooks.when_compiled(), has_no_blocks=True)
-        return Uncacheable(str(refusal), has_no_blocks=True)
+        return Uncacheable(str(refusal), has_no_blocks=True, tells_break=refusal.tells_break)
     except CannotCut as refusal:
         return Uncacheable(str(refusal))
 

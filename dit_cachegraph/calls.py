@@ -130,8 +130,9 @@ def _settle(call: CallUnderWay) -> None:
             for model in call.models:
                 model.calls.note(outcome, ())
             return
-    # Why the trunk was refused, where that is known, before why other graphs are without one.
-    refusals = tuple(sorted(call.refusals, key=lambda refusal: refusal.has_no_blocks))
+    # Why the trunk was refused, where that is known, before why other graphs are without one; of
+    # these first where the call broke.
+    refusals = tuple(sorted(call.refusals, key=lambda r: (r.has_no_blocks, not r.tells_break)))
     is_new = [model.calls.note(Outcome.REFUSED, refusals) for model in call.models]
     said = "\n".join(map(str, refusals))
     # A model that was compiled block by block has as many calls, and is found around them.

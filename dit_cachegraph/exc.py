@@ -20,7 +20,11 @@ class CannotCut(CacheGraphError):
 
 class NoBlocks(CannotCut):
     """There are no blocks in this graph: the model has none, or a graph break put them into
-    others."""
+    others, and the sentence `tells_break`, where it is, or doesn't."""
+
+    def __init__(self, sentence: str, *, tells_break: bool = False) -> None:
+        super().__init__(sentence)
+        self.tells_break = tells_break
 
 
 class NotCached(CacheGraphError):

@@ -19,10 +19,11 @@ CompiledSegment = Callable[[list[object]], Sequence[object]]
 @dataclass(frozen=True, slots=True)
 class Uncacheable:
     """A refusal: why this graph runs compiled and uncached. `has_no_blocks`: they may be in other
-    graphs of the same call, and cached there."""
+    graphs of the same call, and cached there. `tells_break`: it says where the graph broke."""
 
     reason: str
     has_no_blocks: bool = False
+    tells_break: bool = False
 
     def __str__(self) -> str:
         return f"not cached: {self.reason}"

@@ -8,6 +8,7 @@ import inspect
 import logging
 import weakref
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from dit_cachegraph.links.link import Link, Places
 from dit_cachegraph.links.model import LinkedModel, RefusedLinks
 from dit_cachegraph.links.placeholder import can_forbid_access
 from dit_cachegraph.links.roles import Numbers, numbers_in, roles_of
-from dit_cachegraph.links.share import costs_of, why_no_trunk
+from dit_cachegraph.links.share import costs_of, is_beside, why_no_trunk
 from dit_cachegraph.links.step import CHANGED, LinkedStep
 from dit_cachegraph.links.watch import WatchedCall
 from dit_cachegraph.models import REGISTRY
@@ -156,9 +157,11 @@ def _joined(
 ) -> LinkedModel | RefusedLinks:
     if len(watched.calls) < NUM_WATCHED:
         return RefusedLinks(Uncacheable(f"no three calls in a row are alike; {INSTEAD}"))
-    chain = chain_of(watched.calls[-1][0])
+    call, _ = watched.calls[-1]
+    chain = chain_of(call)
     if isinstance(chain, Uncacheable):
-        return RefusedLinks(chain)
+        beside = chain.has_no_blocks or is_beside(call, model)
+        return RefusedLinks(replace(chain, has_no_blocks=beside))
     costs = costs_of(chain, model)
     why = why_no_trunk(chain, costs)
     if why is not None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dit_cachegraph.graph.understand.check_share import MIN_SHARE
 from dit_cachegraph.links.chain import INSTEAD, Chain
-from dit_cachegraph.links.watch import num_elements
+from dit_cachegraph.links.watch import WatchedCall, num_elements
 from dit_cachegraph.module_lists import outermost_lists
 from dit_cachegraph.plan import Costs
 
@@ -21,12 +21,21 @@ def costs_of(chain: Chain, model: nn.Module) -> Costs:
     links = [link for each in chain.links if (link := each.link()) is not None]
     work = [link.graph.work for link in links]
     weights = [num_elements([each.weights]) for each in chain.links]
-    lists = outermost_lists(model).values()
-    in_lists = sum(p.numel() for p in {p for blocks in lists for p in blocks.parameters()})
-    unseen = max(in_lists - sum(weights) - chain.num_weights_beside, 0)
+    unseen = max(_num_in_lists(model) - sum(weights) - chain.num_weights_beside, 0)
     beside = chain.work_beside + unseen * sum(work) // max(sum(weights), 1)
     rest = max(sum(p.numel() for p in model.parameters()) - sum(weights), 0)
     return Costs((beside, *work, 0), (rest, *weights, 0))
+
+
+def is_beside(call: WatchedCall, model: nn.Module) -> bool:
+    """Whether the links of a call hold less than half of the weights of the model's lists: what
+    keeps them apart is not why its trunk isn't cached."""
+    return num_elements(call.weights) < MIN_SHARE * _num_in_lists(model)
+
+
+def _num_in_lists(model: nn.Module) -> int:
+    lists = outermost_lists(model).values()
+    return sum(p.numel() for p in {p for blocks in lists for p in blocks.parameters()})
 
 
 def why_no_trunk(chain: Chain, costs: Costs) -> str | None:

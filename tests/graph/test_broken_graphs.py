@@ -161,6 +161,52 @@ def test_sizes_that_depend_on_data_inside_a_block() -> None:
     assert (graph.num_blocks, graph.num_compiled) == (4, 3)
 
 
+class Timed:
+    """A context that Dynamo can't leave and enter again: it gives all of the frame up."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class TimedDiT(ToyDiT):
+    """Each module is compiled alone: what makes the timestep and the latents, a list of heads,
+    between which there is a sum, and blocks that break."""
+
+    def __init__(self, num_heads: int) -> None:
+        torch.manual_seed(0)
+        super().__init__([RoutingBlock() for _ in range(8)])
+        self.heads = nn.ModuleList(GatedBlock(2) for _ in range(num_heads))
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
+    ) -> Tensor:
+        with Timed():
+            h, temb = hidden_states, self.embed(timestep)
+            for head in self.heads:
+                h = h + head(h, temb)
+            for block in self.blocks:
+                h = block(h, temb)
+            return h
+
+
+@pytest.mark.parametrize("num_heads", [0, 2])
+def test_the_break_is_told_before_what_other_graphs_lack(num_heads: int) -> None:
+    """What was told was the first graph's, which says no place, or that of the heads."""
+    compiled = compile_toy(TimedDiT(num_heads))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dc.NotCachedWarning)
+        for inputs in toy_steps([90.0 - 5 * i for i in range(NUM_WATCHED + 1)]):
+            run(compiled, inputs)
+    if num_heads:
+        told = " ".join(dc.summary(compiled).refusals)
+        assert "heads.1 reads what the first of them returned" in told
+    with pytest.raises(dc.NotCached, match=r"test_broken_graphs.py:\d+: Dynamic shape operator"):
+        dc.check(compiled)
+
+
 class UnpaddedDiT(ToyDiT):
     """Drops the padding of the text before the blocks: their text has any length."""
 

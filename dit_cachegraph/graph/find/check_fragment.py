@@ -38,7 +38,8 @@ def check_fragment(gm: fx.GraphModule) -> None:
     if not any(id(w) in weights for w in weights_of(gm)):
         raise NoBlocks(
             f"the blocks of {type(model).__name__}, `{name}`, are not in this graph: a graph break "
-            f"put them into others{where_it_broke(gm)}"
+            f"put them into others{where_it_broke(gm)}",
+            tells_break=is_broken(gm),
         )
 
 
@@ -48,11 +49,17 @@ def is_whole(gm: fx.GraphModule) -> bool:
     return reason is not None and not reason.graph_break and not is_in_model_code()
 
 
+def is_broken(gm: fx.GraphModule) -> bool:
+    """Whether a graph break ended this graph."""
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    return reason is not None and reason.graph_break
+
+
 def where_it_broke(gm: fx.GraphModule) -> str:
     """` (at file:line: reason; hint)` of the graph break that ended this graph; else how to see
     it."""
     reason = getattr(gm, "compile_subgraph_reason", None)
-    if reason is None or not reason.graph_break:
+    if reason is None or not is_broken(gm):
         return " (`dit_cachegraph.explain` shows where)"
     frame = reason.user_stack[-1]
     lines = [line.strip() for line in reason.reason.splitlines()]

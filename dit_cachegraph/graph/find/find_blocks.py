@@ -15,7 +15,7 @@ from collections import defaultdict
 from torch import fx
 
 from dit_cachegraph.exc import NoBlocks
-from dit_cachegraph.graph.find.check_fragment import is_whole, where_it_broke
+from dit_cachegraph.graph.find.check_fragment import is_broken, is_whole, where_it_broke
 from dit_cachegraph.graph.find.find_layers import ModuleCall, with_layers
 from dit_cachegraph.graph.find.find_repeats import find_repeats
 from dit_cachegraph.graph.find.join_lists import has_repeats, is_chained, join_lists
@@ -39,7 +39,8 @@ def find_blocks(gm: fx.GraphModule) -> tuple[BlockSequence, ...]:
     chained = chained or ([] if candidates else _repeated_code(nodes, work))
     if not chained:
         where = None if is_whole(gm) else where_it_broke(gm)
-        raise NoBlocks(_why_no_blocks(candidates, nodes, where))
+        why = _why_no_blocks(candidates, nodes, where)
+        raise NoBlocks(why, tells_break=is_broken(gm))
     anchor = max(chained, key=lambda s: _work_of(s, work))
     trunk = join_lists(anchor, candidates, nodes)
     return tuple(leave_out_leading(sequence, nodes) for sequence in trunk)
