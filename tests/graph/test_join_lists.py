@@ -181,3 +181,20 @@ def test_pattern_of_blocks_over_one_sequence(has_table: bool) -> None:
         "Pattern_0 or Pattern_1 (h, e -> h and e)",
         "Pattern_3 (h -> h)",
     ]
+
+
+class CollectingDiT(TwoListDiT):
+    """A ControlNet in small: what each block returns of the image is read once more at the end."""
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        returned = []
+        for block in [*self.blocks, *self.single_blocks]:
+            e, h = block(h, e, temb)
+            returned.append(h)
+        return torch.stack(returned).tanh().sum(0)
+
+
+def test_lists_of_which_each_output_is_collected_are_one_trunk() -> None:
+    """The second list was taken to carry the text alone, and layers inside the first for the list
+    before it: FLUX's ControlNets with single blocks were refused."""
+    assert lists_of(CollectingDiT(2, 3)) == [("blocks", 2), ("single_blocks", 3)]

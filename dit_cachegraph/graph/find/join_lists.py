@@ -5,7 +5,8 @@ in turn       Latte's spatial and temporal blocks, called one after the other: o
 neighbours    FLUX's double and single blocks: the earlier list hands over all that the later one
               carries, and nothing is added on the way
 
-A list carries a value if its first block is the last to read it and hands on one of its layout.
+A list carries a value if its first block is the last to read it and hands on one of its layout; of
+what the list before it returned, also where it is read once more.
 """
 
 from collections.abc import Iterable, Sequence
@@ -141,15 +142,22 @@ def _hands_over(
         return False
     last, head = before.blocks[-1], after.blocks[0]
     reached = reached_from(last, head.first, nodes)
-    entering = _entering(head, nodes, order)
     leaving = _leaving(last, nodes, order)
+    entering = _entering(head, nodes, order, leaving)
     if not entering or not all(node in reached for node in entering):
         return False
     beside_skips = [node for node in entering if node not in leaving]
     return _num_elements(leaving) in (_num_elements(entering), _num_elements(beside_skips))
 
 
-def _entering(block: Block, nodes: Sequence[fx.Node], order: dict[fx.Node, int]) -> list[fx.Node]:
+def _entering(
+    block: Block,
+    nodes: Sequence[fx.Node],
+    order: dict[fx.Node, int],
+    returned: Sequence[fx.Node] = (),
+) -> list[fx.Node]:
+    """What the block carries. What the block before `returned` may be read later too: a ControlNet
+    collects it."""
     handed_on = {shape_key(node) for node in _leaving(block, nodes, order)}
     inside = nodes[block.first : block.last + 1]
     found = dict.fromkeys(
@@ -159,7 +167,7 @@ def _entering(block: Block, nodes: Sequence[fx.Node], order: dict[fx.Node, int])
         arg
         for arg in found
         if not is_weight(arg)
-        and max(order[user] for user in arg.users) <= block.last
+        and (arg in returned or max(order[user] for user in arg.users) <= block.last)
         and shape_key(arg) in handed_on
     ]
 
