@@ -205,7 +205,8 @@ class ArgumentRoles:
     """What the call's arguments are, by index: who tells the model, the step and the request.
 
     `host_timesteps` lie on another device than the stream: reading them waits for nothing.
-    `trunk_numbers` are numbers that modules of the trunk hold, such as an adapter's scale.
+    `trunk_numbers` are numbers that modules of the trunk, or of what is before it, hold, such as an
+    adapter's scale.
     `sampled_latents` are the latents that continuity is read off: those that are floats.
     `num_latent_dims` is that of the first ones, None where they don't come here.
     `embeds_timestep`: False for a fragment that gets the timestep from one before it, or for models

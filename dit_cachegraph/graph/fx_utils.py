@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import sympy
 import torch
 from torch import fx
+from torch._dynamo.source import TensorPropertySource
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from dit_cachegraph.plan import Block
@@ -21,6 +22,10 @@ _Item = TypeVar("_Item")
 _MODULES_DICT = re.compile(r"(?:\.__dict__\['_modules'\]|\._modules)\['([^']+)'\]")
 _ITEM = re.compile(r"\[(\d+)\]")
 WEIGHT_MARK = "_dynamo_static_input_type"
+_ARITHMETIC = frozenset((
+    "add", "sub", "rsub", "mul", "truediv", "div", "floordiv", "mod", "remainder", "pow", "lerp",
+    "clamp", "clip", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow",
+))  # fmt: skip
 _ROOT = re.compile(r"^[LG]\['[^']*'\](?:\.__self__)?\.?")
 
 
@@ -148,6 +153,12 @@ def is_concatenation(node: fx.Node) -> bool:
     return target_name(node) in ("cat", "concat", "concatenate")
 
 
+def is_arithmetic(node: fx.Node) -> bool:
+    """True for what computes with the values of tensors: a number among its operands is no size."""
+    is_tensor = isinstance(value_of(node), torch.Tensor)
+    return is_tensor and target_name(node).removesuffix("_") in _ARITHMETIC
+
+
 def line_of(node: fx.Node) -> str:
     """` at file:line`, from Dynamo's stack trace."""
     trace = node.meta.get("stack_trace") or ""
@@ -258,6 +269,13 @@ def weight_arguments(gm: fx.GraphModule) -> tuple[int, ...]:
 def is_size_argument(node: fx.Node) -> bool:
     """True for the arguments in which Dynamo hands over dynamic sizes."""
     return node.op == "placeholder" and isinstance(value_of(node), torch.SymInt)
+
+
+def is_integer_given(node: fx.Node) -> bool:
+    """True for an integer that the caller gives, or a module holds, and not the size of a tensor.
+    After it has changed once, Dynamo hands it over as it does a size."""
+    source = source_of(node) if is_size_argument(node) else None
+    return source is not None and not isinstance(source, TensorPropertySource)
 
 
 def is_size_arithmetic(node: fx.Node) -> bool:

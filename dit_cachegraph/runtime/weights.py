@@ -4,6 +4,7 @@ Two things tell that weights changed. They are other objects (an adapter was swi
 replaced), or their counters of in-place writes went on (`load_state_dict`, a training step). Where
 they lie says nothing, since offloading moves weights from step to step. Numbers that modules hold,
 like the scale of an adapter, are compared by value: Dynamo hands them over as tensors on the host.
+So are integers that the caller gives and blocks compute with, which come as they are.
 
 A weight of another class may hold tensors of its own, as quantised ones do: a write to one of those
 leaves its counter as it was, so that theirs are read as well. Nothing holds it weakly: to move it,
@@ -36,7 +37,7 @@ class WeightsNote(NamedTuple):
     dead: Sequence["weakref.ref[Tensor]"]
     ids: tuple[int, ...]
     num_writes: int
-    numbers: tuple[float, ...]
+    numbers: tuple[object, ...]
 
 
 class Weights(NamedTuple):
@@ -46,7 +47,7 @@ class Weights(NamedTuple):
 
     tensors: Sequence[object]
     num_writes: int
-    numbers: tuple[float, ...]
+    numbers: tuple[object, ...]
     plain: Sequence[object]
 
     def are_those_of(self, note: WeightsNote) -> bool:
@@ -81,8 +82,12 @@ class WeightsReader:
         if self._wrapped:
             plain = self._plain(values)
             num_writes += _num_writes([p for i in self._wrapped for p in _parts_of(values[i])])
-        numbers = tuple([n.item() for n in self._numbers(values) if isinstance(n, Tensor)])
+        numbers = tuple(map(_number_of, self._numbers(values)))
         return Weights(tensors, num_writes, numbers, plain)
+
+
+def _number_of(value: object) -> object:
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _parts_of(weight: object) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import dit_cachegraph as dc
-from support.toy_dits import GatedBlock, ToyDiT
+from support.toy_dits import CrossDiT, GatedBlock, ToyDiT
 from support.toy_runs import compile_toy, run, toy_steps
 
 
@@ -123,3 +123,60 @@ def test_a_number_that_the_model_is_given_is_conditioning() -> None:
             run(compiled, {**step, "strength": strength})
             hits.append(decided(compiled)[0])
     assert hits[-8:] == [False, True, True, True] * 2
+
+
+class FramedDiT(CrossDiT):
+    """It holds a number before the blocks, and one after them."""
+
+    def __init__(self) -> None:
+        super().__init__(num_refiners=0, num_blocks=2)
+        self.before, self.after = 1.0, 1.0
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor):
+        given = (hidden_states * self.before, timestep, encoder_hidden_states)
+        return super().forward(*given) * self.after
+
+
+@pytest.mark.parametrize(("name", "is_hit"), [("before", False), ("after", True)])
+def test_a_number_that_comes_after_the_blocks_changes_nothing_of_what_is_kept(
+    name: str, is_hit: bool
+) -> None:
+    model = FramedDiT()
+    compiled = compile_toy(model, residual_diff_threshold=1.0)
+    for i, step in enumerate(toy_steps([90.0, 80.0, 70.0])):
+        setattr(model, name, 1.0 - i / 10)
+        run(compiled, step)
+    found = [(step.hit, step.reason) for step in dc.summary(compiled).steps]
+    assert found[0] == (False, "new image")
+    assert found[2] == (is_hit, "hit, threshold >= 1" if is_hit else "the weights changed")
+
+
+class RepeatedDiT(ToyDiT):
+    """What its blocks add is multiplied by the integers that they hold and that it is given."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__([ScaledBlock() for _ in range(2)])
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states, times: int = 1) -> Tensor:
+        self.times = times
+        return super().forward(hidden_states, timestep, encoder_hidden_states)
+
+    def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            h = block(h, temb, e, self.times)
+        return h
+
+
+@pytest.mark.parametrize("is_held", [True, False], ids=["held", "given"])
+def test_an_integer_that_blocks_multiply_by_is_one_of_their_weights(is_held: bool) -> None:
+    """Also where something has that size: there are two samples."""
+    torch._dynamo.reset()
+    model = RepeatedDiT()
+    compiled = compile_toy(model, residual_diff_threshold=1.0)
+    steps, found = toy_steps([90.0 - 10 * i for i in range(8)]), []
+    for step, number in zip(steps, (1, 1, 2, 2, 3, 3, 4, 4), strict=True):
+        set_scale(model, number if is_held else 1)
+        run(compiled, step if is_held else {**step, "times": number})
+        found.append(decided(compiled)[0])
+    assert found == [False, True] * 4

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import tensors_in, value_of
+from dit_cachegraph.graph.fx_utils import is_arithmetic, tensors_in, value_of
 from dit_cachegraph.graph.node_effects import has_effect
 from dit_cachegraph.graph.structure import Structure
 from dit_cachegraph.graph.understand.assign_nodes import Assignment
@@ -123,7 +123,9 @@ def _without_sizes_of(structure: Structure) -> Hashable:
     sizes = {1, *(size for tensor in tensors for size in tensor.shape if isinstance(size, int))}
     entries = [tensor for entry in structure.entries for tensor in tensors_in(value_of(entry))]
     dtypes = tuple(tensor.dtype for tensor in entries)
-    return dtypes, _without(structure.rows, sizes)
+    rows = zip(structure.nodes, structure.rows, strict=True)
+    # What a block's update is multiplied by counts, also where something has that size.
+    return dtypes, tuple(_without(row, set() if is_arithmetic(n) else sizes) for n, row in rows)
 
 
 def _without(row: Hashable, sizes: set[int]) -> Hashable:

@@ -6,7 +6,9 @@ timestep      reach a sine or cosine before any weight, and a weight after it; a
               two of them does
 controls      shaped like the probe stream, and no part of it at its entry (ControlNet's residuals):
               they are made anew at each step, and say nothing of whose step it is (`find_injected`)
-numbers       what a module of the trunk holds (an adapter's scale): they belong to the weights
+numbers       what a module holds that runs in the blocks or before them (an adapter's scale), and
+              integers that the caller gives and blocks compute with: they belong to the weights;
+              what comes after the blocks runs at every step, and its numbers say nothing
 conditioning  every other tensor of the user
 """
 
@@ -17,6 +19,8 @@ from torch import fx, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dit_cachegraph.graph.fx_utils import (
+    is_arithmetic,
+    is_integer_given,
     is_number_of_module,
     is_parameter,
     is_weight,
@@ -68,7 +72,8 @@ def find_roles(
     timesteps = _timesteps([n for n in users if n not in latents])
     controls = [n for n in users if n not in feeding and _sizes(n) == _sizes(entry)]
     told = {*latents, *timesteps, *controls}
-    numbers = [n for n in assignment.nodes if _is_trunk_number(n, assignment)]
+    numbers = [n for n in arguments if is_number_of_module(n) and n not in timesteps]
+    kept_under = [n for n in arguments if _is_kept_under(n, numbers, assignment)]
     device, embeds_timestep = _device(entry), bool(_embedded(timesteps))
     weights = _trunk_weights(assignment)
     leading = [n for n in _leading_parameters(assignment) if n not in weights]
@@ -78,11 +83,11 @@ def find_roles(
             index[n] for n in (*weights, *leading) if is_traceable_wrapper_subclass(value_of(n))
         ),
         leading_parameters=tuple(index[n] for n in leading),
-        trunk_numbers=tuple(index[n] for n in numbers),
+        trunk_numbers=tuple(index[n] for n in kept_under),
         latents=tuple(index[n] for n in latents),
         timesteps=tuple(index[n] for n in timesteps if _device(n) == device),
         host_timesteps=tuple(index[n] for n in timesteps if _device(n) != device),
-        conditioning=tuple(index[n] for n in users if n not in told),
+        conditioning=tuple(index[n] for n in users if n not in told and n not in numbers),
         embeds_timestep=embeds_timestep,
         sampled_latents=tuple(index[n] for n in latents if _is_float(n)),
         num_latent_dims=_dim(latents[0]) if latents and embeds_timestep else None,
@@ -118,19 +123,44 @@ def _user_tensors(assignment: Assignment) -> list[fx.Node]:
         if n.op == "placeholder"
         and not is_parameter(n)
         and isinstance(value_of(n), torch.Tensor)
-        and not _is_trunk_number(n, assignment)
+        and (not is_number_of_module(n) or _may_be_timestep(n, assignment))
     ]
 
 
-def _is_trunk_number(node: fx.Node, assignment: Assignment) -> bool:
-    """True for a number that a module holds and blocks read."""
-    is_number = node.op == "placeholder" and is_number_of_module(node)
-    return is_number and _is_read_in_trunk(node, assignment)
+def _may_be_timestep(number: fx.Node, assignment: Assignment) -> bool:
+    """False for a number of a module that blocks read, or only what comes after them."""
+    is_read_first = any(assignment.segment_of.get(user) == 0 for user in number.users)
+    return is_read_first and not _is_read_in_trunk(number, assignment)
+
+
+def _is_kept_under(node: fx.Node, numbers: Sequence[fx.Node], assignment: Assignment) -> bool:
+    """True for one of these numbers that is read before the end, and for an integer that the caller
+    gives and blocks compute with, but for a timestep."""
+    if node in numbers:
+        last = assignment.num_segments - 1
+        return any(assignment.segment_of.get(user, last) < last for user in node.users)
+    is_operand = is_integer_given(node) and _is_operand_in_trunk(node, assignment)
+    return is_operand and not is_embedded_by_sinusoid(node)
+
+
+def _is_operand_in_trunk(integer: fx.Node, assignment: Assignment) -> bool:
+    """True if blocks multiply a tensor by it, or the like; not if they only take it for a size."""
+    stack = [integer]
+    while stack:
+        for user in stack.pop().users:
+            if isinstance(value_of(user), torch.SymInt | torch.SymFloat):
+                stack.append(user)
+            elif is_arithmetic(user) and _is_in_trunk(user, assignment):
+                return True
+    return False
 
 
 def _is_read_in_trunk(node: fx.Node, assignment: Assignment) -> bool:
-    last = assignment.num_segments - 1
-    return any(0 < assignment.segment_of.get(user, ARGUMENT) < last for user in node.users)
+    return any(_is_in_trunk(user, assignment) for user in node.users)
+
+
+def _is_in_trunk(node: fx.Node, assignment: Assignment) -> bool:
+    return 0 < assignment.segment_of.get(node, ARGUMENT) < assignment.num_segments - 1
 
 
 def _trunk_weights(assignment: Assignment) -> list[fx.Node]:
