@@ -204,7 +204,7 @@ def filter_noise(value: Tensor, noise: Tensor, grid: Sequence[int], power: float
     noise = noise.clamp(1e-6, 1 - 1e-6)
     spectrum = torch.fft.rfftn(value.float().unflatten(-2, tuple(grid)), dim=axes)
     for axis, size in zip(axes, grid, strict=True):
-        frequency = torch.fft.fftfreq(size, device=value.device).abs()
+        frequency = torch.fft.fftfreq(size, dtype=torch.float32, device=value.device).abs()
         content = 1 / (frequency**power + 1e-16)
         gain = (1 - noise) * content / ((1 - noise) ** 2 * content + noise**2 + 1e-16)
         gain = (gain / gain.mean())[: spectrum.shape[axis]]

@@ -173,6 +173,16 @@ def test_the_filter_passes_everything_of_a_clean_picture_and_only_the_mean_of_no
     assert noise.std(1).max() < 1e-4 * noise.mean(1).abs().max()
 
 
+def test_the_filter_is_the_same_whatever_the_default_for_new_tensors_is():
+    tokens, noise = torch.tensor(walk(0, 1, 1.0, (1, 16, 3))[0]).float(), torch.tensor(0.5)
+    expected, before = ops.filter_noise(tokens, noise, (4, 4), 2.0), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert torch.equal(ops.filter_noise(tokens, noise, (4, 4), 2.0), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("bad", [NAN, INF])
 @pytest.mark.parametrize("rule", [TeaCache(), SeaCache()], ids=lambda rule: rule.name)
 def test_a_change_that_is_not_finite_computes_and_is_forgotten(rule, bad):
