@@ -128,6 +128,77 @@ def test_stream_of_blocks_of_two_kinds_is_what_they_add_to() -> None:
     assert (graph.num_streams, graph.makers) == (1, ())
 
 
+class SummingBlock(ControlledBlock):
+    """Its sum is one in float32, or in place to a copy."""
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, h: Tensor, temb: Tensor, control: Tensor | None = None) -> Tensor:
+        update = super().forward(h, temb) - h
+        h = h.clone().add_(update) if self.copies else (h.float() + update.float()).to(h.dtype)
+        return h if control is None else h + control
+
+
+class LateControlDiT(ToyDiT):
+    """The last block is given a control, and no other one: it is of a kind of its own."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, control: Tensor) -> Tensor:
+        h, temb = self.proj_in(hidden_states), self.embed(timestep)
+        for block in self.blocks[:-1]:
+            h = block(h, temb)
+        return self.proj_out(self.blocks[-1](h, temb, control))
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_control_is_not_the_stream_that_it_is_added_to(copies: bool) -> None:
+    torch.manual_seed(0)
+    model = LateControlDiT([SummingBlock(copies) for _ in range(3)]).bfloat16()
+    given = {name: value.bfloat16() for name, value in toy_steps([90.0])[0].items()}
+    given["control"] = given.pop("encoder_hidden_states").new_ones(given["hidden_states"].shape)
+    (graph,) = dc.explain(model, **given).graphs
+    assert (graph.num_streams, graph.makers) == (1, ())
+
+
+class LongSkipBlock(GatedBlock):
+    """It puts a skip beside its stream, and adds the stream to what a layer makes of both, or not.
+    A control is added first and last."""
+
+    def __init__(self, is_added_to: bool) -> None:
+        super().__init__()
+        self.is_added_to, self.mix = is_added_to, nn.Linear(2 * DIM, DIM)
+
+    def forward(self, h: Tensor, temb: Tensor, control: Tensor | None, skip: Tensor | None):
+        h = h if control is None else control + h
+        mixed = h if skip is None else self.mix(torch.cat([h, skip], dim=-1))
+        mixed = super().forward(mixed, temb)
+        h = h + mixed if self.is_added_to else mixed
+        return h if control is None else h + control
+
+
+class LongSkipDiT(ToyDiT):
+    """Every other block is given a control, and the later half skips."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, control: Tensor) -> Tensor:
+        h, temb, skips = self.proj_in(hidden_states), self.embed(timestep), []
+        for i, block in enumerate(self.blocks):
+            h = block(h, temb, control if i % 2 else None, skips.pop() if i >= 3 else None)
+            skips += [h] if i < 3 else []
+        return self.proj_out(h)
+
+
+@pytest.mark.parametrize("is_added_to", [True, False])
+def test_neither_a_control_nor_a_skip_is_the_stream_beside_it(is_added_to: bool) -> None:
+    torch.manual_seed(0)
+    model = LongSkipDiT([LongSkipBlock(is_added_to) for _ in range(6)])
+    given = toy_steps([90.0])[0]
+    given["control"] = given.pop("encoder_hidden_states").new_ones(given["hidden_states"].shape)
+    (graph,) = dc.explain(model, **given).graphs
+    made = ("blocks.3", "blocks.4", "blocks.5")
+    assert (graph.num_streams, graph.makers) == (1, () if is_added_to else made)
+
+
 class PairBlock(AddingBlock):
     """(h, e) -> (h + step * temb, e + 2 step * temb)."""
 

@@ -10,28 +10,11 @@ input means nothing, and what is replayed is the output as it was.
 
 from collections.abc import Iterator
 
-import torch
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import is_weight, target_name, value_of
-from dit_cachegraph.graph.node_effects import written_by
 from dit_cachegraph.graph.understand.assign_nodes import Assignment
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
-
-# What moves elements, or leaves each nearly as it was.
-_MOVES = frozenset((
-    "reshape", "reshape_as", "view", "view_as", "permute", "transpose", "t", "flatten",
-    "unflatten", "movedim",
-    "contiguous", "clone", "detach", "squeeze", "unsqueeze", "expand", "expand_as", "repeat",
-    "getitem", "slice", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow",
-    "select", "alias",
-    "to", "type", "type_as", "float", "half", "bfloat16", "clamp", "clip", "nan_to_num", "dropout",
-    "roll", "flip", "pad", "index_select", "gather", "masked_fill", "add", "iadd", "sub", "isub",
-    "cat", "concat", "stack", "where", "lerp", "addcmul", "addcdiv", "addmm", "baddbmm", "copy_",
-    "index_add", "index_copy", "index_put", "scatter", "scatter_add", "masked_scatter",
-    "slice_scatter", "select_scatter",
-))  # fmt: skip
-_SCALES = frozenset(("mul", "imul", "truediv", "itruediv", "div"))
+from dit_cachegraph.graph.understand.passed_on import passed_on
 
 
 def adds_to(block: int, stream: StreamNodes, assignment: Assignment) -> bool:
@@ -51,17 +34,6 @@ def summed_in(node: fx.Node, block: int, assignment: Assignment) -> Iterator[fx.
         node = stack.pop()
         yield node
         if assignment.segment_of.get(node) == block + 1:
-            passed = [n for n in _passed_on(node) if n not in seen]
+            passed = [n for n in passed_on(node) if n not in seen]
             seen.update(passed)
             stack += passed
-
-
-def _passed_on(node: fx.Node) -> Iterator[fx.Node]:
-    """The values whose elements are among those of this node's, or of what is written to it."""
-    for user in node.users:
-        if node in written_by(user):
-            yield from (n for n in user.all_input_nodes if n is not node)
-    tensors = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor | tuple)]
-    is_scaled = target_name(node) in _SCALES and len(tensors) == 1
-    if is_scaled or target_name(node) in _MOVES:
-        yield from (n for n in tensors if not is_weight(n))

@@ -16,9 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import is_weight, shape_key, target_name, value_of
-from dit_cachegraph.graph.structure import structure_of
+from dit_cachegraph.graph.fx_utils import (
+    is_weight,
+    num_elements_hint,
+    shape_key,
+    target_key,
+    value_of,
+)
+from dit_cachegraph.graph.structure import Structure, structure_of
 from dit_cachegraph.graph.understand.assign_nodes import Assignment
+from dit_cachegraph.graph.understand.passed_on import passed_on
 from dit_cachegraph.plan import Block
 
 
@@ -76,14 +83,15 @@ def find_streams(assignment: Assignment) -> tuple[StreamNodes, ...]:
             labels.union(node, ("exit", end.kind, place))
     _join_through_glue(ends, assignment, labels)
     for end in ends:
-        _join_entries_with_exits(end, labels)
+        _join_entries_with_exits(end, labels, assignment.segment_of)
     return _streams(ends, assignment, labels)
 
 
 def _ends_of(block: Block, nodes: Sequence[fx.Node], order: dict[fx.Node, int]) -> _Ends:
     inside = nodes[block.first : block.last + 1]
     structure = structure_of(inside)
-    kind = (block.path.rpartition(".")[0], block.class_name, structure.entry_kinds)
+    readers = _first_readers(structure)
+    kind = (block.path.rpartition(".")[0], block.class_name, structure.entry_kinds, readers)
     exits = {
         node: structure.place_of(node)
         for node in structure.nodes
@@ -91,6 +99,16 @@ def _ends_of(block: Block, nodes: Sequence[fx.Node], order: dict[fx.Node, int]) 
         and any(order[user] > block.last for user in node.users)
     }
     return _Ends(kind, structure.entries, exits)
+
+
+def _first_readers(structure: Structure) -> tuple[Hashable, ...]:
+    """What is first done with each outside value but weights. Two blocks may be given the same
+    shapes in another order: a control and the stream, or the stream and a skip."""
+    readers: dict[fx.Node, Hashable] = {}
+    for node in structure.nodes:
+        for argument in node.all_input_nodes:
+            readers.setdefault(argument, target_key(node))
+    return tuple(readers[entry] for entry in structure.entries if not is_weight(entry))
 
 
 def _join_through_glue(ends: Sequence[_Ends], assignment: Assignment, labels: _UnionFind) -> None:
@@ -122,37 +140,51 @@ def _block_values_behind(entry: fx.Node, made: set[fx.Node]) -> list[fx.Node]:
     return found
 
 
-def _join_entries_with_exits(end: _Ends, labels: _UnionFind) -> None:
+def _join_entries_with_exits(
+    end: _Ends, labels: _UnionFind, segment_of: dict[fx.Node, int]
+) -> None:
     """A block of a kind of its own (SD3's last one) has no sibling that says which stream its exits
-    are. Then the residual path says it (`out = in + ...`), then the shape, then the order. What a
-    block hands on beside a stream that goes on is none, also where it has the shape of one."""
+    are. Then the residual path says it (`out = in + ...`), then that blocks made it and it is no
+    control, then the shape, then the order. What a block hands on beside a stream that goes on is
+    none, also where it has the shape of one."""
     entries = [entry for entry in end.entries if not is_weight(entry)]
     roots = {labels.find(entry) for entry in entries}
     lone = [node for node in end.exits if labels.find(node) not in roots]
     going_on = roots & {labels.find(node) for node in end.exits}
     entries = [entry for entry in entries if labels.find(entry) not in going_on]
+    behind = {node: _residual_entries(node, set(entries)) for node in lone}
     for node in lone:
-        behind = _residual_entries(node, set(entries))
         same_shape = [entry for entry in entries if shape_key(entry) == shape_key(node)]
-        added = [entry for entry in same_shape if entry in behind]
-        origin = added or same_shape
+        added = [entry for entry in same_shape if entry in behind[node]]
+        made = [entry for entry in same_shape if segment_of[entry] > 0]
+        # A control that is added to what a block makes anew is not what comes in its place.
+        of_others = {entry for other in lone if other is not node for entry in behind[other]}
+        in_its_place = [entry for entry in made if entry not in of_others]
+        known = [entry for entry in added if entry in made] or (in_its_place if added else [])
+        origin = known or added or made or same_shape
         if len({labels.find(entry) for entry in origin}) > 1:
             alike = [other for other in lone if shape_key(other) == shape_key(node)]
-            origin = added[:1] or same_shape[alike.index(node) :][:1]
+            origin = origin[:1] if added else origin[alike.index(node) :][:1]
         if origin:
             labels.union(node, origin[0])
 
 
 def _residual_entries(node: fx.Node, entries: set[fx.Node]) -> list[fx.Node]:
-    """Entries of the node's shape that reach it through additions and views alone."""
-    found, stack = [], [node]
+    """Entries that reach the node through sums of as many elements, in whatever type and shape."""
+    found, stack, seen = [], [node], {node}
     while stack:
         current = stack.pop()
         if current in entries:
             found.append(current)
-        elif target_name(current) in ("add", "iadd", "to", "contiguous", "type_as", "clip"):
-            stack += [a for a in current.all_input_nodes if shape_key(a) == shape_key(node)]
+            continue
+        alike = [n for n in passed_on(current) if n not in seen and _size_of(n) == _size_of(node)]
+        seen.update(alike)
+        stack += alike
     return found
+
+
+def _size_of(node: fx.Node) -> int:
+    return num_elements_hint(value_of(node))
 
 
 def _streams(
