@@ -10,6 +10,7 @@ from pathlib import Path
 from dit_cachegraph.demo.needs import SERVER_PACKAGES, what_is_missing
 from dit_cachegraph.metrics import METRICS, CannotMeasure, measure
 from dit_cachegraph.metrics.score import as_json, as_text
+from dit_cachegraph.serving.api_key import api_key_given
 
 NUM_PROMPTS_SHIPPED = 32
 
@@ -198,6 +199,10 @@ def _serve(args: argparse.Namespace) -> str | None:
         return "--size is for a pipeline that --model names: the embedded model draws 64 x 64"
     if args.model is not None and not (args.model / "model_index.json").is_file():
         return f"{args.model} is no folder of a pipeline: it has no model_index.json"
+    try:
+        api_key_given()
+    except ValueError as refusal:
+        return str(refusal)
     if args.ray:
         _serve_on_ray(args)
         return None

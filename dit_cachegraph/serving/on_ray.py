@@ -8,7 +8,6 @@ A replica joins once it is warm. It answers for all of them where a request may 
 
 import asyncio
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -21,11 +20,12 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from ray import serve
 
+from dit_cachegraph.serving.api_key import API_KEY_VARIABLE, api_key_given
 from dit_cachegraph.serving.app import create_app
 from dit_cachegraph.serving.limits import Limits
 from dit_cachegraph.serving.merged_metrics import merged
 from dit_cachegraph.serving.node import Node
-from dit_cachegraph.serving.run import API_KEY_VARIABLE, log_to_stderr, studio_of
+from dit_cachegraph.serving.run import log_to_stderr, studio_of
 from dit_cachegraph.serving.studio import Studio
 
 APPLICATION = "dit_cachegraph"
@@ -77,12 +77,11 @@ class Pictures:
         self._app: FastAPI | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201  # Ray's own name for it
-        key = os.environ.get(API_KEY_VARIABLE) or None
         self._app = create_app(
             self._make_studio(),
             limits=_LIMITS,
             num_workers=self._num_workers,
-            api_key=key,
+            api_key=api_key_given(),
             node_class=Replica,
         )
         return self._app
@@ -138,7 +137,7 @@ class Replicas:
 
     def options(self) -> Mapping[str, object]:
         """As a deployment takes them. A worker has a core."""
-        key = os.environ.get(API_KEY_VARIABLE)
+        key = api_key_given()
         environment = {} if key is None else {API_KEY_VARIABLE: key}
         actor = {
             "num_cpus": self.num_workers,

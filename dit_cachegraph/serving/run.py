@@ -8,14 +8,13 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from dit_cachegraph.serving.api_key import api_key_given
 from dit_cachegraph.serving.app import create_app
 from dit_cachegraph.serving.embedded import EmbeddedStudio
 from dit_cachegraph.serving.head_timeout import timed_heads
 from dit_cachegraph.serving.limits import Limits
 from dit_cachegraph.serving.pipeline import PipelineStudio
 from dit_cachegraph.serving.studio import Size, Studio
-
-API_KEY_VARIABLE = "DIT_CACHEGRAPH_API_KEY"
 
 
 def serve(
@@ -32,10 +31,11 @@ def serve(
 
     Raises:
         SystemExit: it can't listen there.
+        ValueError: the API key is blank.
     """
+    api_key = api_key_given()
     log_to_stderr()
     studio, limits = studio_of(model, sizes, inner_backend), Limits()
-    api_key = os.environ.get(API_KEY_VARIABLE) or None
     app = create_app(studio, limits=limits, num_workers=num_workers, api_key=api_key)
     logging.getLogger("dit_cachegraph.serving").info("http://%s:%d/", host, port)
     try:

@@ -170,7 +170,9 @@ class Service:
         if self._api_key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_right = secrets.compare_digest(given.strip().encode(), self._api_key.encode())
+        # A header's bytes are read as Latin-1, and the environment's as UTF-8.
+        sent = given.strip().encode("latin-1")
+        is_right = secrets.compare_digest(sent, self._api_key.encode(errors="surrogateescape"))
         if scheme.lower() != "bearer" or not is_right:
             raise Refused(401, "give the API key as `Authorization: Bearer KEY`")
 

@@ -19,8 +19,8 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from dit_cachegraph.serving import on_ray
+from dit_cachegraph.serving.api_key import API_KEY_VARIABLE
 from dit_cachegraph.serving.ask import Ask
-from dit_cachegraph.serving.run import API_KEY_VARIABLE
 from support.serving_runs import PROMPT, Client, WatchedStudio, free_port, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

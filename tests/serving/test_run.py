@@ -1,6 +1,7 @@
 """`python -m dit_cachegraph serve`, as a process: what it says, and how it stops."""
 
 import contextlib
+import importlib.util
 import json
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from dit_cachegraph import cli
 from dit_cachegraph.demo import needs
+from dit_cachegraph.serving.api_key import API_KEY_VARIABLE, api_key_given
 from support.serving_runs import Client, free_port, until
 
 pytestmark = pytest.mark.e2e
@@ -100,6 +102,19 @@ def test_sigint_ends_it_while_it_compiles():
 def test_what_cant_be_served_is_said(capsys, arguments, sentence):
     assert cli.main(["serve", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_an_api_key_that_is_blank_opens_nothing(capsys, monkeypatch, blank):
+    """As where a secret came out empty; without the variable nobody is asked."""
+    monkeypatch.setenv(API_KEY_VARIABLE, blank)
+    for on_ray in ([], ["--ray"]) if importlib.util.find_spec("ray") else ([],):
+        assert cli.main(["serve", *on_ray]) == 2
+        assert f"{API_KEY_VARIABLE} is set and blank" in capsys.readouterr().err
+    monkeypatch.setenv(API_KEY_VARIABLE, f"sesame{blank}")
+    assert api_key_given() == "sesame"
+    monkeypatch.delenv(API_KEY_VARIABLE)
+    assert api_key_given() is None
 
 
 @pytest.mark.parametrize("size", ["64", "64x", "x64", "64x64x64", "-1x5"])

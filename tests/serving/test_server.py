@@ -300,6 +300,14 @@ def test_what_needs_the_api_key():
         assert unknown.status == 404
 
 
+def test_an_api_key_of_any_letters():
+    """They are sent as UTF-8, which a header's reader takes for Latin-1."""
+    with served(WatchedStudio(), api_key="sésame") as client:
+        for given, status in (("sésame", 200), ("sesame", 401)):
+            sent = f"Bearer {given}".encode().decode("latin-1")
+            assert client.ask("GET", "/metrics", Authorization=sent).status == status
+
+
 def test_a_model_that_cant_be_loaded_is_said():
     class Broken(WatchedStudio):
         def load(self):
