@@ -13,6 +13,7 @@ layer wins, name by name. None of them is in the compiled code, so none of them 
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import cast
 
 import torch.distributed as dist
@@ -168,11 +169,25 @@ def resolve(*layers: Overrides) -> Settings:
 
 def split_options(options: Overrides) -> tuple[CompileOptions, dict[str, object]]:
     """`torch.compile`'s options: what the compilation needs, and the settings of the cache."""
-    _check_names(options, _known() | _COMPILE)
+    known = _known() | _COMPILE
+    for name in options:
+        if name not in known and _is_inductors(name):
+            raise InvalidConfig(
+                f"{name} is an option of Inductor: give it as inductor={{{name!r}: ...}}, in "
+                "`options`"
+            )
+    _check_names(options, known)
     compile_options = {name: value for name, value in options.items() if name in _COMPILE}
     settings = frozen({name: value for name, value in options.items() if name not in _COMPILE})
     resolve(settings)
     return CompileOptions(**compile_options), settings  # type: ignore[arg-type]
+
+
+def _is_inductors(name: str) -> bool:
+    # Importing Inductor takes seconds, which only an unknown name costs.
+    from torch._inductor import config  # noqa: PLC0415
+
+    return str(name).replace("-", "_") in config.get_config_copy()
 
 
 def _known() -> frozenset[str]:
@@ -180,10 +195,26 @@ def _known() -> frozenset[str]:
     return _COMMON | chosen | RULE_KINDS.options | PREDICTOR_KINDS.options
 
 
+INSTEAD = MappingProxyType(
+    {
+        "cache_type": "rule='dbcache' or rule='dbprune' says it, and enabled=False for no cache",
+        "cache_config": "a DBCacheConfig or DBPruneConfig is given as rule=",
+        "calibrator_config": "a TaylorSeerCalibratorConfig or another one is given as predictor=",
+        "params_modifiers": "block_lists= takes a dict of settings for each block list",
+        "enable_taylorseer": "predictor='taylorseer' says it",
+        "enable_dmd": "predictor='dmd' says it",
+        "enable_foca": "predictor='foca' says it",
+        "enable_calibrator": "predictor= says it, by name, or 'replay' for none",
+    }
+)
+
+
 def _check_names(given: Overrides, known: frozenset[str]) -> None:
     for name in given:
         if name in known:
             continue
+        if name in INSTEAD:
+            raise InvalidConfig(f"{name} is of cache-dit's calls: here {INSTEAD[name]}")
         if name in _COMPILE:
             raise InvalidConfig(
                 f"{name} is decided when the model is compiled: give it to torch.compile, in "

@@ -277,6 +277,29 @@ def test_inductors_options_must_be_a_mapping(value):
         split_options({"inductor": value})
 
 
+@pytest.mark.parametrize("name", ["max_autotune", "max-autotune", "triton.cudagraphs"])
+def test_inductors_options_among_ours_are_sent_to_their_place(name):
+    with pytest.raises(InvalidConfig, match=rf"Inductor: give it as inductor=\{{'{name}'"):
+        split_options({name: True})
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("cache_type", "rule='dbcache'"),
+        ("cache_config", "given as rule="),
+        ("calibrator_config", "given as predictor="),
+        ("params_modifiers", "block_lists="),
+        ("enable_taylorseer", "predictor='taylorseer'"),
+    ],
+)
+def test_names_of_cache_dits_calls_are_told_what_says_it_here(name, sentence):
+    """The nearest name of ours has nothing to do with them."""
+    for give in (resolve, split_options):
+        with pytest.raises(InvalidConfig, match=f"{name} is of cache-dit's calls: .*{sentence}"):
+            give({name: 1})
+
+
 @pytest.mark.parametrize("name", ["inner_backend", "mode", "inductor"])
 def test_what_the_compilation_decided_is_refused_later(name):
     sentence = (

@@ -122,6 +122,26 @@ def test_unknown_mode(settings: dict[str, object]) -> None:
         run(compiled, toy_inputs(90.0))
 
 
+@pytest.mark.parametrize(
+    ("inductor", "sentence"),
+    [
+        ({"max_autotun": True}, "no option 'max_autotun': did you mean max_autotune"),
+        ({"max_autotune": "yes"}, "max_autotune must be a bool, got 'yes'"),
+    ],
+    ids=["name", "value"],
+)
+def test_an_option_that_inductor_doesnt_take(inductor: dict[str, object], sentence: str) -> None:
+    compiled = torch.compile(adding_dit(1, 2), backend="cachedit", options={"inductor": inductor})
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=f"inductor: .*{sentence}"):
+        run(compiled, toy_inputs(90.0))
+
+
+def test_an_option_of_inductor_in_either_spelling() -> None:
+    for name in ("max_autotune", "max-autotune"):
+        torch._dynamo.reset()
+        assert assert_cached(gated_dit(2), inductor={name: True}).num_blocks == 2
+
+
 def test_known_mode() -> None:
     assert assert_cached(gated_dit(2), mode="reduce-overhead").num_blocks == 2
 

@@ -4,12 +4,13 @@ Guards on sizes that a later compile would add are lost, and a helper compiled a
 49 % wrong at another resolution: so nothing is compiled after this.
 """
 
+import difflib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_origin
 
 from torch import fx
 from torch._dynamo.backends.registry import list_backends, lookup_backend
@@ -62,13 +63,14 @@ def inner_compiler(options: CompileOptions, mode: str | None) -> InnerCompiler:
     """The inner compiler that the options ask for.
 
     Raises:
-        InvalidConfig: the backend or the mode doesn't exist, or is this one.
+        InvalidConfig: the backend, the mode or an option of Inductor doesn't exist, or has
+            another type.
     """
     name, mode = options.inner_backend, options.mode or mode
     if name == "cachedit" or name not in list_backends(exclude_tags=()):
         known = ", ".join(repr(n) for n in list_backends(exclude_tags=()) if n != "cachedit")
         raise InvalidConfig(f"inner_backend must be a registered backend ({known}), got {name!r}")
-    inductor = {**_mode_options(mode), **options.inductor}
+    inductor = {**_mode_options(mode), **_inductor_options(options.inductor)}
     if inductor.get("triton.cudagraphs"):
         log.info(
             "%s: the cache runs without Inductor's CUDA graphs: they overwrite what it keeps; "
@@ -88,6 +90,25 @@ def _mode_options(mode: str | None) -> dict[str, object]:
     if mode not in modes:
         raise InvalidConfig(f"mode must be one of {', '.join(map(repr, modes))}, got {mode!r}")
     return dict(modes[mode])
+
+
+def _inductor_options(given: Mapping[str, object]) -> dict[str, object]:
+    """The same by Inductor's own names, checked as `torch.compile` checks those of Inductor."""
+    if not given:
+        return {}
+    from torch._inductor import config  # noqa: PLC0415
+
+    known = config.get_config_copy()
+    options = {str(name).replace("-", "_"): value for name, value in given.items()}
+    for name, value in options.items():
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {nearest[0]}?" if nearest else ""
+            raise InvalidConfig(f"inductor: Inductor has no option {name!r}{hint}")
+        kind = config.get_type(name)  # type: ignore[attr-defined]
+        if isinstance(kind, type) and get_origin(kind) is None and not isinstance(value, kind):
+            raise InvalidConfig(f"inductor: {name} must be a {kind.__name__}, got {value!r}")
+    return options
 
 
 def _compile_fx(
