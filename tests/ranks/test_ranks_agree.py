@@ -1,6 +1,11 @@
 """Two ranks that share a sample (gloo on this machine) against one process: the same decisions at
 every step, the same outputs, and at a hit the collectives of those blocks alone that ran."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ranks.launch import Seen, run_ranks, unexpected
@@ -10,6 +15,7 @@ TO_ALL = "_c10d_functional::all_to_all_single"
 TO_RING = "_c10d_functional::all_gather_into_tensor"
 REDUCE = "_c10d_functional::all_reduce"
 GATHER = "c10d::_allgather_base_"
+PAGE = Path(__file__).resolve().parents[2] / "docs/parallel.md"
 CASES: dict[str, Seen] = {
     "flux, tokens": {"model": "flux", "parallel": "ulysses", "is_counted": True},
     "flux, ring": {"model": "flux", "parallel": "ring", "is_counted": True},
@@ -77,3 +83,16 @@ def test_a_step_gathers_what_it_shows_and_what_it_compares(seen: dict[str, list[
 def test_ranks_with_samples_of_their_own_wait_for_nobody(seen: dict[str, list[Seen]]) -> None:
     for rank in seen["flux, samples"]:
         assert all(counted == {} for counted in rank["collectives"])
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    """It prints what the page says."""
+    page = PAGE.read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "ulysses.py").write_text(example)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ran = subprocess.run([*command, tmp_path / "ulysses.py"], capture_output=True, text=True)
+    decided = re.compile(r"rank \d: [H.]+")
+    assert sorted(decided.findall(ran.stdout)) == decided.findall(page), ran.stderr[-6000:]
