@@ -41,6 +41,14 @@ _NAMES = MappingProxyType(
         "ParallelismBackend": INSTEAD["parallelism_config"],
         "BlockAdapterRegister": _ADAPTERS,
         "PatchFunctor": _ADAPTERS,
+        "parse_extra_modules": INSTEAD["parallelism_config"],
+        "init_logger": (
+            "use logging.getLogger of Python; ours is the logger `dit_cachegraph`, and "
+            "`summary(pipe, logging=True)` writes to it"
+        ),
+        "disable_print": "use contextlib.redirect_stdout of Python; nothing is printed here",
+        "maybe_empty_cache": "call `torch.cuda.empty_cache()`; `reset(pipe)` frees what is kept",
+        "ENV": "the variables CACHE_DIT_* mean nothing here: give options to the calls themselves",
         "supported_matrix": "call supported_pipelines, or read docs/models.md",
         **dict.fromkeys(
             ("layerwise_offload", "layerwise_cpu_offload", "remove_layerwise_offload",

@@ -36,6 +36,7 @@ class TestConfigs:
         cache_dit = pytest.importorskip("cache_dit")
         public = {n for n, v in vars(cache_dit).items() if callable(v) and not n.startswith("_")}
         assert public - set(dc.__all__) == NOT_HERE
+        assert all(hasattr(dc, name) for name in NOT_HERE), "each says what to do instead"
 
     def test_update_changes_and_returns_it(self):
         config = DBCacheConfig(max_warmup_steps=3)

@@ -107,6 +107,10 @@ def test_configurations_in_the_place_of_each_other(change):
         ("layerwise_offload", r"enable_group_offload\(\.\.\.\)` of diffusers"),
         ("ProfilerContext", "use torch.profiler"),
         ("supported_matrix", "call supported_pipelines"),
+        ("init_logger", "use logging.getLogger"),
+        ("disable_print", "redirect_stdout"),
+        ("maybe_empty_cache", r"torch.cuda.empty_cache\(\)"),
+        ("parse_extra_modules", "parallelism is no part of the cache"),
     ],
 )
 def test_names_that_can_be_imported_alone(name, sentence):
@@ -123,6 +127,11 @@ def test_adapters_of_ones_own():
     with pytest.raises(dc.InvalidConfig, match="BlockAdapterRegister: .*no model needs an adapte"):
         dc.BlockAdapterRegister.register("OwnPipeline")
     assert not hasattr(dc, "BlockAdapterRegistry")
+
+
+def test_variables_of_the_environment():
+    with pytest.raises(dc.InvalidConfig, match=r"ENV: the variables CACHE_DIT_\* mean nothing"):
+        _ = dc.ENV.CACHE_DIT_LOG_LEVEL
 
 
 def test_options_that_say_nothing():
