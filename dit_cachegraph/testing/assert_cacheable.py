@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from dit_cachegraph.report import GraphReport
+from dit_cachegraph.targets import modules_in
 from dit_cachegraph.testing.checks import (
     CLOSE,
     assert_a_hit_skips_half,
@@ -53,6 +54,7 @@ def assert_cacheable(
             why not, with the line of its source.
         ValueError: no timestep or no latents are found among the inputs of one step.
     """
+    (model,) = modules_in(model)  # Of one that is compiled, what it was before.
     model = copy.deepcopy(model).eval().requires_grad_(False)
     steps = (
         [inputs(i) for i in range(NUM_STEPS)]

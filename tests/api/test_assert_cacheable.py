@@ -5,6 +5,7 @@ import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -131,6 +132,21 @@ def test_latents_without_a_thread():
 
     with pytest.raises(NotCacheable, match="of 10 steps computed, and 2 should"):
         assert_cacheable(model, inputs)
+
+
+def test_steps_that_dont_move():
+    """Each is the first of an image once more, which `warmup` alone doesn't tell."""
+    model = built(PreNormDiT)
+    inputs = first_step(model)
+    with pytest.raises(NotCacheable, match="10 were taken for the first of an image: latents and"):
+        assert_cacheable(model, lambda _: inputs)
+
+
+def test_a_model_that_is_compiled_already():
+    """Its wrapper takes any arguments, of which nobody knows which are the latents."""
+    model = built(PreNormDiT)
+    compiled = cast(nn.Module, torch.compile(model))
+    assert assert_cacheable(compiled, first_step(model)).num_blocks == 4
 
 
 def test_inputs_without_a_timestep():
