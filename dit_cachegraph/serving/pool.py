@@ -10,13 +10,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from dit_cachegraph.api import check, request
+from dit_cachegraph.serving.ask import Ask
 from dit_cachegraph.serving.job import Done, Job, Step, Stopped, png_of
 from dit_cachegraph.serving.limits import Limits, Refused
 from dit_cachegraph.serving.studio import Painter, Preview, Studio
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = logging.getLogger("dit_cachegraph.serving")
 _CANCELLED = "the request was cancelled"
@@ -163,8 +168,9 @@ class Pool:
             for ask in self.studio.samples():
                 handle = request("warm-up")
                 with handle:
-                    painters[0].paint(ask, self._go_on)
+                    picture = painters[0].paint(ask, self._go_on)
                 handle.end()
+                _check_size(picture, ask)
                 check(self.target)
         except Stopped:
             return
@@ -209,6 +215,16 @@ class Pool:
                 self._last_seconds = time.monotonic() - began
                 _end(job, event)
                 self._lock.notify_all()
+
+
+def _check_size(picture: "Image", ask: Ask) -> None:
+    """Raises: ValueError, where a pipeline has rounded a size to one that it draws."""
+    if ask.width is not None and picture.size != (ask.width, ask.height):
+        width, height = picture.size
+        raise ValueError(
+            f"asked for {ask.width} x {ask.height} it draws {width} x {height}: give a size that "
+            f"it draws, as --size {width}x{height}"
+        )
 
 
 def _drawn(painter: Painter, job: Job) -> Done | Refused:

@@ -34,8 +34,9 @@ class Painter(abc.ABC):
 
 
 class Studio(abc.ABC):
-    """`sizes` are those that it draws, in pixels, the first of them unasked; none of them is
-    checked where it is empty. What needs no model is answered before there is one."""
+    """`sizes` are those that it draws, in pixels, the first of them unasked; where there are none,
+    it is the model's own, and a client names none. What needs no model is answered before there is
+    one."""
 
     sizes: tuple[Size, ...]
 
@@ -69,4 +70,5 @@ def why_not_that_size(sizes: tuple[Size, ...], ask: Ask) -> str | None:
     if ask.width is None or (ask.width, ask.height) in sizes:
         return None
     known = ", ".join(f"{width} x {height}" for width, height in sizes)
-    return f"{ask.width} x {ask.height} isn't drawn here: {known or 'the own size of the model'} is"
+    drawn = known or "the model's own size, for which a request names none,"
+    return f"{ask.width} x {ask.height} isn't drawn here: {drawn} is"

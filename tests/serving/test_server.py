@@ -21,7 +21,7 @@ from dit_cachegraph.serving.embedded import words_of
 from dit_cachegraph.serving.job import Job
 from dit_cachegraph.serving.limits import Limits
 from dit_cachegraph.serving.pool import Pool
-from dit_cachegraph.serving.studio import Painter
+from dit_cachegraph.serving.studio import Painter, why_not_that_size
 from support.serving_runs import (
     PROMPT,
     TIMEOUT,
@@ -393,3 +393,26 @@ def test_one_that_fails_is_said_and_the_next_is_drawn():
 )
 def test_any_text_comes_to_words_of_the_model(text, words):
     assert words_of(text) == (None if words is None else tuple(words.split()))
+
+
+class RoundingStudio(WatchedStudio):
+    """Draws 64 x 64 whatever it is asked for, as a pipeline rounds a size to its patches."""
+
+    sizes = ((100, 64),)
+
+    def samples(self) -> list[Ask]:
+        return [Ask(prompt=PROMPT, width=width, height=height) for width, height in self.sizes]
+
+
+def test_a_size_that_the_model_rounds_isnt_served():
+    with served(RoundingStudio()) as client:
+        until(lambda: "failed" in client.ask("GET", "/readyz").json["stage"])
+        answer = client.generate(width=100, height=64)
+        assert answer.status == 503
+        assert "asked for 100 x 64 it draws 64 x 64" in answer.json["error"]
+
+
+def test_a_size_where_none_was_said():
+    sentence = why_not_that_size((), Ask(prompt=PROMPT, width=100, height=64))
+    assert sentence is not None and "names none, is" in sentence
+    assert why_not_that_size((), Ask(prompt=PROMPT)) is None
