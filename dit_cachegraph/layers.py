@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import cast
 
+import numpy as np
+
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.catalog import PREDICTORS, RULES, options_of
 from dit_cachegraph.policy.predictor import Predictor
@@ -109,8 +111,16 @@ def _options(kinds: Kinds, choice: object) -> frozenset[str]:
     return options_of(kinds.by_name[choice]) if isinstance(choice, str) else frozenset()
 
 
+def plain(value: object) -> object:
+    """A number or an array of numpy as Python's: published ratios and masks come so."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def _without_configurations(given: Overrides) -> Overrides:
     """The same with what configurations say; a name that is given beside one wins."""
+    given = {name: plain(value) for name, value in given.items()}
     said: Overrides = given
     for key, other in (
         (RULE_KINDS.key, PREDICTOR_KINDS.key),

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
 from dit_cachegraph.config import resolve, unknown_option
-from dit_cachegraph.layers import Configuration
+from dit_cachegraph.layers import Configuration, plain
 
 Self = TypeVar("Self", bound="Options")
 
@@ -40,7 +40,7 @@ class Options(Configuration):
         for name in given:
             if name not in self.defaults:
                 raise unknown_option(name, self.defaults)
-        present = {name: value for name, value in given.items() if value is not None}
+        present = {name: plain(value) for name, value in given.items() if value is not None}
         changed = type(self).__new__(type(self))
         changed._start({**self._given, **present}, is_partial=self._is_partial)
         resolve(changed.settings())

@@ -11,6 +11,7 @@ import torch
 import dit_cachegraph as dc
 from dit_cachegraph.config import CommonSettings, CompileOptions, resolve, split_options
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.models import REGISTRY
 from dit_cachegraph.policy.catalog import RULES
 from dit_cachegraph.policy.predictors.chebyshev import Chebyshev
 from dit_cachegraph.policy.rules.dbcache import DBCache
@@ -316,6 +317,35 @@ def test_what_the_compilation_decided_is_refused_later(name):
 def test_a_mask_is_any_sequence_and_kept_as_a_tuple_of_ints(mask):
     kept = DBCache(steps_computation_mask=mask).steps_computation_mask
     assert (kept, [type(v) for v in kept or ()]) == ((1, 0), [int, int])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"every": np.int64(2)}, {"every": 2}),
+        ({"residual_diff_threshold": np.float32(0.5)}, {"residual_diff_threshold": 0.5}),
+        ({"observe_error": np.bool_(True)}, {"observe_error": True}),
+        ({"mag_ratios": np.array([1.0, 0.5])}, {"mag_ratios": (1.0, 0.5)}),
+        ({"compute_mask": np.array([1, 0])}, {"compute_mask": (1, 0)}),
+        ({"dry_run": np.array([0.25, 0.5])}, {"dry_run": (0.25, 0.5)}),
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_numbers_and_arrays_of_numpy_are_those_of_python(given, kept):
+    """MagCache's ratios are published so, and a sweep of `np.arange` gives such integers."""
+    module = torch.nn.Linear(1, 1)
+    dc.configure(module, **given)
+    assert resolve(*map(dict, REGISTRY.of_module(module).overrides)) == resolve(kept)
+    dc.request("of numpy", **given)
+    with pytest.raises(InvalidConfig, match="mag_ratios must be a sequence of finite numbers"):
+        resolve({"mag_ratios": np.array([[1.0]])})
+
+
+def test_a_configuration_keeps_pythons_numbers():
+    mask = np.array([1, 0])
+    config = dc.DBCacheConfig(max_warmup_steps=np.int64(3), steps_computation_mask=mask)
+    mask[:] = 1
+    assert config == dc.DBCacheConfig(max_warmup_steps=3, steps_computation_mask=[1, 0])
 
 
 def test_a_mask_that_is_changed_later_changes_nothing():
