@@ -56,7 +56,9 @@ def calibrate(
     Raises:
         InvalidConfig: not just one goal is given, nothing of `target` is cached, the inputs leave
             no runs to search with or are in the holdout too, or a run draws without the model.
+        TypeError: `run` or `run_with_steps` can't be called.
     """
+    _check_functions(run=run, run_with_steps=run_with_steps)
     goal = Goal(target_psnr, target_ssim, compute_budget)
     runs_a_holdout = 2 if run_with_steps is None else 3
     check_inputs(inputs, holdout, runs_a_holdout)
@@ -82,6 +84,13 @@ def calibrate(
         num_runs=bench.num_runs, run_cost=bench.run_cost, fewer_steps=fewer,
         rounding_noise=noise,
     )  # fmt: skip
+
+
+def _check_functions(**functions: object) -> None:
+    """Before anything is drawn: `run_with_steps` is called last of all."""
+    for name, function in functions.items():
+        if not callable(function) and not (name == "run_with_steps" and function is None):
+            raise TypeError(f"calibrate: {name} must be a function that draws, got {function!r}")
 
 
 @contextmanager

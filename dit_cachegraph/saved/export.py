@@ -55,11 +55,17 @@ def export(
         CannotSave: the model can't be exported in one piece or isn't cached, is given or returns
             what is no tensor and no plain value, or goes by a rule or predictor of your own.
         OSError: nothing can be written beside `path`.
+        TypeError: `example` has no names.
         UnknownTarget: `module` is none, such as a pipeline.
     """
     if not isinstance(module, nn.Module):
         raise UnknownTarget(
             f"export takes one transformer, as `pipe.transformer`, got {type(module).__name__}"
+        )
+    if not isinstance(example, Mapping):
+        raise TypeError(
+            "export takes the arguments of one call by name, as "
+            f"{{'hidden_states': ...}}, got {type(example).__name__}"
         )
     began = time.perf_counter()
     # What traces and compiles imports Dynamo, and who loads what was exported does without it.

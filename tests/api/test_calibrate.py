@@ -473,3 +473,11 @@ def test_an_ssim_is_kept():
 def test_what_is_asked_for_is_checked(asked, sentence):
     with pytest.raises(dc.InvalidConfig, match=sentence):
         dc.calibrate(torch.nn.Linear(1, 1), lambda _: None, **asked)
+
+
+@pytest.mark.parametrize("given", [{"run": "draw"}, {"run_with_steps": 14}], ids=str)
+def test_what_draws_is_a_function(given):
+    """Found before anything is drawn: fewer steps come last, after up to 40 runs."""
+    (name,) = given
+    with pytest.raises(TypeError, match=f"calibrate: {name} must be a function that draws, got"):
+        dc.calibrate(torch.nn.Linear(1, 1), **{"run": pytest.fail, "target_psnr": 30.0, **given})

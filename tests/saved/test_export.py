@@ -197,6 +197,12 @@ def test_a_pipeline_is_no_transformer(tmp_path):
         dc.export(pipe, {}, tmp_path / "toy.dcx")
 
 
+@pytest.mark.parametrize("example", [None, (torch.ones(1),)], ids=["none", "a tuple"])
+def test_an_example_without_names(tmp_path, example):
+    with pytest.raises(TypeError, match="export takes the arguments of one call by name"):
+        dc.export(torch.nn.Linear(1, 1), example, tmp_path / "model.dcx")
+
+
 def test_what_is_mapped_over_is_refused(model):
     call = steps_of("a")[0].arguments
     latents = torch.stack([call["hidden_states"]] * 3)
