@@ -14,9 +14,12 @@ NUM_APART = 4
 # Reasons of steps that were not to reuse.
 NOT_ASKED = frozenset({"disabled", "dry run", "mask", "threshold 0"})
 
+NOTHING_TO_SKIP = "empty region"
+
 
 def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
-    """A sentence where the last image was too short to reuse anything of it, if it was."""
+    """A sentence where the last image was too short to reuse anything of it, if it was, or had no
+    block that could be skipped."""
     if _are_apart(steps[-NUM_APART:]):
         return (
             f"each of the last {NUM_APART} calls was taken for a request of its own, of which none "
@@ -26,6 +29,11 @@ def why_nothing_gained(steps: Sequence[StepReport]) -> str | None:
         )
     images = last_images(steps)
     image = max(images, key=len, default=[])
+    if {step.reason for step in image} == {NOTHING_TO_SKIP}:
+        return (
+            "the settings leave no block that could be skipped: lower Fn_compute_blocks or "
+            "Bn_compute_blocks, or name fewer in non_prune_block_ids"
+        )
     is_whole = _reaches_the_end(image) if len(image) > 1 else _are_single(steps)
     if not is_whole or any(step.hit for one in images for step in one):
         return None

@@ -64,6 +64,20 @@ def test_cache_dits_default_computes_eight():
     assert "to gain" not in str(dc.summary(compiled))
 
 
+@pytest.mark.parametrize("num_steps", [4, 12])
+def test_settings_that_leave_no_block_to_skip(num_steps):
+    """It isn't the number of steps then."""
+    model = WAN.build(4)
+    compiled = compile_cached(model, Fn_compute_blocks=3, Bn_compute_blocks=1)
+    image = image_of(model, WAN, size=3, num_steps=num_steps)
+    assert not any(ran.hit for ran in run_all(compiled, image))
+    said = str(dc.summary(compiled))
+    assert (
+        "no block that could be skipped: lower Fn_compute_blocks or" in said
+        and "to gain" not in said
+    )
+
+
 def test_a_loop_that_leaves_the_timestep_as_it_is():
     """As those who time a model write it: whoever looks why nothing was reused is told."""
     model = WAN.build(4)
