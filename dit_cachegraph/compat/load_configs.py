@@ -17,6 +17,7 @@ from dit_cachegraph.compat.flat_options import configs_of
 from dit_cachegraph.compat.not_taken import ParallelismConfig, QuantizeConfig
 from dit_cachegraph.config import unknown_option
 from dit_cachegraph.exc import InvalidConfig
+from dit_cachegraph.policy.checks import MASK_POLICIES, check_choice, check_int
 from dit_cachegraph.policy.step_mask import steps_mask
 
 Source = str | Path | Mapping[str, object]
@@ -117,8 +118,11 @@ def _with_mask(options: Mapping[str, object]) -> Mapping[str, object]:
     named, num_steps = options.get("steps_computation_mask"), options.get("num_inference_steps")
     if not isinstance(named, str):
         return options
-    if not isinstance(num_steps, int):
+    check_choice("steps_computation_mask", named, MASK_POLICIES)
+    if num_steps is None:
         raise InvalidConfig(
             f"steps_computation_mask: {named} takes num_inference_steps beside it, to be laid over"
         )
+    check_int("num_inference_steps", num_steps, at_least=1)
+    assert isinstance(num_steps, int)
     return {**options, "steps_computation_mask": steps_mask(None, None, num_steps, named)}

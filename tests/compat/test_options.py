@@ -153,6 +153,11 @@ class TestFiles:
                 "did you mean cache_config",
             ),
             ("cache_config: {steps_computation_mask: fast}", "takes num_inference_steps beside it"),
+            (
+                "{steps_computation_mask: fast, num_inference_steps: '28'}",
+                "num_inference_steps must be an integer of at least 1, got '28'",
+            ),
+            ("{steps_computation_mask: quick}", "steps_computation_mask must be one of 'slow', "),
             ("cache_config: [1, 2]", "cache_config must hold options by name"),
             ("a: b: c", "is no YAML"),
         ],
