@@ -10,7 +10,7 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.freeze import settings_as_config
 from dit_cachegraph.links.model import LinkedModel, RefusedLinks
 from dit_cachegraph.models import ModelState
-from dit_cachegraph.plan import Trunk, Uncacheable
+from dit_cachegraph.plan import Stream, Trunk, Uncacheable
 from dit_cachegraph.planning.step_plan import StepPlan
 from dit_cachegraph.report import GraphReport, Report
 from dit_cachegraph.runtime.driver import CachedModel
@@ -132,7 +132,7 @@ def graph_report(
     return GraphReport(
         block_lists=trunk.block_lists,
         num_blocks=trunk.num_blocks,
-        num_streams=len(trunk.streams),
+        num_streams=sum(_is_carried(stream, trunk) for stream in trunk.streams),
         num_segments=len(trunk.segments),
         num_compiled=num_distinct,
         regions=regions,
@@ -146,6 +146,11 @@ def graph_report(
         is_loaded=is_loaded,
         groups=trunk.groups.names,
     )
+
+
+def _is_carried(stream: Stream, trunk: Trunk) -> bool:
+    """False for what passes the blocks by, as it is."""
+    return any(slot is not None and trunk.made_by[slot] > 0 for slot in stream.slots)
 
 
 def refused(refusal: Uncacheable) -> GraphReport:

@@ -73,7 +73,8 @@ class Stream:
     """A value carried from block to block. `slots[i]` is where it lies at boundary `i`, or None
     where it is not alive there or has another shape, dtype or layout than at its first boundary.
     `is_added_to[i]` is False where block `i` makes it anew, and adds nothing to what it was given.
-    `joined`: what it was before it was one.
+    `joined`: what it was before it was one. What such a stream has in it beside those that blocks
+    carry is one too, up to there.
     """
 
     name: str

@@ -33,7 +33,7 @@ from dit_cachegraph.graph.understand.assign_nodes import Assignment, segment_nam
 from dit_cachegraph.graph.understand.check_share import costs_of
 from dit_cachegraph.graph.understand.find_identity import adds_to
 from dit_cachegraph.graph.understand.find_injected import find_injected
-from dit_cachegraph.graph.understand.find_joined import joined_of
+from dit_cachegraph.graph.understand.find_joined import joined_of, with_parts
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
 from dit_cachegraph.graph.understand.match_pattern import Pattern
 from dit_cachegraph.plan import (
@@ -141,7 +141,7 @@ def _trunk(
         made_by=made_by,
         last_use=last_use,
         results=results,
-        streams=tuple(_stream(s, cutting) for s in pattern.streams),
+        streams=_streams(cutting),
         probe_stream=pattern.streams.index(pattern.probe),
         block_lists=pattern.block_lists,
         injected=_injected(cutting),
@@ -229,7 +229,12 @@ def _lives(
     return tuple(made_by), tuple(last_use)
 
 
-def _stream(stream: StreamNodes, cutting: _Cutting) -> Stream:
+def _streams(cutting: _Cutting) -> tuple[Stream, ...]:
+    streams = with_parts(cutting.pattern.streams, cutting.assignment)
+    return tuple(_stream(stream, streams, cutting) for stream in streams)
+
+
+def _stream(stream: StreamNodes, streams: Sequence[StreamNodes], cutting: _Cutting) -> Stream:
     """Slots of one stream, as long as it keeps the layout it has where it first appears."""
     slots, borders, num_blocks = cutting.slots, cutting.borders, len(cutting.assignment.blocks)
     first = next(n for n in stream.at if n is not None)
@@ -239,5 +244,5 @@ def _stream(stream: StreamNodes, cutting: _Cutting) -> Stream:
         for n in stream.at
     ]
     added = tuple(adds_to(i, stream, cutting.assignment) for i in range(num_blocks))
-    joined = joined_of(stream, cutting.pattern.streams, cutting.assignment)
+    joined = joined_of(stream, streams, cutting.assignment)
     return Stream(first.name, tuple(same), added, joined)

@@ -18,7 +18,8 @@ from dit_cachegraph.exc import NoBlocks
 from dit_cachegraph.graph.find.check_fragment import is_broken, is_whole, where_it_broke
 from dit_cachegraph.graph.find.find_layers import ModuleCall, with_layers
 from dit_cachegraph.graph.find.find_repeats import find_repeats
-from dit_cachegraph.graph.find.join_lists import has_repeats, is_chained, join_lists
+from dit_cachegraph.graph.find.handed_on import is_chained
+from dit_cachegraph.graph.find.join_lists import has_repeats, join_lists
 from dit_cachegraph.graph.find.leave_out_leading import leave_out_leading
 from dit_cachegraph.graph.fx_utils import call_of, module_stack, num_elements_hint, value_of
 from dit_cachegraph.plan import Block, BlockSequence

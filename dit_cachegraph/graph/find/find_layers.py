@@ -20,7 +20,8 @@ from typing import NamedTuple
 from torch import fx
 
 from dit_cachegraph.graph.find.find_repeats import kind_of
-from dit_cachegraph.graph.find.join_lists import are_in_turn, is_chained, is_layer, reached_from
+from dit_cachegraph.graph.find.handed_on import is_chained, reached_from
+from dit_cachegraph.graph.find.join_lists import are_in_turn, is_layer
 from dit_cachegraph.graph.fx_utils import (
     num_elements_hint,
     shape_key,

@@ -30,6 +30,7 @@ from dit_cachegraph.graph.fx_utils import (
     target_name,
     value_of,
 )
+from dit_cachegraph.graph.likeness import likeness, sizes_of
 from dit_cachegraph.graph.node_effects import written_by
 from dit_cachegraph.graph.understand.assign_nodes import ARGUMENT, Assignment
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
@@ -42,7 +43,7 @@ _AS_ANOTHER = frozenset(("type_as", "to", "expand_as", "view_as", "reshape_as"))
 def choose_probe(streams: Sequence[StreamNodes], assignment: Assignment) -> StreamNodes | None:
     """The image stream: it enters block 0 and reaches the output; of several such streams the one
     fed by the argument that is shaped like the output, then the largest."""
-    entering = [s for s in streams if s.moves_in_the_first_block]
+    entering = [s for s in streams if s.moves_in(0)]
     if not entering:
         return None
     ending = [s for s in entering if s.reaches_the_end] or entering
@@ -52,7 +53,7 @@ def choose_probe(streams: Sequence[StreamNodes], assignment: Assignment) -> Stre
         node = stream.at[0]
         assert node is not None
         sources = behind.of(node) & users
-        score = max((_likeness(s, assignment) for s in sources), default=-1)
+        score = max((likeness(s, assignment.results) for s in sources), default=-1)
         return score, num_elements_hint(value_of(node))
 
     return max(ending, key=rank)
@@ -105,13 +106,13 @@ def _latents(
     then the model returns something of its shape."""
     ends = [s.at[0] for s in streams if s.reaches_the_end and s.at[0] is not None]
     reaching = feeding.union(*(behind.of(node) for node in ends))
-    best = max((_likeness(n, assignment) for n in users if n in feeding), default=0)
+    best = max((likeness(n, assignment.results) for n in users if n in feeding), default=0)
     results = [value_of(r) for r in assignment.results if isinstance(r, fx.Node)]
-    shapes = [_sizes_of(r) for r in results if isinstance(r, torch.Tensor) and r.dim() > 1]
+    shapes = [sizes_of(r) for r in results if isinstance(r, torch.Tensor) and r.dim() > 1]
     return [
         n
         for n in users
-        if (n in feeding and _likeness(n, assignment) == best)
+        if (n in feeding and likeness(n, assignment.results) == best)
         or (n in reaching and _is_float(n) and _sizes(n) in shapes)
     ]
 
@@ -207,18 +208,6 @@ class Behind:
         return [writer for s in storages_of(node) for writer in self._writers.get(s, ())]
 
 
-def _likeness(node: fx.Node, assignment: Assignment) -> int:
-    """How many sizes an argument shares with an output: the latents share nearly all."""
-    results = [value_of(r) for r in assignment.results if isinstance(r, fx.Node)]
-    own = _sizes(node)
-    shared = [
-        sum(a == b for a, b in zip(_sizes_of(result), own, strict=True))
-        for result in results
-        if isinstance(result, torch.Tensor) and result.dim() == len(own)
-    ]
-    return max(shared, default=0)
-
-
 def _timesteps(candidates: Sequence[fx.Node]) -> list[fx.Node]:
     """Named ones first: where several arguments reach a sinusoid (timestep, guidance), the order
     only breaks ties; the one that moves is read as the clock."""
@@ -235,12 +224,7 @@ def _embedded(candidates: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _sizes(node: fx.Node) -> tuple[str, ...]:
-    value = value_of(node)
-    return _sizes_of(value) if isinstance(value, torch.Tensor) else ()
-
-
-def _sizes_of(tensor: torch.Tensor) -> tuple[str, ...]:
-    return tuple(map(str, tensor.shape))
+    return sizes_of(value_of(node))
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -40,10 +40,9 @@ class StreamNodes:
     def reaches_the_end(self) -> bool:
         return self.at[-1] is not None
 
-    @property
-    def moves_in_the_first_block(self) -> bool:
-        """True if block 0 reads it and hands it on: it does not just pass by."""
-        return self.at[0] is not None and self.at[1] not in (None, self.at[0])
+    def moves_in(self, block: int) -> bool:
+        """True if the block is given it and hands it on: it does not just pass by."""
+        return self.at[block] is not None and self.at[block + 1] not in (None, self.at[block])
 
 
 @dataclass(frozen=True, slots=True)

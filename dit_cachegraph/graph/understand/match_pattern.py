@@ -90,13 +90,15 @@ def _name_patterns(
 def _pattern(
     inside: range, streams: Sequence[StreamNodes], probe: StreamNodes, assignment: Assignment
 ) -> str:
+    own = [s for s in streams if any(s.moves_in(i) for i in inside)]
     # Where the streams are put into one before a list, it is carried from the second block on.
-    first = next((i for i in inside if _carried(i, streams)), inside[0])
-    carried = _carried(first, streams)
+    first = max(inside, key=lambda i: len(_carried(i, own)))
+    carried = _carried(first, own)
     extra = [s for s in streams if s.at[first] is not None and s not in carried]
     if not carried or len(carried) > 2:
         return f"general form: {len(carried) + len(extra)} in, {len(carried)} out"
-    hidden = probe if probe in carried else carried[0]
+    ending = [s for s in carried if s.reaches_the_end]
+    hidden = probe if probe in carried else (ending or carried)[0]
     if len(carried) == 1:
         reads_text = _reads_an_outside_sequence(first, hidden, streams, assignment)
         return "Pattern_2 (h, e -> h)" if reads_text else "Pattern_3 (h -> h)"

@@ -1,0 +1,45 @@
+"""A list of blocks of what is denoised alone, before one that carries the text beside it.
+
+FLUX.3 sends text, image and a reference picture each through blocks of its own, and then text and
+pictures through joint ones:
+
+    text.0 ... text.4         e                         reads nothing that is denoised: prologue
+    image.0 ... image.4       h          (e passes by)  of the trunk
+    reference.0 ... 4         r                         reads nothing that is denoised: prologue
+    single.0 ... single.27    cat(h, r), e              of the trunk
+"""
+
+from torch import fx
+
+from dit_cachegraph.graph.find.handed_on import (
+    Flow,
+    given_to,
+    handed_on_by,
+    is_chained,
+    reached_from,
+)
+from dit_cachegraph.graph.fx_utils import is_concatenation
+from dit_cachegraph.plan import BlockSequence
+
+
+def is_of_latents_alone(before: BlockSequence, after: BlockSequence, flow: Flow) -> bool:
+    """True if `before` hands over all that `after` carries of the latents, as it is or put into one
+    with something, and the rest of what that carries has none in it. A list that makes the text
+    ready is none, and neither is one whose values are added to what passes by."""
+    if not (is_chained(before, flow.nodes) and is_chained(after, flow.nodes)):
+        return False
+    last, head = before.blocks[-1], after.blocks[0]
+    reached = reached_from(last, head.first, flow.nodes)
+    returned = handed_on_by(last, flow)
+    given, handed_over = given_to(head, flow, returned), set(returned)
+    parts = {part for node in given for part in _parts(node)}
+    return (
+        any(node not in reached for node in given)
+        and handed_over == parts & reached
+        and handed_over == parts & flow.made_of_latents
+    )
+
+
+def _parts(node: fx.Node) -> list[fx.Node]:
+    """What a value was put into one of; itself if it wasn't."""
+    return node.all_input_nodes if is_concatenation(node) else [node]
