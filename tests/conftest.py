@@ -21,6 +21,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_a_file_leaves_is_settled():
+    """What was imported or kept since is gone through once, and no more."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def fresh_dynamo():
     """Each test compiles for itself: Dynamo keeps what it compiled by code object."""
