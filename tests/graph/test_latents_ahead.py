@@ -5,7 +5,15 @@ import torch
 from torch import Tensor, nn
 
 import dit_cachegraph as dc
-from support.toy_dits import NUM_TOKENS, Calling, GatedBlock, JointBlock, JointDiT, ToyDiT
+from support.toy_dits import (
+    DIM,
+    NUM_TOKENS,
+    Calling,
+    GatedBlock,
+    JointBlock,
+    JointDiT,
+    ToyDiT,
+)
 from support.toy_runs import assert_cached, compile_toy, run, toy_steps
 
 
@@ -92,6 +100,35 @@ class JointSwapped(JointBlock):
     def forward(self, h: Tensor, e: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
         e, h = super().forward(h, e, temb)
         return h, e
+
+
+class EditingDiT(ModesDiT):
+    """Text and reference are as many tokens as the image, so that neither is told by its shape. The
+    reference stands at a time of its own, or at the image's."""
+
+    def __init__(self, is_still: bool) -> None:
+        ahead = [Calling(step) for step in (1, 2, 3)]
+        super().__init__(ahead, [AddingJointBlock(step) for step in (4, 5)], False)
+        self.is_still = is_still
+
+    def ahead(self, h: Tensor, temb: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        h, given = super().ahead(h, temb, e)
+        reference = 2 * e
+        for block in self.references:
+            reference = block(reference, torch.ones_like(temb) if self.is_still else temb)
+        return torch.cat([h, reference], dim=1), given
+
+
+@pytest.mark.parametrize(("is_still", "lists"), [(True, ["images", "blocks"]), (False, ["blocks"])])
+def test_another_picture_is_told_by_its_time(is_still: bool, lists: list[str]) -> None:
+    model = EditingDiT(is_still)
+    compiled = compile_toy(model, residual_diff_threshold=0.0)
+    text = torch.randn(2, NUM_TOKENS, DIM)
+    for inputs in toy_steps([90.0, 60.0]):
+        given = {**inputs, "encoder_hidden_states": text}
+        torch.testing.assert_close(run(compiled, given), run(model, given))
+    (graph,) = dc.summary(compiled).graphs
+    assert [found.name for found in graph.block_lists] == lists
 
 
 class TextOfLatentsDiT(ModesDiT):

@@ -18,6 +18,7 @@ from dit_cachegraph.graph.find.handed_on import (
     is_chained,
     reached_from,
 )
+from dit_cachegraph.graph.find.made_of_latents import is_of_another_picture
 from dit_cachegraph.graph.fx_utils import is_concatenation
 from dit_cachegraph.plan import BlockSequence
 
@@ -33,10 +34,12 @@ def is_of_latents_alone(before: BlockSequence, after: BlockSequence, flow: Flow)
     returned = handed_on_by(last, flow)
     given, handed_over = given_to(head, flow, returned), set(returned)
     parts = {part for node in given for part in _parts(node)}
+    made = flow.made_of_latents
     return (
         any(node not in reached for node in given)
         and handed_over == parts & reached
-        and handed_over == parts & flow.made_of_latents
+        and handed_over <= made
+        and all(is_of_another_picture(n, handed_over, made) for n in (parts & made) - handed_over)
     )
 
 
