@@ -1,6 +1,6 @@
 """What a block of a list is given by those before it, and what it hands on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from torch import fx
@@ -22,6 +22,25 @@ class Flow(NamedTuple):
     nodes: Sequence[fx.Node]
     order: Mapping[fx.Node, int]
     made_of_latents: frozenset[fx.Node]
+
+
+class Handover(NamedTuple):
+    """From one list to another: what the last block of the first `returned`, all that was `reached`
+    from there before the second, and what the first block of that is `given`."""
+
+    returned: Sequence[fx.Node]
+    reached: Set[fx.Node]
+    given: Sequence[fx.Node]
+
+
+def handover(before: BlockSequence, after: BlockSequence, flow: Flow) -> Handover | None:
+    """None where the blocks of either don't feed each other."""
+    if not (is_chained(before, flow.nodes) and is_chained(after, flow.nodes)):
+        return None
+    last, head = before.blocks[-1], after.blocks[0]
+    returned = handed_on_by(last, flow)
+    reached = reached_from(last, head.first, flow.nodes)
+    return Handover(returned, reached, given_to(head, flow, returned))
 
 
 def is_chained(sequence: BlockSequence, nodes: Sequence[fx.Node]) -> bool:

@@ -16,11 +16,11 @@ from torch import fx
 
 from dit_cachegraph.graph.find.handed_on import (
     Flow,
+    Handover,
     given_to,
-    handed_on_by,
+    handover,
     is_chained,
     num_elements,
-    reached_from,
 )
 from dit_cachegraph.graph.find.latents_ahead import is_of_latents_alone
 from dit_cachegraph.graph.find.made_of_latents import made_of_latents
@@ -104,24 +104,20 @@ def _neighbour(
 
 def _goes_on(before: BlockSequence, after: BlockSequence, flow: Flow) -> bool:
     """True if `after` goes on with the latents as `before` hands them over."""
-    if is_of_latents_alone(before, after, flow):
+    between, of_latents = handover(before, after, flow), flow.made_of_latents
+    if between is None:
+        return False
+    if is_of_latents_alone(between, of_latents):
         return True
-    leaving = handed_on_by(before.blocks[-1], flow)
-    of_latents = flow.made_of_latents
-    is_of_text = bool(of_latents) and of_latents.isdisjoint(leaving)
-    return not is_of_text and _hands_over(before, after, flow)
+    is_of_text = bool(of_latents) and of_latents.isdisjoint(between.returned)
+    return not is_of_text and _is_of_all(between)
 
 
-def _hands_over(before: BlockSequence, after: BlockSequence, flow: Flow) -> bool:
-    """True if all that `after` carries comes out of `before`, and nothing is added on the way. It
-    may read what `before` hands on once more, as a skip."""
-    if not (is_chained(before, flow.nodes) and is_chained(after, flow.nodes)):
+def _is_of_all(between: Handover) -> bool:
+    """True if all that the later list carries comes out of the earlier one, and nothing is added on
+    the way. It may read what that hands on once more, as a skip."""
+    given, returned = between.given, between.returned
+    if not given or not all(node in between.reached for node in given):
         return False
-    last, head = before.blocks[-1], after.blocks[0]
-    reached = reached_from(last, head.first, flow.nodes)
-    leaving = handed_on_by(last, flow)
-    entering = given_to(head, flow, leaving)
-    if not entering or not all(node in reached for node in entering):
-        return False
-    beside_skips = [node for node in entering if node not in leaving]
-    return num_elements(leaving) in (num_elements(entering), num_elements(beside_skips))
+    beside_skips = [node for node in given if node not in returned]
+    return num_elements(returned) in (num_elements(given), num_elements(beside_skips))

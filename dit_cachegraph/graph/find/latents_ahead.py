@@ -11,33 +11,21 @@ pictures through joint ones:
 
 from torch import fx
 
-from dit_cachegraph.graph.find.handed_on import (
-    Flow,
-    given_to,
-    handed_on_by,
-    is_chained,
-    reached_from,
-)
+from dit_cachegraph.graph.find.handed_on import Handover
 from dit_cachegraph.graph.find.made_of_latents import is_of_another_picture
 from dit_cachegraph.graph.fx_utils import is_concatenation
-from dit_cachegraph.plan import BlockSequence
 
 
-def is_of_latents_alone(before: BlockSequence, after: BlockSequence, flow: Flow) -> bool:
-    """True if `before` hands over all that `after` carries of the latents, as it is or put into one
-    with something, and the rest of what that carries has none in it. A list that makes the text
-    ready is none, and neither is one whose values are added to what passes by."""
-    if not (is_chained(before, flow.nodes) and is_chained(after, flow.nodes)):
-        return False
-    last, head = before.blocks[-1], after.blocks[0]
-    reached = reached_from(last, head.first, flow.nodes)
-    returned = handed_on_by(last, flow)
-    given, handed_over = given_to(head, flow, returned), set(returned)
-    parts = {part for node in given for part in _parts(node)}
-    made = flow.made_of_latents
+def is_of_latents_alone(between: Handover, made: frozenset[fx.Node]) -> bool:
+    """True if a list hands over all that the next one carries of the latents, as it is or put into
+    one with something, and the rest of what that carries has none in it; `made` is
+    `made_of_latents`. A list that makes the text ready is none, and neither is one whose values are
+    added to what passes by."""
+    handed_over = set(between.returned)
+    parts = {part for node in between.given for part in _parts(node)}
     return (
-        any(node not in reached for node in given)
-        and handed_over == parts & reached
+        any(node not in between.reached for node in between.given)
+        and handed_over == parts & between.reached
         and handed_over <= made
         and all(is_of_another_picture(n, handed_over, made) for n in (parts & made) - handed_over)
     )

@@ -9,16 +9,17 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import fx
 
-from dit_cachegraph.graph.fx_utils import is_parameter, target_name, value_of
+from dit_cachegraph.graph.fx_utils import is_parameter, value_of
 from dit_cachegraph.graph.likeness import likeness, sizes_of
 from dit_cachegraph.graph.node_effects import written_by
+from dit_cachegraph.graph.values_read import values_read
 
 
 def made_of_latents(nodes: Sequence[fx.Node]) -> frozenset[fx.Node]:
     """The arguments that are shaped most like an output, and all that depends on them."""
     made = set(_latents(nodes))
     for node in nodes:
-        if not made.isdisjoint(_values_read(node)):
+        if not made.isdisjoint(values_read(node)):
             made.add(node)
             made.update(written_by(node))
     return frozenset(made)
@@ -37,16 +38,10 @@ def is_of_another_picture(
 def _arguments_behind(values: Collection[fx.Node]) -> set[fx.Node]:
     stack, seen = list(values), set(values)
     while stack:
-        inputs = [n for n in _values_read(stack.pop()) if n not in seen]
+        inputs = [n for n in values_read(stack.pop()) if n not in seen]
         seen.update(inputs)
         stack += inputs
     return {node for node in seen if node.op == "placeholder"}
-
-
-def _values_read(node: fx.Node) -> list[fx.Node]:
-    """Of what `torch.zeros_like(timestep)` is given, it reads no value."""
-    is_filled = target_name(node).endswith("_like") or target_name(node).startswith("new_")
-    return [] if is_filled else node.all_input_nodes
 
 
 def _is_a_time(argument: fx.Node) -> bool:

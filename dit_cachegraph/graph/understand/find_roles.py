@@ -34,10 +34,10 @@ from dit_cachegraph.graph.likeness import likeness, sizes_of
 from dit_cachegraph.graph.node_effects import written_by
 from dit_cachegraph.graph.understand.assign_nodes import ARGUMENT, Assignment
 from dit_cachegraph.graph.understand.find_streams import StreamNodes
+from dit_cachegraph.graph.values_read import values_read
 from dit_cachegraph.plan import ArgumentRoles
 
 _PERIODIC = frozenset(("sin", "cos", "polar"))
-_AS_ANOTHER = frozenset(("type_as", "to", "expand_as", "view_as", "reshape_as"))
 
 
 def choose_probe(streams: Sequence[StreamNodes], assignment: Assignment) -> StreamNodes | None:
@@ -252,7 +252,7 @@ def is_embedded_by_sinusoid(argument: fx.Node, numbers: Sequence[fx.Node] = ()) 
     seen = set(stack)
     while stack:
         node = stack.pop()
-        inputs = _values_read(node)
+        inputs = values_read(node)
         if any(i in periodic for i in inputs) and any(is_weight(i) for i in inputs):
             return True
         if not all(i in pure or _is_constant(i) for i in inputs):
@@ -265,13 +265,6 @@ def is_embedded_by_sinusoid(argument: fx.Node, numbers: Sequence[fx.Node] = ()) 
         stack += [u for u in node.users if u not in pure and (u not in seen or u.op != "output")]
         seen.update(node.users)
     return False
-
-
-def _values_read(node: fx.Node) -> list[fx.Node]:
-    """The inputs whose values a node reads; of some it reads the type, device or shape alone."""
-    if target_name(node) in _AS_ANOTHER and isinstance(node.args[0], fx.Node):
-        return [node.args[0]]
-    return node.all_input_nodes
 
 
 def _is_constant(node: fx.Node) -> bool:
