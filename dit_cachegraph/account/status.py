@@ -112,8 +112,8 @@ def _before_any_call(asked: Asked) -> tuple[Standing, str]:
     if not asked.is_compiled:
         return Standing.NOT_CALLED, (
             f"{_NOT_CALLED}; this {asked.name} has no compiled call itself (a copy by `deepcopy` "
-            'or `pickle` loses it): call `compile(backend="cachedit")` on it, or ask about what '
-            "`torch.compile` returned"
+            "or `pickle` loses it, and `disable_cache` takes it away): call "
+            '`compile(backend="cachedit")` on it, or ask about what `torch.compile` returned'
         )
     return Standing.NOT_CALLED, f"{_NOT_CALLED} (calls under `force_eager` leave no trace)"
 

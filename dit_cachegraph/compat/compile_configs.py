@@ -35,6 +35,11 @@ def set_compile_configs(descent_tuning: bool = True, **options: object) -> None:
     for name, value in options.items():
         if name not in NOT_NEEDED:
             raise unknown_option(name, ("descent_tuning", *NOT_NEEDED))
+        if name == "fx_graph_cache" and value is not None and not value:
+            raise InvalidConfig(
+                "fx_graph_cache=False is not set here: set "
+                "torch._inductor.config.fx_graph_cache, or TORCHINDUCTOR_FX_GRAPH_CACHE=0"
+            )
         if value and name not in ("fx_graph_cache", "compute_comm_overlap"):
             raise InvalidConfig(
                 f"{name} is not set here: set torch's own option of the compilation instead"

@@ -25,7 +25,7 @@ from dit_cachegraph.serving.app import create_app
 from dit_cachegraph.serving.limits import Limits
 from dit_cachegraph.serving.merged_metrics import merged
 from dit_cachegraph.serving.node import Node
-from dit_cachegraph.serving.run import log_to_stderr, studio_of
+from dit_cachegraph.serving.run import address, log_to_stderr, studio_of
 from dit_cachegraph.serving.studio import Studio
 
 APPLICATION = "dit_cachegraph"
@@ -173,7 +173,7 @@ def serve_on_ray(
         serve.start(http_options={"host": host, "port": port})
         deployment = DEPLOYMENT.options(**replicas.options())
         serve.run(deployment.bind(make_studio, replicas.num_workers), name=APPLICATION)
-        log.info("http://%s:%d/", host, port)
+        log.info("%s", address(host, port))
         is_told_to_stop.wait()
     finally:
         serve.shutdown()

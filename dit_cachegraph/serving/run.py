@@ -37,13 +37,18 @@ def serve(
     log_to_stderr()
     studio, limits = studio_of(model, sizes, inner_backend), Limits()
     app = create_app(studio, limits=limits, num_workers=num_workers, api_key=api_key)
-    logging.getLogger("dit_cachegraph.serving").info("http://%s:%d/", host, port)
+    logging.getLogger("dit_cachegraph.serving").info("%s", address(host, port))
     try:
         _listen(app, limits, host, port)
     except SystemExit as ended:
         _end(app, ended.code)
         raise
     _end(app, 0)
+
+
+def address(host: str, port: int) -> str:
+    """Where a browser finds it."""
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def _listen(app: FastAPI, limits: Limits, host: str, port: int) -> None:

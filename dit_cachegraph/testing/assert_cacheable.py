@@ -8,7 +8,6 @@ from torch import nn
 from dit_cachegraph.report import GraphReport
 from dit_cachegraph.targets import modules_in
 from dit_cachegraph.testing.checks import (
-    CLOSE,
     assert_a_hit_skips_half,
     assert_block_matters,
     assert_default_rule_holds,
@@ -19,6 +18,7 @@ from dit_cachegraph.testing.checks import (
     blocks_found,
     cached_graph,
     compiled_for,
+    tolerance_of,
 )
 from dit_cachegraph.testing.run import Inputs, call
 from dit_cachegraph.testing.steps import steps_from
@@ -32,7 +32,7 @@ def assert_cacheable(
     *,
     trunk: Sequence[str] | None = None,
     fullgraph: bool = False,
-    tolerance: float = CLOSE,
+    tolerance: float | None = None,
 ) -> GraphReport:
     """Check that `model` can be cached, with right results, and return what was found.
 
@@ -47,7 +47,8 @@ def assert_cacheable(
     trunk: names of the lists that hold the blocks. They are found by themselves, unless the blocks
         are functions.
     fullgraph: a graph break is an error, also where the blocks are cached all the same.
-    tolerance: relative, of outputs that should be equal; for bfloat16 take 0.02.
+    tolerance: relative, of outputs that should be equal; None: 1e-4, or 0.02 where weights are
+        in half precision.
 
     Raises:
         NotCacheable: an `AssertionError` that says what was seen; for a model that can't be cached
@@ -56,6 +57,7 @@ def assert_cacheable(
     """
     (model,) = modules_in(model)  # Of one that is compiled, what it was before.
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    tolerance = tolerance_of(model) if tolerance is None else tolerance
     steps = (
         [inputs(i) for i in range(NUM_STEPS)]
         if callable(inputs)

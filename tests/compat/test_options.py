@@ -237,6 +237,8 @@ def test_compile_configs():
         assert config.coordinate_descent_tuning is True
         with pytest.raises(dc.InvalidConfig, match="cuda_graphs is not set here"):
             dc.set_compile_configs(cuda_graphs=True)
+        with pytest.raises(dc.InvalidConfig, match="set torch._inductor.config.fx_graph_cache"):
+            dc.set_compile_configs(fx_graph_cache=False)
         with pytest.raises(dc.InvalidConfig, match="did you mean descent_tuning"):
             dc.set_compile_configs(descend_tuning=True)
 

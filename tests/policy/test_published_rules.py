@@ -267,6 +267,12 @@ def test_shared_options_stay_with_the_rule_that_was_chosen(rule):
     assert (resolved.name, resolved.max_warmup_steps, resolved.batch_rule) == (rule, 3, "mean")
 
 
+def test_a_fixed_schedule_without_its_mask_says_what_it_needs():
+    for options in ({"rule": "fixed"}, {"fixed_region": (0, 2)}):
+        with pytest.raises(InvalidConfig, match=r"goes by compute_mask, .*steps_mask"):
+            resolve(options)
+
+
 def test_magcache_without_ratios_says_what_it_needs():
     with pytest.raises(InvalidConfig, match="goes by mag_ratios"):
         resolve({"rule": "magcache"})

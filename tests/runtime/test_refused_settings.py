@@ -1,10 +1,13 @@
 """Settings that are refused, each where it was given and with the name, the value and what is
 allowed; and their neighbours, which are taken."""
 
+import logging
+
 import pytest
 import torch
 
 import dit_cachegraph as dc
+from support.logged import logged
 from support.toy_dits import adding_dit, gated_dit, toy_inputs
 from support.toy_runs import assert_cached, compile_toy, run, toy_steps
 
@@ -144,6 +147,19 @@ def test_an_option_of_inductor_in_either_spelling() -> None:
 
 def test_known_mode() -> None:
     assert assert_cached(gated_dit(2), mode="reduce-overhead").num_blocks == 2
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"mode": "max-autotune"}, {"inductor": {"max_autotune": True}}]
+)
+def test_what_is_for_inductor_alone_is_told_to_whom_runs_without_it(
+    given: dict[str, object],
+) -> None:
+    with logged(logging.WARNING) as said:
+        assert_cached(gated_dit(2), **given)
+    told = [line for line in said if "is for Inductor" in line]
+    expected = "{} is for Inductor, and nothing is done of it by inner_backend='eager'"
+    assert told == [expected.format(name) for name in given]
 
 
 def test_mode_and_options_together_are_refused_by_torch() -> None:

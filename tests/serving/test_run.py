@@ -15,6 +15,7 @@ import pytest
 from dit_cachegraph import cli
 from dit_cachegraph.demo import needs
 from dit_cachegraph.serving.api_key import API_KEY_VARIABLE, api_key_given
+from dit_cachegraph.serving.run import address
 from support.serving_runs import Client, free_port, until
 
 pytestmark = pytest.mark.e2e
@@ -122,6 +123,14 @@ def test_a_size_is_two_numbers(capsys, size):
     with pytest.raises(SystemExit):
         cli.main(["serve", "--model", "nowhere", f"--size={size}"])
     assert "must be WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("0.0.0.0", "http://0.0.0.0:80/"), ("here", "http://here:80/"), ("::1", "http://[::1]:80/")],
+)
+def test_the_address_is_one_that_a_browser_takes(host, expected):
+    assert address(host, 80) == expected
 
 
 def test_missing_packages_are_said(capsys, monkeypatch):

@@ -24,7 +24,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timestep: Tensor) -> Tensor:
         angles = timestep[:, None] / 1000 * torch.arange(1.0, 5.0)
-        return torch.tanh(self.waves(torch.sin(math.pi / 4 * angles)))[:, None]
+        return torch.tanh(self.waves(torch.sin(math.pi / 4 * angles).to(timestep)))[:, None]
 
 
 class OwnDiT(nn.Module):

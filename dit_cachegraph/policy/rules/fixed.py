@@ -19,8 +19,8 @@ class FixedSchedule(Schedule):
 
     name: ClassVar[str] = "fixed"
 
-    compute_mask: tuple[int, ...] = (1,)
-    """One 0 or 1 a step: 1 computes. Steps past its end compute."""
+    compute_mask: tuple[int, ...] | None = None
+    """One 0 or 1 a step: 1 computes. Steps past its end compute. Must be given."""
 
     fixed_region: tuple[int, int] | None = None
     """The blocks that a reused step skips, from the first to before the last; None for all."""
@@ -28,7 +28,10 @@ class FixedSchedule(Schedule):
     def __post_init__(self) -> None:
         mask = check_mask("compute_mask", self.compute_mask)
         if mask is None:
-            raise InvalidConfig("compute_mask must be a sequence of 0 and 1, one a step, got None")
+            raise InvalidConfig(
+                "a fixed schedule goes by compute_mask, a sequence of 0 and 1, one a step: give "
+                "one, as dit_cachegraph.steps_mask(total_steps=...) makes it"
+            )
         object.__setattr__(self, "compute_mask", mask)
         region = self.fixed_region
         if region is not None and not _is_region(region):
@@ -44,6 +47,7 @@ class FixedSchedule(Schedule):
     def why_compute(
         self, history: History, earlier: Sequence[Decision], noise: float | None
     ) -> str | None:
+        assert self.compute_mask is not None
         if history.step >= len(self.compute_mask):
             return f"past the mask's {len(self.compute_mask)} steps"
         return "mask" if self.compute_mask[history.step] else None
