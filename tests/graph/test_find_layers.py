@@ -67,13 +67,25 @@ def test_one_layer_is_none() -> None:
         assert_cached(PartsDiT(1))
 
 
-class StagesDiT(ToyDiT):
-    """A list of stages, each a list of blocks that are alike."""
+class AtTimesDoneTwiceBlock(GatedBlock):
+    def __init__(self, is_done_twice: bool) -> None:
+        super().__init__()
+        self.is_done_twice = is_done_twice
 
-    def __init__(self) -> None:
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        h = super().forward(h, temb)
+        return super().forward(h, temb) if self.is_done_twice else h
+
+
+class StagesDiT(ToyDiT):
+    """A list of stages, each a list of blocks; those marked "2" do more than the others."""
+
+    def __init__(self, stage: str) -> None:
         torch.manual_seed(0)
         super().__init__([])
-        self.stages = nn.ModuleList(nn.ModuleList(GatedBlock() for _ in range(2)) for _ in range(2))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(AtTimesDoneTwiceBlock(kind == "2") for kind in stage) for _ in range(2)
+        )
 
     def trunk(self, h: Tensor, temb: Tensor, e: Tensor | None) -> Tensor:
         for stage in self.stages:
@@ -82,8 +94,16 @@ class StagesDiT(ToyDiT):
         return h
 
 
-def test_blocks_in_a_list_of_stages_stay_blocks() -> None:
-    assert lists_of(assert_cached(StagesDiT())) == [("stages.0", 2), ("stages.1", 2)]
+@pytest.mark.parametrize("stage", ["11", "112", "2121", "11222"])
+def test_blocks_in_a_list_of_stages_stay_blocks(stage: str) -> None:
+    """A hit would run half of the trunk, were the first of two stages its first block."""
+    num_blocks = len(stage)
+    found = lists_of(assert_cached(StagesDiT(stage)))
+    assert found == [("stages.0", num_blocks), ("stages.1", num_blocks)]
+
+
+def test_a_list_of_two_that_differ_is_a_layer() -> None:
+    assert lists_of(assert_cached(StagesDiT("12"))) == [("stages", 2)]
 
 
 class OpenBlocksDiT(ToyDiT):

@@ -99,14 +99,15 @@ def _repeat(layers: BlockSequence) -> bool:
 
 
 def _are_stages(layers: BlockSequence, parts: BlockSequence, nodes: Sequence[fx.Node]) -> bool:
-    """True for layers that are lists of blocks, all alike: the parts of a layer do different
-    things, or are single operations."""
+    """True for layers that are lists of blocks, one after the other and some of them alike: the
+    parts of a layer do different things, or are single operations."""
     whole = {block.path: block.class_name for block in layers.blocks}
     done = {tuple(map(kind_of, nodes[b.first : b.last + 1])) for b in parts.blocks}
     return (
-        len(parts.blocks) > 1
+        len(done) < len(parts.blocks)
         and whole.get(parts.name) == ", ".join(block.class_name for block in parts.blocks)
-        and len(done) == 1
+        and len({block.class_name for block in parts.blocks}) == 1
+        and is_chained(parts, nodes)
         and not is_layer(parts.blocks[0], nodes)
     )
 
