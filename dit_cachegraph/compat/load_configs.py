@@ -24,14 +24,17 @@ Source = str | Path | Mapping[str, object]
 SECTIONS = ("cache_config", "parallelism_config", "attention_backend", "quantize_config")
 
 
-def load_configs(path_or_dict: Source, return_dict: bool = True) -> dict[str, Any] | tuple:
-    """The arguments of `enable_cache` in a file: by name, or in their order as a tuple.
+def load_configs(
+    path_or_dict: Source, return_dict: bool = True, *, reset: bool = False
+) -> dict[str, Any] | tuple:
+    """The arguments of `enable_cache` in a file: by name, or in their order as a tuple. `reset`:
+    what isn't given is left open, not at its default.
 
     Raises:
         InvalidConfig: an unknown name, with the nearest known one, a bad value, or no YAML.
     """
     read = _read(path_or_dict)
-    cache, calibrator = load_cache_config(read)
+    cache, calibrator = load_cache_config(read, reset)
     configs = {
         "cache_config": cache,
         "calibrator_config": calibrator,

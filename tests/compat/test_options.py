@@ -191,6 +191,10 @@ def test_refresh_context_takes_what_load_configs_returns():
     configs = dc.load_configs({"cache_config": {"max_warmup_steps": 3, "enable_taylorseer": True}})
     dc.refresh_context(model, **configs)
     assert dc.strify(model) == "DBCache_F8B0_W3I1M0MC0_R0.08_T1O1"
+    dc.refresh_context(
+        model, **dc.load_configs({"cache_config": {"Fn_compute_blocks": 1}}, reset=True)
+    )
+    assert dc.strify(model) == "DBCache_F1B0_W3I1M0MC0_R0.08_T1O1"
     with pytest.raises(dc.InvalidConfig, match="attention is no part of the cache"):
         dc.refresh_context(model, **dc.load_configs({"attention_backend": "native"}))
 
