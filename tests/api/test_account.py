@@ -209,7 +209,10 @@ def said_by_a_worker(model: nn.Module, answers: "multiprocessing.Queue[tuple[int
     answers.put((num_seen, why_not(model)))
 
 
-LOST = "this ToyDiT has no compiled call itself (a copy by `deepcopy` or `pickle` loses it"
+LOST = (
+    "this ToyDiT has no compiled call itself (a copy by `deepcopy` or `pickle` loses it, and "
+    "`disable_cache` takes it away)"
+)
 
 
 class TestCopies:

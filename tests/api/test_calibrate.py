@@ -366,7 +366,9 @@ def test_fewer_steps_are_a_rival_and_their_win_is_told():
     [(41.0, None, True), (39.0, None, False), (41.0, 0.8, False), (39.0, 0.96, True)],
 )
 def test_who_wins(psnr, ssim, wins):
-    point = Point(0.5, 40.0, None if ssim is None else 0.9, 1, {"rule": "fixed"})
+    point = Point(
+        0.5, 40.0, None if ssim is None else 0.9, 1, {"rule": "fixed", "compute_mask": (1, 0)}
+    )
     quality = "psnr_db" if ssim is None else "ssim"
     fewer = FewerSteps(7, 14, psnr, ssim)
     found = CalibratedConfig(
