@@ -27,7 +27,8 @@ def set_compile_configs(descent_tuning: bool = True, **options: object) -> None:
 
     This changes torch's settings for the whole process, as calling it asks for. cache-dit also
     switches the fusion of epilogues off; that stays on, since it makes a computed step slower. Its
-    further options are taken at `False` or None alone, except those that torch has on by itself.
+    further options are taken at `False` or None alone, `fx_graph_cache`, which torch has on by
+    itself, at True or None, and `compute_comm_overlap` at either.
 
     Raises:
         InvalidConfig: an option that isn't known, or is asked for and not done here.

@@ -48,7 +48,7 @@ def test_a_model_in_half_precision():
     model = built(PreNormDiT).bfloat16()
     step = {n: v.bfloat16() if isinstance(v, Tensor) else v for n, v in first_step(model).items()}
     assert assert_cacheable(model, step).num_blocks == 4
-    with pytest.raises(NotCacheable, match=r"off by|should be equal"):
+    with pytest.raises(NotCacheable, match="off by"):
         assert_cacheable(model, step, tolerance=1e-4)
 
 

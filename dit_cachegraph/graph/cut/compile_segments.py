@@ -70,12 +70,12 @@ def inner_compiler(options: CompileOptions, mode: str | None) -> InnerCompiler:
     if name == "cachedit" or name not in list_backends(exclude_tags=()):
         known = ", ".join(repr(n) for n in list_backends(exclude_tags=()) if n != "cachedit")
         raise InvalidConfig(f"inner_backend must be a registered backend ({known}), got {name!r}")
-    if name != "inductor" and (mode not in (None, "default") or options.inductor):
+    inductor = {**_mode_options(mode), **_inductor_options(options.inductor)}
+    if inductor and name != "inductor":
         given = "inductor" if options.inductor else "mode"
         log.warning(
             "%s is for Inductor, and nothing is done of it by inner_backend=%r", given, name
         )
-    inductor = {**_mode_options(mode), **_inductor_options(options.inductor)}
     if inductor.get("triton.cudagraphs"):
         log.info(
             "%s: the cache runs without Inductor's CUDA graphs: they overwrite what it keeps; "
