@@ -18,6 +18,17 @@ class Outcome(enum.Enum):
     UNASKED = enum.auto()
 
 
+class Tracing(enum.Enum):
+    """How the calls of a model are traced. `AS_ASKED`: by what its user gave `torch.compile`.
+    `TO_BE_FOUND`: with breaks, unless one of them turns out to keep its blocks from the cache.
+    `ONE_GRAPH`: so it did; where a break is an error, Dynamo traces what depends on data (tokens
+    that a mask picks), for which it breaks elsewhere."""
+
+    AS_ASKED = enum.auto()
+    TO_BE_FOUND = enum.auto()
+    ONE_GRAPH = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Unasked:
     """What was in force at a call that Dynamo ran without us: the stance of `torch.compiler`, and
@@ -35,10 +46,12 @@ class Unasked:
 class CallLog:
     """The outcome of the last call, with its refusals, or with what was in force where Dynamo
     didn't ask. `was_disabled`: one of the calls of which nothing was seen since ran under
-    `torch._dynamo.config.disable`. `num_outside` are all calls that weren't cached."""
+    `torch._dynamo.config.disable`. `broke`: the last call was refused, and wasn't one graph.
+    `num_outside` are all calls that weren't cached. `tracing` is that of the next call."""
 
     __slots__ = (
-        "_has_warned", "last", "num_outside", "num_unasked", "refusals", "unasked", "was_disabled"
+        "_has_warned", "broke", "last", "num_outside", "num_unasked", "refusals", "tracing",
+        "unasked", "was_disabled",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -48,20 +61,34 @@ class CallLog:
         self.num_outside = 0
         self.num_unasked = 0
         self.was_disabled = False
+        self.broke = False
+        self.tracing = Tracing.AS_ASKED
         self._has_warned = False
 
-    def note(self, outcome: Outcome, refusals: tuple[Uncacheable, ...]) -> bool:
-        """Note a call that came to us; true for the first one that is refused."""
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether the last call was refused and broke, and the next one mustn't break."""
+        return self.tracing is Tracing.ONE_GRAPH and self.broke
+
+    def note(
+        self, outcome: Outcome, refusals: tuple[Uncacheable, ...], *, broke: bool = False
+    ) -> None:
+        """Note a call that came to us; `broke`: it was refused, and wasn't one graph."""
         self.last, self.refusals, self.unasked = outcome, refusals, None
+        self.broke = broke
         self.num_unasked, self.was_disabled = 0, False
         self.num_outside += outcome is not Outcome.CACHED
-        is_first = outcome is Outcome.REFUSED and not self._has_warned
-        self._has_warned = self._has_warned or is_first
+        if self.tracing is Tracing.TO_BE_FOUND and outcome is not Outcome.WATCHED:
+            self.tracing = Tracing.ONE_GRAPH if self.broke else Tracing.AS_ASKED
+
+    def is_first_warning(self) -> bool:
+        """Whether nobody was told before that this model isn't cached."""
+        is_first, self._has_warned = not self._has_warned, True
         return is_first
 
     def note_unasked(self, why: Unasked) -> None:
         """Note a call that Dynamo ran without us."""
-        self.last, self.unasked = Outcome.UNASKED, why
+        self.last, self.unasked, self.broke = Outcome.UNASKED, why, False
         self.num_unasked += 1
         self.num_outside += 1
         self.was_disabled = self.was_disabled or why.is_disabled
@@ -72,7 +99,9 @@ class CallLog:
         own = self.num_outside if self.last is not None else other.num_outside
         self.num_outside = own if other.last is None else min(own, other.num_outside)
         if self.last is None or (other.last is Outcome.CACHED and self.last is Outcome.REFUSED):
-            self.last, self.refusals = other.last, other.refusals
+            self.last, self.refusals, self.broke = other.last, other.refusals, other.broke
             self.unasked, self.num_unasked = other.unasked, other.num_unasked
             self.was_disabled = other.was_disabled
+        if self.tracing is Tracing.AS_ASKED:
+            self.tracing = other.tracing
         self._has_warned = self._has_warned or other._has_warned

@@ -32,13 +32,14 @@ _INSTALLING = threading.Lock()
 class CallUnderWay:
     """The models of which graphs have run in this call, and what of it is known so far."""
 
-    __slots__ = ("is_part", "models", "outcomes", "refusals")
+    __slots__ = ("broke", "is_part", "models", "outcomes", "refusals")
 
     def __init__(self) -> None:
         self.models: dict[ModelState, None] = {}
         self.refusals: dict[Uncacheable, None] = {}
         self.outcomes: set[Outcome] = set()
         self.is_part = False
+        self.broke = False
 
 
 _under_way: ContextVar[CallUnderWay | None] = ContextVar("dit_cachegraph_call", default=None)
@@ -73,12 +74,13 @@ def note_cached(model: ModelState) -> None:
     _note(model, Outcome.CACHED)
 
 
-def note_refused(model: ModelState, refusal: Uncacheable) -> None:
-    """A graph of `model` that isn't cached runs in the call under way."""
+def note_refused(model: ModelState, refusal: Uncacheable, *, is_block: bool = False) -> None:
+    """A graph of `model` that isn't cached, of one block maybe, runs in the call under way."""
     call = _under_way.get() or _begun()
     is_alone = call is None
     call = call or CallUnderWay()
     call.models[model] = None
+    call.broke = call.broke or is_block or refusal.tells_break or bool(call.refusals)
     call.refusals[refusal] = None
     if is_alone:
         _settle(call)
@@ -133,7 +135,11 @@ def _settle(call: CallUnderWay) -> None:
     # Why the trunk was refused, where that is known, before why other graphs are without one; of
     # these first where the call broke.
     refusals = tuple(sorted(call.refusals, key=lambda r: (r.has_no_blocks, not r.tells_break)))
-    is_new = [model.calls.note(Outcome.REFUSED, refusals) for model in call.models]
+    for model in call.models:
+        model.calls.note(Outcome.REFUSED, refusals, broke=call.broke)
+    if any(model.calls.is_tried_again for model in call.models):
+        return
+    is_new = [model.calls.is_first_warning() for model in call.models]
     said = "\n".join(map(str, refusals))
     # A model that was compiled block by block has as many calls, and is found around them.
     if any(is_new) and REGISTRY.is_first_warning(outermost_module(), said):

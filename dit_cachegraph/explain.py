@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
@@ -16,6 +15,7 @@ from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.layers import Layers
 from dit_cachegraph.make_report import graph_report, refused
 from dit_cachegraph.models import REGISTRY
+from dit_cachegraph.own_code import code_of_its_own
 from dit_cachegraph.plan import Uncacheable
 from dit_cachegraph.planning.step_plan import make_plan
 from dit_cachegraph.report import GraphReport
@@ -81,12 +81,12 @@ def _explain_call(
     uncached = uncached_forward(module)
 
     def call() -> Callable[[], object]:
-        forward = _code_of_its_own(cast(FunctionType, _forward))
+        forward = code_of_its_own(_forward)
         return partial(forward, module, args, kwargs, uncached)
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        forward = torch.compile(_code_of_its_own(cast(FunctionType, _forward)), backend=record)
+        forward = torch.compile(code_of_its_own(_forward), backend=record)
         forward(module, args, kwargs, uncached)
         broke = first_break(call) if len(found) > 1 else None
     return Explanation(tuple(r for r, _ in found), tuple(code for _, code in found), broke)
@@ -113,11 +113,6 @@ def _forward(
     uncached: Callable[..., object] | None,
 ) -> object:
     return self.forward(*args, **kwargs) if uncached is None else uncached(*args, **kwargs)
-
-
-def _code_of_its_own(function: FunctionType) -> FunctionType:
-    """A copy that Dynamo takes for another function: it keeps at most eight compilations of one."""
-    return FunctionType(function.__code__.replace(), function.__globals__)
 
 
 def _explain_graph(gm: fx.GraphModule, overrides: Layers) -> tuple[GraphReport, str]:

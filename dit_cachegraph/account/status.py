@@ -94,7 +94,8 @@ def _after_last_call(asked: Asked, state: ModelState) -> tuple[Standing, str]:
         refusals = state.calls.refusals
         if asked.notes and all(refusal.has_no_blocks for refusal in refusals):
             return Standing.REFUSED, asked.notes[0]
-        return Standing.REFUSED, str(refusals[0])
+        again = _AS_ONE_GRAPH if state.calls.is_tried_again else ""
+        return Standing.REFUSED, f"{refusals[0]}{again}"
     if last is Outcome.UNASKED:
         return Standing.UNASKED, _why_unasked(asked, state)
     return _before_any_call(asked)
@@ -122,6 +123,7 @@ _WATCHED = (
     "not cached yet: the blocks were compiled one by one, and the first calls of each kind are "
     "watched before any is reused"
 )
+_AS_ONE_GRAPH = "; the next call is traced as one graph"
 _NOT_CALLED = "not called yet: nothing is compiled before the first call"
 _LEFT_OUT = (
     "Dynamo has looked at its code and leaves it out since, as it does after a graph break that it "

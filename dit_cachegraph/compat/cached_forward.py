@@ -6,23 +6,37 @@ cache. Its segments run as they are, until somebody asks to compile the transfor
                                        -> torch.compile(forward, "cachedit"), with Inductor
 
 So a `torch.compile` around it compiles nothing of its own, and the blocks are compiled once.
+
+Where a break keeps them from the cache, the next call is traced as one graph: Dynamo then traces
+sizes that depend on data, for which it would break. What can't be traced so runs as before.
 """
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._dynamo.eval_frame import OptimizedModule
+from torch._dynamo.exc import (
+    FailOnRecompileLimitHit,
+    TorchRuntimeError,
+    Unsupported,
+    UserError,
+)
 
-from dit_cachegraph.call_log import CallLog
+from dit_cachegraph.call_log import CallLog, Tracing
 from dit_cachegraph.compat.block_adapter import Hint, check_hints
 from dit_cachegraph.layers import Layers, add_layer
 from dit_cachegraph.make_report import report_of
 from dit_cachegraph.models import REGISTRY
+from dit_cachegraph.own_code import code_of_its_own
 from dit_cachegraph.targets import Forward, ForwardInPlace
+
+log = logging.getLogger("dit_cachegraph")
 
 NO_FULLGRAPH = (
     "the cache of enable_cache compiles the transformer itself, so it can't be part of another "
@@ -35,6 +49,9 @@ NO_FULLGRAPH = (
 # has many, and Dynamo allows eight by itself, to all models together that share a decorator.
 # Not for ever: hooks that a guider puts on anew for each pass make each step a kind of its own.
 NUM_KINDS_TRACED = 32
+# All are raised before anything of the call has run.
+_NOT_ONE_GRAPH = (Unsupported, UserError, TorchRuntimeError)
+
 _TAKES_A_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters  # since 2.13
 
 
@@ -48,6 +65,7 @@ class CachedForward(ForwardInPlace):
         "_checked",
         "_compiled",
         "_overrides_before",
+        "_tracing",
         "are_weights_frozen",
         "compiles",
         "hints",
@@ -66,8 +84,9 @@ class CachedForward(ForwardInPlace):
         self.compiles = False
         self.are_weights_frozen = False
         self.is_on = False
-        self._compiled: dict[tuple[bool, bool, int | None], Forward] = {}
+        self._compiled: dict[tuple[bool, bool, bool, int | None], Forward] = {}
         self._overrides_before: Layers | None = None
+        self._tracing = Tracing.TO_BE_FOUND
         self._checked = False
 
     @property
@@ -87,6 +106,7 @@ class CachedForward(ForwardInPlace):
         state = REGISTRY.of_module(self.module)
         if self._overrides_before is None:
             self._overrides_before = state.overrides
+            self._tracing = state.calls.tracing = Tracing.TO_BE_FOUND
         state.overrides = add_layer((), settings)
         self.settings, self.hints, self._checked = settings, hints, not hints
         self.compiles = compiles or _is_compiled(self.module)
@@ -117,7 +137,7 @@ class CachedForward(ForwardInPlace):
         if self._overrides_before is None:
             self._turn_on_copy()
         self.compiles = self.compiles or is_compiling
-        result = self._forward()(*args, **kwargs)
+        result = self._call(args, kwargs)
         if not self._checked:
             self._check_hints()
         return result
@@ -134,18 +154,37 @@ class CachedForward(ForwardInPlace):
         state = REGISTRY.of_module(self.module)
         state.overrides = (*state.overrides, *since)
 
-    def _forward(self) -> Forward:
+    def _call(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+        if self._tracing is not Tracing.ONE_GRAPH:
+            result = self._forward(is_one_graph=False)(*args, **kwargs)
+            if self._tracing is Tracing.TO_BE_FOUND:
+                self._tracing = REGISTRY.of_module(self.module).calls.tracing
+            return result
+        try:
+            return self._forward(is_one_graph=True)(*args, **kwargs)
+        except FailOnRecompileLimitHit:
+            after = Tracing.ONE_GRAPH  # The kinds of calls that were compiled stay cached.
+        except _NOT_ONE_GRAPH as error:
+            log.info("not traced as one graph: %s", str(error).partition("\n")[0])
+            after = Tracing.AS_ASKED
+        REGISTRY.of_module(self.module).calls.tracing = Tracing.AS_ASKED
+        result = self._forward(is_one_graph=False)(*args, **kwargs)
+        self._tracing = after  # Where the error was the caller's, this one has it too.
+        return result
+
+    def _forward(self, *, is_one_graph: bool) -> Forward:
         """The original for the cache, compiled at its first call."""
         if not self._compiled:
             self.compiles = self.compiles or _is_compiled(self.module)
         limit = self.recompile_limit()
-        key = (self.compiles, self.are_weights_frozen, limit)
+        key = (self.compiles, self.are_weights_frozen, is_one_graph, limit)
         if key not in self._compiled:
             inner = "inductor" if self.compiles else "eager"
             limited: dict[str, Any] = {} if limit is None else {"recompile_limit": limit}
             self._compiled[key] = torch.compile(
-                self.original,
+                _alone(self.original, self.module) if is_one_graph else self.original,
                 backend="cachedit",
+                fullgraph=is_one_graph,
                 options={"inner_backend": inner, "frozen_weights": self.are_weights_frozen},
                 **limited,
             )
@@ -175,6 +214,7 @@ class CachedForward(ForwardInPlace):
         for name, value in state.items():
             setattr(self, name, value)
         self._compiled, self._overrides_before, self._checked = {}, None, not self.hints
+        self._tracing = Tracing.TO_BE_FOUND
 
 
 @torch.compiler.disable(reason=NO_FULLGRAPH)
@@ -185,6 +225,16 @@ def _run(
     is_compiling: bool,
 ) -> object:
     return forward.run(args, kwargs, is_compiling)
+
+
+def _alone(original: Forward, module: nn.Module) -> Forward:
+    """A method of `module` that calls `original`. Dynamo doesn't look again at code that it has
+    left out once, as it does where a loop breaks, so this has code of its own."""
+
+    def forward(_: nn.Module, *args: object, **kwargs: object) -> object:
+        return original(*args, **kwargs)
+
+    return MethodType(code_of_its_own(forward), module)
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -113,7 +113,7 @@ class Kinds:
         state = REGISTRY.of_module(model)
         if isinstance(known, RefusedLinks):
             state.add(known)
-            note_refused(state, known.refusal)
+            note_refused(state, known.refusal, is_block=True)
             return PlainCall()
         note_watched(state)
         return _Watching(WatchedCall(self._places), known, given)

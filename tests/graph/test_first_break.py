@@ -89,7 +89,7 @@ def test_a_setting_of_dynamo_says_what_is_left_after_it() -> None:
     alone, with_another = explained(Reading).first_break, explained(ReadingAndBreaking).first_break
     assert alone is not None and with_another is not None
     assert alone.then is None
-    assert str(alone).endswith(f"{SET}, which makes it one graph")
+    assert str(alone).endswith(f"{SET}, which makes it one graph, as does `fullgraph=True`")
     assert with_another.then is not None
     assert line_of(with_another.then) == "torch._dynamo.graph_break()"
     assert f"{SET}; then it breaks at {with_another.then.place}: " in str(with_another)

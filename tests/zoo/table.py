@@ -23,10 +23,11 @@ Every transformer class of diffusers that has a loop over blocks is built in sma
 what must hold for an entry is written in `tests/zoo/checks.py`. Nothing in the package goes by
 this table or knows these models; `supported_pipelines()` tells what it says. Where there is one
 graph, it was compiled with `fullgraph=True`. `mochi` and `nucleus` need that: without it Dynamo
-breaks them at sizes that depend on data, and they run uncached; `framepack` is cached without it
-alone. Where there are more graphs, the model's own code breaks, with any backend, and where it
-breaks among the blocks these are joined at run time. A method that is *kept whole* is one
-operator of the graph, by
+breaks them at sizes that depend on data, and they run uncached. `enable_cache` goes over to it by
+itself where the first calls come out so, and `framepack`, which is cached without it alone, is
+cached by `enable_cache` too. Where there are more graphs, the model's own code breaks, with any
+backend, and where it breaks among the blocks these are joined at run time. A method that is *kept
+whole* is one operator of the graph, by
 [`dit_cachegraph.keep_whole`](authors.md#experts-that-go-by-data).
 
 {num_cached} of {num_entries} entries are cached, of {num_classes} classes.

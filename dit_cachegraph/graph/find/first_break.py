@@ -54,7 +54,7 @@ class GraphBreak:
         if not self.is_by_setting:
             return said
         if self.then is None:
-            return f"{said}, which makes it one graph"
+            return f"{said}, which makes it one graph, as does `fullgraph=True`"
         return f"{said}; then it breaks {self.then}"
 
 
