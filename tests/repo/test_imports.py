@@ -24,6 +24,7 @@ ORDER = (
         "plan",
         "call_stack",
         "module_lists",
+        "own_code",
         "scopes",
         "tally",
         "cpu",
