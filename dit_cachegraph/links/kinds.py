@@ -88,6 +88,8 @@ class _Watching:
         self._watched.add(self._call, self._numbers)
 
 
+UNSEEN = "the calls before were watched, and were no steps of it"
+
 Known = Watched | LinkedModel | RefusedLinks
 
 
@@ -126,6 +128,8 @@ class Kinds:
             known = self._new()
         if isinstance(known, Watched) and known.is_done:
             known = _joined(known, link, given, model)
+            if isinstance(known, LinkedModel):
+                REGISTRY.of_module(model).requests.free_all(UNSEEN)
         self._known[given.signature] = known
         return known
 

@@ -32,13 +32,19 @@ def can_forbid_access() -> bool:
 
 def placeholder(spec: Spec) -> Tensor:
     """A tensor that nobody may compute with."""
-    tensor = torch.empty(spec.shape, dtype=spec.dtype, device=spec.device)
+    tensor = spec.empty()
     if can_forbid_access():
         storage = tensor.untyped_storage()._cdata
         torch._C._set_storage_data_ptr_access_error_msg(storage, _MESSAGE)
     else:
-        tensor.fill_(torch.nan)
+        (tensor if tensor._base is None else tensor._base).fill_(torch.nan)
     return tensor
+
+
+def laid_out(tensor: Tensor, spec: Spec) -> Tensor:
+    """The same values as a block lays them out, for the next one: it would be compiled anew."""
+    is_alike = tensor.stride() == spec.strides and (tensor._base is None) == (spec.base is None)
+    return tensor if is_alike else spec.empty().copy_(tensor)
 
 
 def make_good(tensor: Tensor, true: Tensor) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dit_cachegraph.links.link import Link, Places
 from dit_cachegraph.links.model import LinkedModel
-from dit_cachegraph.links.placeholder import Handed, Pending, placeholder
+from dit_cachegraph.links.placeholder import Handed, Pending, laid_out, placeholder
 from dit_cachegraph.links.watch import numbers_of
 from dit_cachegraph.requests.request import current_caller
 from dit_cachegraph.runtime.step import Step
@@ -153,7 +153,9 @@ class LinkedStep:
         outputs, stand_in = [], set()
         for p, (stream, spec) in enumerate(zip(link.exits, link.returned, strict=True)):
             if is_last and last_use[slots[stream]] > i + 1:
-                outputs.append(tensor_at(self._values, slots[stream]).contiguous())
+                estimate = tensor_at(self._values, slots[stream])
+                has_next = i + 1 < len(self._model.chain.links)
+                outputs.append(laid_out(estimate, spec) if has_next else estimate.contiguous())
             else:
                 outputs.append(placeholder(spec))
                 stand_in.add(p)

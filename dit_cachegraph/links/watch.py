@@ -6,6 +6,7 @@ transformer_blocks.0 -> (e, h)    transformer_blocks.1 (h, e, temb): fed (1, 0)
 
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -18,16 +19,38 @@ from dit_cachegraph.links.link import Link, Place, Places, WeightRefs
 _KEPT = " is kept by the caller"
 
 
-class Spec(NamedTuple):
-    """The layout of a value that is contiguous."""
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a value is like. How it is laid out, and in what if it is a view, is of no account for
+    what it can be added to, but Dynamo's guards look at it."""
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    strides: tuple[int, ...] = field(compare=False)
+    offset: int = field(compare=False)
+    base: "Spec | None" = field(compare=False)
+
+    def empty(self) -> Tensor:
+        """A tensor like it."""
+        if self.base is not None:
+            return self.base.empty().as_strided(self.shape, self.strides, self.offset)
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
 
 
 def spec_of(tensor: Tensor) -> Spec:
-    return Spec(tensor.shape, tensor.dtype, tensor.device)
+    shape, dtype, device, base = tensor.shape, tensor.dtype, tensor.device, tensor._base
+    if base is None or base.dtype != dtype or _overlaps(tensor) or _overlaps(base):
+        strides = torch.empty_like(tensor, device="meta").stride()
+        return Spec(shape, dtype, device, strides, 0, None)
+    offset = int(tensor.storage_offset() - base.storage_offset())
+    own = Spec(base.shape, dtype, device, base.stride(), 0, None)
+    return Spec(shape, dtype, device, tensor.stride(), offset, own)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """True for one that was expanded: nobody can write to it."""
+    return torch._debug_has_internal_overlap(tensor) == 1
 
 
 def version_of(tensor: Tensor) -> int:

@@ -209,6 +209,12 @@ class RequestTable:
             track.lost = why
             self.note_held(track.conditioning)
 
+    def free_all(self, why: str) -> None:
+        """Free the tensors of all that is under way."""
+        for conditioning in list(self._alive.values()):
+            for track in list(conditioning.tracks):
+                self.free(track, why)
+
     def note_held(self, conditioning: Conditioning[Track]) -> None:
         """What is held under it changed."""
         with self.held.lock:
