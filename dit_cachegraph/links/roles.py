@@ -1,7 +1,7 @@
 """What the caller's tensors are, where no graph has them.
 
 timesteps     of at most one dimension, and other numbers from call to call; of several, those that
-              are called so
+              are called so, and what tells the same calls apart as they do (a noise level)
 latents       the first float of the most dimensions, in the order of the forward's parameters
 conditioning  the rest
 """
@@ -25,9 +25,7 @@ def numbers_in(given: Given) -> Numbers:
 def roles_of(given: Given, calls: Sequence[Numbers], parameters: Sequence[str]) -> FragmentRoles:
     """The roles of the caller's tensors, by index, from the numbers of some calls. `parameters` are
     the names of the forward's, which a caller may give in any order."""
-    changed = [name for name in calls[-1] if len({call[name] for call in calls}) > 1]
-    named = [name for name in calls[-1] if "time" in name]
-    told = [name for name in changed if name in named] or changed or named
+    told = _timesteps_in(calls)
     timesteps = tuple(i for i, name in enumerate(given.names) if name in told)
     floats = [i for i, t in enumerate(given.tensors) if t.is_floating_point()]
     place = {name: k for k, name in enumerate(parameters)}
@@ -38,6 +36,24 @@ def roles_of(given: Given, calls: Sequence[Numbers], parameters: Sequence[str]) 
     taken = {*timesteps, *latents}
     rest = tuple(i for i in range(len(given.tensors)) if i not in taken)
     return FragmentRoles(timesteps, latents, rest)
+
+
+def _timesteps_in(calls: Sequence[Numbers]) -> list[str]:
+    changed = [name for name in calls[-1] if len({call[name] for call in calls}) > 1]
+    named = [name for name in calls[-1] if "time" in name]
+    told = [name for name in changed if name in named]
+    if not told:
+        return changed or named
+    return [name for name in changed if name in told or _goes_with(told, name, calls)]
+
+
+def _goes_with(told: Sequence[str], name: str, calls: Sequence[Numbers]) -> bool:
+    """True for a number that is equal in two calls if the timesteps are, and only then. What is of
+    one pass of guidance, or of one image, is not."""
+    steps = {tuple([call[other] for other in told]) for call in calls}
+    values = {call[name] for call in calls}
+    pairs = {(call[name], *[call[other] for other in told]) for call in calls}
+    return len(steps) == len(values) == len(pairs)
 
 
 def batch_dim_of(stream: Sequence[int], latents: Tensor | None) -> int | None:

@@ -5,12 +5,15 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import dit_cachegraph as dc
+from links.linked import SwitchedDiT, call, compile_blocks
 from oracles.dbcache import EagerOracle
 from support.running import compile_cached, relative_error, run_all
 from support.tiny_models import FLUX, WAN, TinyModel, trajectory
+from support.toy_dits import toy_inputs
+from support.toy_runs import toy_steps
 
 pytestmark = pytest.mark.e2e
 
@@ -173,3 +176,33 @@ def test_controls_after_the_double_blocks_leave_the_single_ones_as_the_trunk():
     report = dc.summary(model)
     assert [blocks.name for blocks in report.graphs[0].block_lists] == ["single_transformer_blocks"]
     assert report.num_hits > 0
+
+
+class NoiseLevelDiT(SwitchedDiT):
+    """It is given the noise level beside the timestep, as LTX-2 is, and does nothing with it."""
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, sigma: Tensor
+    ) -> Tensor:
+        return super().forward(hidden_states, timestep, encoder_hidden_states)
+
+
+@pytest.mark.parametrize(
+    "level_of",
+    [lambda timestep, is_text: timestep / 80, lambda timestep, is_text: 3.0 if is_text else 1.0],
+    ids=["a noise level", "a scale of each pass"],
+)
+def test_a_number_beside_the_timestep(level_of):
+    """What differs at every step is no conditioning, of which each would be another request."""
+    model = NoiseLevelDiT()
+    compile_blocks(model, residual_diff_threshold=1.0)
+    other_text = toy_inputs(0.0, seed=5)["encoder_hidden_states"]
+    for start in (80.0, 79.0):
+        for step in toy_steps([start - 10 * i for i in range(6)]):
+            for is_text in (True, False):
+                text = step["encoder_hidden_states"] if is_text else other_text
+                sigma = torch.full((2,), level_of(float(step["timestep"][0]), is_text))
+                call(model, {**step, "encoder_hidden_states": text, "sigma": sigma})
+    last = dc.summary(model).steps[-12:]
+    assert len({step.request for step in last}) == 2
+    assert [step.hit for step in last] == [False] * 2 + [True] * 10
