@@ -12,7 +12,7 @@ from links.linked import SwitchedDiT, call, compile_blocks
 from oracles.dbcache import EagerOracle
 from support.running import compile_cached, relative_error, run_all
 from support.tiny_models import FLUX, WAN, TinyModel, trajectory
-from support.toy_dits import toy_inputs
+from support.toy_dits import DIM, NUM_TOKENS, GatedBlock, toy_inputs
 from support.toy_runs import toy_steps
 
 pytestmark = pytest.mark.e2e
@@ -178,31 +178,83 @@ def test_controls_after_the_double_blocks_leave_the_single_ones_as_the_trunk():
     assert report.num_hits > 0
 
 
-class NoiseLevelDiT(SwitchedDiT):
-    """It is given the noise level beside the timestep, as LTX-2 is, and does nothing with it."""
+class FurtherDiT(SwitchedDiT):
+    """It is given more than latents, a timestep and a text, as LTX-2 and Wan 2.2 5B are: a number
+    with which nothing is done, a timestep of each token, a list of pictures as Z-Image, or sound,
+    which has a stream of its own, and positions, of more dimensions than the latents have."""
 
     def forward(
-        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, sigma: Tensor
-    ) -> Tensor:
-        return super().forward(hidden_states, timestep, encoder_hidden_states)
+        self,
+        hidden_states: Tensor | list[Tensor],
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        sigma: Tensor | None = None,
+        sound: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        if isinstance(hidden_states, list):
+            hidden_states = torch.stack(hidden_states)
+        h, temb = self.proj_in(hidden_states), self.embed(timestep.reshape(len(timestep), -1)[:, 0])
+        if sound is None:
+            return (self.proj_out(self.trunk(h, temb, encoder_hidden_states)),)
+        for block in self.blocks:
+            h, sound = block(h, temb, encoder_hidden_states, sound)
+        return self.proj_out(h), self.proj_out(sound)
+
+
+class SoundBlock(GatedBlock):
+    def forward(
+        self, h: Tensor, temb: Tensor, e: Tensor | None = None, sound: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        h = super().forward(h, temb, e)
+        return h if sound is None else (h, super().forward(sound, temb, h))
+
+
+def a_noise_level(level: float, is_text: bool) -> dict[str, Tensor]:
+    return {"sigma": torch.full((2,), level / 1000)}
+
+
+def a_scale_of_each_pass(level: float, is_text: bool) -> dict[str, Tensor]:
+    return {"sigma": torch.full((2,), 3.0 if is_text else 1.0)}
+
+
+def a_timestep_of_each_token(level: float, is_text: bool) -> dict[str, Tensor]:
+    return {"timestep": torch.full((2, NUM_TOKENS), level)}
+
+
+def a_list_of_pictures(level: float, is_text: bool) -> dict[str, object]:
+    noise = torch.randn(2, NUM_TOKENS, DIM, generator=torch.Generator().manual_seed(3))
+    return {"hidden_states": list(noise * (1 + level / 100))}
+
+
+def sound_and_positions(level: float, is_text: bool) -> dict[str, Tensor]:
+    noise = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(3))
+    return {"sound": noise * (1 + level / 100), "positions": torch.ones(2, 1, 5, 2)}
 
 
 @pytest.mark.parametrize(
-    "level_of",
-    [lambda timestep, is_text: timestep / 80, lambda timestep, is_text: 3.0 if is_text else 1.0],
-    ids=["a noise level", "a scale of each pass"],
+    "further",
+    [
+        a_noise_level,
+        a_scale_of_each_pass,
+        a_timestep_of_each_token,
+        a_list_of_pictures,
+        sound_and_positions,
+    ],
 )
-def test_a_number_beside_the_timestep(level_of):
-    """What differs at every step is no conditioning, of which each would be another request."""
-    model = NoiseLevelDiT()
+def test_what_differs_at_every_step_is_no_conditioning(further):
+    """Else each step would be a request of its own, and nothing would ever be reused."""
+    torch.manual_seed(0)
+    model = FurtherDiT()
+    model.blocks = nn.ModuleList(SoundBlock() for _ in range(4)).eval().requires_grad_(False)
     compile_blocks(model, residual_diff_threshold=1.0)
     other_text = toy_inputs(0.0, seed=5)["encoder_hidden_states"]
     for start in (80.0, 79.0):
         for step in toy_steps([start - 10 * i for i in range(6)]):
             for is_text in (True, False):
                 text = step["encoder_hidden_states"] if is_text else other_text
-                sigma = torch.full((2,), level_of(float(step["timestep"][0]), is_text))
-                call(model, {**step, "encoder_hidden_states": text, "sigma": sigma})
+                more = further(float(step["timestep"][0]), is_text)
+                call(model, {**step, "encoder_hidden_states": text, **more})
     last = dc.summary(model).steps[-12:]
     assert len({step.request for step in last}) == 2
     assert [step.hit for step in last] == [False] * 2 + [True] * 10
