@@ -29,6 +29,9 @@ from dit_cachegraph.ops import LATENTS_SAMPLE_SIZE
 LatentsSample = npt.NDArray[np.float32]
 
 MIN_CORRELATION = 0.25  # Of 256 independent pairs the correlation is 0 +- 0.06.
+# Steps of a sampler that adds nearly all noise anew are on either side of that bound. From here on
+# they are not, and neither are those of other images.
+SURELY_NEAR = 0.5
 MIN_CHANGED = 8
 CLEARLY_NEARER = 0.5
 

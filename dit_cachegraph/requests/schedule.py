@@ -15,7 +15,7 @@ what was kept is forgotten, so that it computes.
 
 from typing import NamedTuple
 
-from dit_cachegraph.requests.latents import MIN_CORRELATION
+from dit_cachegraph.requests.latents import MIN_CORRELATION, SURELY_NEAR
 
 Clock = tuple[float, ...]
 Shape = tuple[object, ...]
@@ -32,7 +32,7 @@ TURNED = "its schedule goes the other way than those before"
 
 class Known(NamedTuple):
     """What images of a model showed: the direction of its schedules, 0 if none did; and that the
-    latents of a first step are near those of the second."""
+    latents of a first step are surely near those of the second."""
 
     direction: int = 0
     keeps_start: bool = False
@@ -92,7 +92,7 @@ def advance(
     if not is_near:
         is_next = is_first and not known.keeps_start and moved == (direction or -1)
         return StepMatch(_go_on(before, clock, moved), known, doubt=UNLIKE) if is_next else new
-    if is_first and close is not None:
+    if is_first and close is not None and close >= SURELY_NEAR:
         known = Known(known.direction, keeps_start=True)
     if direction == 0 and moved > 0:
         return StepMatch(_go_on(before, clock, moved), known, doubt=UNKNOWN_DIRECTION)

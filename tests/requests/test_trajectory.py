@@ -235,6 +235,7 @@ def test_every_start_of_an_image_is_found_and_no_other(drawn, direction):
 
 
 NEAR, SMOOTH, FAR = 0.5, 0.95, 0.02
+BARELY, ALMOST = 0.27, 0.23  # Near, and not: Euler's ancestral sampler from 999 to 888.
 
 
 def seen_with_latents(calls, direction=DESCENDING) -> str:
@@ -255,6 +256,16 @@ def seen_with_latents(calls, direction=DESCENDING) -> str:
         pytest.param([(9, FAR), (8, FAR), (7, FAR), (6, FAR)], "NuNu", id="noise at every step"),
         pytest.param([(9, FAR), (8, FAR), (9, NEAR), (8, NEAR)], "NuNs", id="starts again"),
         pytest.param([(9, FAR), (9, FAR), (8, SMOOTH)], "NNs", id="the first timestep again"),
+        pytest.param(
+            [(9, FAR), (8, BARELY), (7, NEAR), (9, FAR), (8, ALMOST), (7, NEAR)],
+            "NssNus",
+            id="a start that is barely near says nothing of other images",
+        ),
+        pytest.param(
+            [(9, FAR), (8, NEAR), (7, NEAR), (9, FAR), (8, ALMOST), (7, NEAR)],
+            "NssNNs",
+            id="one that is near does",
+        ),
     ],
 )
 def test_latents_unlike_those_of_the_step_before(calls, expected):
