@@ -54,7 +54,7 @@ def pipeline_around(transformer: "FluxTransformer2DModel") -> "FluxPipeline":
 
 def load_model(model_class: Callable[..., Model], folder: Path) -> Model:
     """The model that a folder keeps: in float32, for inference."""
-    model = model_class(**json.loads((folder / "config.json").read_text()))
+    model = model_class(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     model.load_state_dict(_load_tensors(folder / "model.safetensors"))
     return model.eval().requires_grad_(False)
 
@@ -74,12 +74,13 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 def shipped_prompts() -> list[str]:
     """The 32 prompts of `prompts.json`."""
-    return json.loads((DATA / "prompts.json").read_text())
+    return json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))
 
 
 def embed(prompts: Sequence[str]) -> Tensor:
     """Prompts as [B, 6, 64], a row for each word that names something: the whole text encoder."""
-    rows = {word: i for i, word in enumerate(json.loads((DATA / "words.json").read_text()))}
+    words = json.loads((DATA / "words.json").read_text(encoding="utf-8"))
+    rows = {word: i for i, word in enumerate(words)}
     named = [[rows[word] for word in prompt.split() if word in rows] for prompt in prompts]
     return load_words(DATA)[torch.tensor(named)]
 

@@ -1,7 +1,8 @@
 """What the demo and the server need beside torch, said in one sentence where it is missing."""
 
-import importlib.util
 from collections.abc import Sequence
+
+from dit_cachegraph.installed import is_installed
 
 PACKAGES = ("diffusers", "transformers", "safetensors", "matplotlib", "skimage", "tqdm")
 SERVER_PACKAGES = (
@@ -14,7 +15,7 @@ def what_is_missing(
     what: str = "demo", extra: str = "demo", packages: Sequence[str] = PACKAGES
 ) -> str | None:
     """One sentence about what has to be installed before it can run; None if nothing."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if not is_installed(name)]
     if missing:
         return (
             f'the {what} needs {", ".join(missing)}: run pip install "dit_cachegraph[{extra}]" (in '

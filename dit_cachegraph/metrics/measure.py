@@ -1,10 +1,10 @@
 """One call for every metric: what is needed for it, and one `Score` for each candidate."""
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dit_cachegraph.installed import is_installed
 from dit_cachegraph.metrics.exc import CannotMeasure
 from dit_cachegraph.metrics.score import Score
 
@@ -54,7 +54,7 @@ def measure(
 
 def _check_packages(metric: str) -> None:
     needed = [*FILE_PACKAGES, *(package for name, package in PACKAGES if name == metric)]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    missing = [name for name in needed if not is_installed(name)]
     if missing == ["ImageReward"]:
         raise CannotMeasure(
             "image_reward needs the package image-reward, which asks for old versions of others: "

@@ -72,7 +72,7 @@ class PipelineStudio(Studio):
 
 def _left_out(path: Path) -> dict[str, None]:
     """The parts that a pipeline was saved without: diffusers wants to be told so once more."""
-    parts = json.loads((path / "model_index.json").read_text())
+    parts = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
     return {name: None for name, kind in parts.items() if kind == [None, None]}
 
 

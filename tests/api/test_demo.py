@@ -117,6 +117,14 @@ def test_model_draws_the_colour_that_the_prompt_names():
     assert num_right >= 7
 
 
+def test_a_folder_of_its_name_is_no_package(monkeypatch, tmp_path):
+    """As the `ray` that Ray makes in the temporary folder, to who starts a program there."""
+    (tmp_path / "no_such_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    missing = needs.what_is_missing(packages=("no_such_package", "torch"))
+    assert missing is not None and missing.startswith("the demo needs no_such_package: run pip")
+
+
 def test_missing_package_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert cli.main(["demo"]) == 2

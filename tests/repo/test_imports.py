@@ -19,6 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     (
         "exc",
+        "installed",
         "json_values",
         "later",
         "plan",
