@@ -156,6 +156,7 @@ class Report:
 
     @property
     def refusals(self) -> tuple[str, ...]:
+        """Why graphs of it run uncached, in their order."""
         return tuple(refusal for graph in self.graphs for refusal in graph.refusals)
 
     def as_config(self) -> dict[str, object]:
@@ -178,6 +179,7 @@ class Report:
         return frozen_config(self.last_settings, self.last_regions, self.steps)
 
     def to_dict(self) -> dict[str, object]:
+        """All of it by name, as JSON takes it."""
         told = {name: jsonable(value) for name, value in asdict(self).items()}
         told["statuses"] = [{**asdict(s), "standing": s.standing.value} for s in self.statuses]
         return {"is_cached": self.is_cached, **told}

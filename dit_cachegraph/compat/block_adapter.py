@@ -31,10 +31,12 @@ class ForwardPattern(enum.Enum):
 
     @property
     def In(self) -> tuple[str, ...]:  # noqa: N802  # cache-dit's names
+        """What it is called with."""
         return self.value[0]
 
     @property
     def Out(self) -> tuple[str, ...]:  # noqa: N802
+        """What it returns, in that order."""
         return self.value[1]
 
     @property
@@ -44,10 +46,12 @@ class ForwardPattern(enum.Enum):
 
     @property
     def Return_H_Only(self) -> bool:  # noqa: N802
+        """Whether it returns the image's stream alone."""
         return self.Out == (H,)
 
     @property
     def Forward_H_only(self) -> bool:  # noqa: N802
+        """Whether it is called with the image's stream alone."""
         return self.In == (H,)
 
     def __str__(self) -> str:

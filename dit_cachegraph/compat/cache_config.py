@@ -38,7 +38,7 @@ _SPELLINGS: Mapping[CacheType, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def cache_type(hint: CacheType | str | None) -> CacheType:
+def cache_type(hint: object) -> CacheType:
     """The algorithm of that name, in any of cache-dit's spellings; None is `CacheType.NONE`.
 
     Raises:
@@ -67,9 +67,7 @@ class BasicCacheConfig(Options):
     @property
     def kind(self) -> CacheType:
         """Which algorithm this asks for."""
-        hint = self.given().get("cache_type", type(self).defaults["cache_type"])
-        assert isinstance(hint, str | CacheType)
-        return cache_type(hint)
+        return cache_type(self.given().get("cache_type", type(self).defaults["cache_type"]))
 
     def settings(self) -> dict[str, object]:
         """The same for `configure`. First blocks that weren't given are fewer in a small model."""

@@ -9,6 +9,7 @@ from dit_cachegraph.compat.options import Options
 from dit_cachegraph.config import resolve
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.catalog import PREDICTORS
+from dit_cachegraph.policy.checks import check_bool
 from dit_cachegraph.policy.predictors.calibrator import Calibrator
 from dit_cachegraph.policy.predictors.replay import Replay
 
@@ -34,6 +35,7 @@ class CalibratorConfig(Options):
         settings = super().settings()
         kind = settings.pop("calibrator_type", self.defaults["calibrator_type"])
         is_on = settings.pop("enable_calibrator", self.defaults["enable_calibrator"])
+        check_bool("enable_calibrator", is_on)
         if settings.pop("calibrator_kwargs", None):
             raise InvalidConfig("calibrator_kwargs: give these options by their own names instead")
         if not is_on and self.given().get("enable_encoder_calibrator"):

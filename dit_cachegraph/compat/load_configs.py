@@ -99,12 +99,15 @@ def load_attn_backend_config(path_or_dict: Source) -> str | None:
 def _read(path_or_dict: Source) -> Mapping[str, object]:
     if isinstance(path_or_dict, Mapping):
         return path_or_dict
+    if not isinstance(path_or_dict, str | Path):
+        raise InvalidConfig(f"expected the path of a YAML file or a dict, got {path_or_dict!r}")
     try:
         import yaml  # noqa: PLC0415  # Needed for files alone.
     except ImportError:
         raise InvalidConfig("reading a YAML file takes PyYAML: pip install pyyaml") from None
     try:
-        read = yaml.safe_load(Path(path_or_dict).read_text(encoding="utf-8"))
+        # As bytes: a byte order mark says which encoding, and a wrong one is an error of YAML.
+        read = yaml.safe_load(Path(path_or_dict).read_bytes())
     except yaml.YAMLError as error:
         raise InvalidConfig(f"{path_or_dict} is no YAML: {error}") from error
     return _section(str(path_or_dict), read)

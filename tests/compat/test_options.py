@@ -57,6 +57,7 @@ class TestConfigs:
             (lambda c: c.update(max_warmup_step=1), "did you mean max_warmup_steps"),
             (lambda c: setattr(c, "batch_rule", "sum"), "batch_rule must be one of"),
             (lambda c: c.reset(residual_diff_threshold=-1), "must be a finite number"),
+            (lambda c: c.update(cache_type=1), "cache_type must be 'DBCache', 'DBPrune' or 'NONE'"),
         ],
     )
     def test_what_is_refused_changes_nothing(self, change, sentence):
@@ -84,6 +85,8 @@ class TestConfigs:
         assert dc.FoCaCalibratorConfig().settings()["predictor"] == "foca"
         with pytest.raises(dc.InvalidConfig, match="give these options by their own names"):
             TaylorSeerCalibratorConfig(calibrator_kwargs={"n_derivatives": 1})
+        with pytest.raises(dc.InvalidConfig, match="enable_calibrator must be True or False"):
+            TaylorSeerCalibratorConfig(enable_calibrator="no")
 
 
 # Offload, parallelism, quantisation, profiling and logging; adapters of single models.
@@ -165,6 +168,21 @@ class TestFiles:
     def test_refused(self, tmp_path, text, sentence):
         with pytest.raises(dc.InvalidConfig, match=sentence):
             self.load(tmp_path, text)
+
+    def test_encodings(self, tmp_path):
+        """A byte order mark says which one, as editors of Windows write it."""
+        path = tmp_path / "a b \u00fc.yaml"
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            path.write_text("cache_config: {Fn_compute_blocks: 2}  # \u00fc", encoding=encoding)
+            assert dc.load_configs(path)["cache_config"] == DBCacheConfig(Fn_compute_blocks=2)
+        path.write_text("# \u00fc", encoding="latin-1")
+        with pytest.raises(dc.InvalidConfig, match="yaml is no YAML: "):
+            dc.load_configs(path)
+
+    @pytest.mark.parametrize("source", [None, 3, ["cache.yaml"]])
+    def test_what_is_neither_a_path_nor_a_dict(self, source):
+        with pytest.raises(dc.InvalidConfig, match="expected the path of a YAML file or a dict"):
+            dc.load_configs(source)
 
     def test_sections_that_enable_cache_refuses(self, tmp_path):
         configs = self.load(tmp_path, "parallelism_config: {ulysses_size: 2}")
