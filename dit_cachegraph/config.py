@@ -156,7 +156,7 @@ def resolve(*layers: Overrides) -> Settings:
     """
     merged: dict[str, object] = {}
     for layer in layers:
-        _check_names(layer, _known())
+        _check_names(layer, known_settings())
         merged = merge(merged, layer)
     rule = cast(Rule, build(RULE_KINDS, merged))
     predictor = cast(Predictor, build(PREDICTOR_KINDS, merged))
@@ -169,7 +169,7 @@ def resolve(*layers: Overrides) -> Settings:
 
 def split_options(options: Overrides) -> tuple[CompileOptions, dict[str, object]]:
     """`torch.compile`'s options: what the compilation needs, and the settings of the cache."""
-    known = _known() | _COMPILE
+    known = known_settings() | _COMPILE
     for name in options:
         if name not in known and _is_inductors(name):
             raise InvalidConfig(
@@ -190,7 +190,8 @@ def _is_inductors(name: str) -> bool:
     return str(name).replace("-", "_") in config.get_config_copy()
 
 
-def _known() -> frozenset[str]:
+def known_settings() -> frozenset[str]:
+    """The names that `configure` takes."""
     chosen = frozenset({"preset", "rule", "predictor"})
     return _COMMON | chosen | RULE_KINDS.options | PREDICTOR_KINDS.options
 

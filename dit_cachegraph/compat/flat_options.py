@@ -18,7 +18,7 @@ from dit_cachegraph.compat.calibrators import (
     FoCaCalibratorConfig,
     TaylorSeerCalibratorConfig,
 )
-from dit_cachegraph.config import unknown_option
+from dit_cachegraph.config import known_settings, unknown_option
 from dit_cachegraph.exc import InvalidConfig
 from dit_cachegraph.policy.checks import check_bool
 
@@ -112,8 +112,20 @@ def _calibrator_names() -> frozenset[str]:
 def _check_names(flat: Mapping[str, object]) -> None:
     known = _calibrator_names() | frozenset(DBPruneConfig.defaults)
     for name in flat:
-        if name not in known:
-            raise unknown_option(name, known)
+        if name in known:
+            continue
+        if name in CalibratorConfig.defaults:
+            switches = ", ".join(f"{switch}=True" for switch in CALIBRATORS)
+            raise InvalidConfig(
+                f"{name} is of a calibrator's own configuration: give that as calibrator_config=, "
+                f"or one of {switches}"
+            )
+        if name in known_settings():
+            raise InvalidConfig(
+                f"{name} is no option of cache-dit's: leave it out, and call "
+                f"configure(pipe, {name}=...) after enable_cache"
+            )
+        raise unknown_option(name, known)
 
 
 def check_kinds(cache_config: object, calibrator_config: object) -> None:
